@@ -1,0 +1,96 @@
+"""The parts of the small pipelines that are the same in every family: tokenizers, text encoders, the autoencoder.
+
+All are the stock classes of transformers and diffusers with small configs, so plain `from_pretrained` loads them.
+"""
+
+from __future__ import annotations
+
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from adatsq_pipe.stages.scenes import world
+
+TEXT_LENGTH = 16
+TEXT_WIDTH = 64
+_SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the captions' grammar, closed by `</s>`; a word outside it becomes `<unk>`."""
+    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *world.WORDS))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        model_max_length=TEXT_LENGTH,
+    )
+
+
+def clip_text_encoder() -> CLIPTextModel:
+    """A one-layer CLIP text model; its pooled output is the state at `</s>`."""
+    words = tokenizer()
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            pad_token_id=words.pad_token_id,
+            bos_token_id=words.convert_tokens_to_ids("<bos>"),
+            eos_token_id=words.eos_token_id,
+        )
+    )
+
+
+def t5_text_encoder() -> T5EncoderModel:
+    """A one-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
+    words = tokenizer()
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(words),
+            d_model=TEXT_WIDTH,
+            d_kv=16,
+            d_ff=2 * TEXT_WIDTH,
+            num_layers=1,
+            num_heads=4,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=32,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
+            decoder_start_token_id=words.pad_token_id,
+        )
+    )
+
+
+def autoencoder(latent_channels: int) -> AutoencoderKL:
+    """A small KL autoencoder that halves the resolution."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=world.SIZE,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
