@@ -1,0 +1,1 @@
+"""Where work runs: this process or Ray. Cannot name a stage, and imports nothing else of this package."""

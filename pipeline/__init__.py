@@ -1,0 +1,1 @@
+"""The run: configuration, order, resume decisions, command line, reports."""

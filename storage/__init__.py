@@ -1,0 +1,1 @@
+"""Bytes at rest: paths, Zarr, safetensors, Parquet, digests. Knows no models and no Ray."""

@@ -1,0 +1,1 @@
+"""Tensors in, tensors or plain values out. Imports torch alone."""

@@ -1,0 +1,37 @@
+"""The executor that needs nothing: everything in this process, one unit after another. For debuggers and small runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+class Stopped(Exception):
+    """A stop was asked for; the unit in hand was finished and committed."""
+
+
+class Inline:
+    """Runs units here, in the order given."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Finish the unit in hand, then raise Stopped."""
+        self.stopping = True
+
+    def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        opened = None
+        for key in keys:
+            if self.stopping:
+                raise Stopped
+            opened = opened or worker(context)
+            yield key, opened(key)
+        if self.stopping:
+            raise Stopped
+
+    def conduct(self, drive: Callable[..., None], context: Any, report: Callable[[int, int], None]) -> None:
+        drive(self, context, report)
+
+    def close(self) -> None:
+        """Nothing is held."""

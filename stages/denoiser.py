@@ -1,0 +1,316 @@
+"""Any diffusers pipeline's denoiser, driven through the pipeline's own loop.
+
+No sampling loop is written here: `pipe(...)` runs its own `__call__` and this module stands in for
+`pipe.transformer.forward`. Three ways of doing so: *record* (call the real one and keep its outputs), *replay* (return
+recorded outputs: final latents come out bit-identical) and *teleport* (replay up to call j, take the inputs which the
+pipeline builds for it, stop). So the state before call j is a pure function of the seeds and of j outputs, with CFG,
+guidance, shifts and multi-step schedulers as the pipeline has them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.runtime.clock import timestep_of
+
+Output = Any
+"""What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
+
+
+class _Reached(Exception):
+    """Raised by a stand-in to leave the pipeline's loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Inputs of one denoiser call, the scheduler step it belongs to, and its timestep in the denoiser's unit."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    step: int
+    timestep: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What is to be drawn: captions (or class labels) with one seed each. A batch; its composition is fixed."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.prompts) == len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A recorded run: outputs by call, their steps and timesteps, and the latents handed to the autoencoder."""
+
+    outputs: tuple[Output, ...]
+    steps: tuple[int, ...]
+    timesteps: tuple[float, ...]
+    latents: Tensor
+    pictures: Any = None
+
+
+def leaves(output: Output) -> list[Tensor]:
+    """The tensors of a denoiser output (or argument), in a fixed order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return [leaf for item in output.values() for leaf in leaves(item)]
+    if isinstance(output, list | tuple):
+        return [leaf for item in output for leaf in leaves(item)]
+    return []
+
+
+def structure(output: Output) -> Any:
+    """The shape of an output without its tensors, as plain JSON."""
+    if isinstance(output, Tensor):
+        return "tensor"
+    if isinstance(output, BaseOutput):
+        name = f"{type(output).__module__}:{type(output).__qualname__}"
+        return {"kind": name, "items": {key: structure(item) for key, item in output.items()}}
+    if isinstance(output, dict):
+        return {"kind": "dict", "items": {key: structure(item) for key, item in output.items()}}
+    if isinstance(output, list | tuple):
+        return {"kind": type(output).__name__, "items": [structure(item) for item in output]}
+    return {"kind": "plain", "value": json.loads(json.dumps(output))}
+
+
+def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
+    """Inverse of (`structure`, `leaves`). Only classes of diffusers are ever made from a name."""
+    if shape == "tensor":
+        return next(tensors)
+    kind = shape["kind"]
+    if kind == "plain":
+        return shape["value"]
+    if kind in ("list", "tuple"):
+        items = [rebuild(item, tensors) for item in shape["items"]]
+        return items if kind == "list" else tuple(items)
+    named = {key: rebuild(item, tensors) for key, item in shape["items"].items()}
+    if kind == "dict":
+        return named
+    module, _, name = kind.partition(":")
+    if module.split(".")[0] != "diffusers":
+        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
+    return getattr(importlib.import_module(module), name)(**named)
+
+
+def find_pipeline(folder: Path) -> dict[str, Any]:
+    """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StageError."""
+    index = folder / "model_index.json"
+    if not folder.is_dir():
+        raise StageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
+    try:
+        named = json.loads(index.read_text())
+    except FileNotFoundError:
+        raise StageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
+    except ValueError as error:
+        raise StageError(f"{index} is not JSON ({error}); restore the file") from None
+    if not named.get("transformer") or not (folder / "transformer").is_dir():
+        parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
+        raise StageError(f"{folder} has no transformer to quantize (its parts: {parts})")
+    return dict(named)
+
+
+class Denoiser:
+    """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
+
+    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
+        find_pipeline(Path(folder))
+        try:
+            pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        except Exception as error:
+            raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
+        self.pipe = pipe.to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.transformer: nn.Module = self.pipe.transformer.eval()
+        self.device, self._call = device, dict(call)
+        self._condition = self._condition_argument()
+        self._remember_prompts()
+
+    def _condition_argument(self) -> str:
+        names = inspect.signature(self.pipe.__call__).parameters
+        for name in ("prompt", "class_labels"):
+            if name in names:
+                unknown = sorted(set(self._call) - set(names))
+                if unknown:
+                    raise StageError(f"[model.call] has {unknown[0]!r}, which {type(self.pipe).__name__} does not take")
+                return name
+        raise StageError(f"{type(self.pipe).__name__} takes neither a prompt nor class_labels; it cannot be calibrated")
+
+    def _remember_prompts(self) -> None:
+        real = getattr(self.pipe, "encode_prompt", None)
+        if real is None:
+            return
+        known: dict[str, Any] = {}
+
+        @functools.wraps(real)
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            if leaves([args, kwargs]):
+                return real(*args, **kwargs)
+            key = repr((args, sorted(kwargs.items())))
+            if key not in known:
+                known[key] = real(*args, **kwargs)
+            return known[key]
+
+        self.pipe.encode_prompt = remembered
+
+    @contextmanager
+    def _standing_in(self, forward: Callable[..., Output], decode: bool) -> Iterator[dict[str, Any]]:
+        """Put `forward(step, args, kwargs)` in the place of the denoiser's; count scheduler steps; catch latents."""
+        seen: dict[str, Any] = {"step": 0}
+        pipe, real_step = self.pipe, self.pipe.scheduler.step
+        real_forward, vae = self.transformer.forward, getattr(self.pipe, "vae", None)
+
+        @functools.wraps(real_forward)
+        def stand_in(*args: Any, **kwargs: Any) -> Output:
+            return forward(seen["step"], args, kwargs)
+
+        @functools.wraps(real_step)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = real_step(*args, **kwargs)
+            seen["step"] += 1
+            return result
+
+        self.transformer.forward = stand_in  # type: ignore[method-assign]
+        pipe.scheduler.step = counted
+        if vae is not None:
+            real_decode = vae.decode
+
+            @functools.wraps(real_decode)
+            def caught(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+                if "latents" not in seen:
+                    seen["latents"] = latents.detach().clone()
+                    if not decode:
+                        raise _Reached
+                return real_decode(latents, *args, **kwargs)
+
+            vae.decode = caught
+        try:
+            yield seen
+        finally:
+            for holder, name in ((self.transformer, "forward"), (pipe.scheduler, "step"), (vae, "decode")):
+                if holder is not None:
+                    holder.__dict__.pop(name, None)
+
+    def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Tensor]:
+        """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
+        given: list[Any] = list(conditions.prompts)
+        if self._condition == "class_labels":
+            given = [int(prompt) for prompt in given]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
+        with self._standing_in(forward, decode) as seen, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(conditions.seeds[0])
+            pictures = None
+            try:
+                arguments = {**self._call, self._condition: given, "generator": generators, "output_type": "np"}
+                result = self.pipe(**arguments)
+                pictures = torch.from_numpy(next(iter(result.values())))
+            except _Reached:
+                pass
+        latents = seen.get("latents", pictures)
+        return pictures, latents
+
+    @torch.no_grad()
+    def record(self, conditions: Conditions, *, decode: bool = False) -> Trajectory:
+        """Run the real denoiser and keep what it returned."""
+        outputs, steps, timesteps = [], [], []
+        real = self.transformer.forward
+
+        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            output = real(*args, **kwargs)
+            outputs.append(output)
+            steps.append(step)
+            timesteps.append(float(timestep_of(real, args, kwargs).max()))
+            return output
+
+        pictures, latents = self._drive(conditions, forward, decode=decode)
+        return Trajectory(
+            outputs=tuple(outputs), steps=tuple(steps), timesteps=tuple(timesteps), latents=latents, pictures=pictures
+        )
+
+    @torch.no_grad()
+    def replay(
+        self,
+        conditions: Conditions,
+        outputs: Sequence[Output],
+        *,
+        see: Callable[[int, Call], None] | None = None,
+        decode: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets all inputs."""
+        given, real, place = iter(outputs), self.transformer.forward, 0
+
+        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            nonlocal place
+            if see is not None:
+                see(place, self._as_call(real, step, args, kwargs))
+            place += 1
+            return next(given)
+
+        pictures, latents = self._drive(conditions, forward, decode=decode)
+        return latents, pictures
+
+    @staticmethod
+    def _as_call(real: Callable[..., Any], step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return Call(args=args, kwargs=kwargs, step=step, timestep=float(timestep_of(real, args, kwargs).max()))
+
+    @torch.no_grad()
+    def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
+        """Inputs of call `len(outputs)`, given the outputs of the calls before; final latents if that was the last."""
+        given, real = iter(outputs), self.transformer.forward
+        found: list[Call] = []
+
+        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            for output in given:
+                return output
+            found.append(self._as_call(real, step, args, kwargs))
+            raise _Reached
+
+        _, latents = self._drive(conditions, forward, decode=False)
+        return found[0] if found else latents
+
+    def state(self, arrived: Call | Tensor) -> list[Tensor]:
+        """The noisy sample of a call (the first parameter of the denoiser), or the final latents themselves."""
+        if isinstance(arrived, Tensor):
+            return [arrived]
+        name = next(iter(inspect.signature(self.transformer.forward).parameters))
+        return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
+
+
+@functools.lru_cache(maxsize=1)
+def _open(folder: str, dtype: str, device: str, call: str) -> Denoiser:
+    return Denoiser(folder, dtype=dtype, device=device, call=json.loads(call))
+
+
+def open_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
+    """The process's denoiser for these settings; the last one stays open between stages."""
+    torch.set_num_threads(threads)
+    return _open(folder, dtype, device, json.dumps(call, sort_keys=True))
+
+
+def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
+    """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
+    return {
+        f"{child_name}.{name}": layer
+        for child_name, child in transformer.named_children()
+        if isinstance(child, nn.ModuleList)
+        for name, layer in child.named_modules()
+        if isinstance(layer, nn.Linear)
+    }

@@ -1,0 +1,106 @@
+"""Uniform grids: rounding weights offline and activations on the fly.
+
+A grid of b bits has 2^b levels. `scale` and `zero` are such that value = (code - zero) * scale, codes 0 .. 2^b - 1;
+a symmetric grid has the fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLIP_STEPS = 40
+CLIP_SMALLEST = 0.4
+CLIP_NORM = 2.4
+"""Search for the clipping ratio: steps, smallest ratio, and the error norm |e|^2.4 (GPTQ's; QuaRot, sec. 5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Grid of the rows (or row groups) of a weight: `scale_OG`, `zero_OG` float32, G groups of equal width."""
+
+    bits: int
+    scale_OG: Tensor
+    zero_OG: Tensor
+
+    @property
+    def levels(self) -> int:
+        return 2**self.bits - 1
+
+    def columns(self, width: int) -> tuple[Tensor, Tensor]:
+        """(scale, zero) of every column, `[O, width]`."""
+        repeat = width // self.scale_OG.shape[1]
+        return self.scale_OG.repeat_interleave(repeat, 1), self.zero_OG.repeat_interleave(repeat, 1)
+
+
+def encode(w: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
+    """Nearest codes of `w` (float, in 0 .. levels); `scale` and `zero` broadcast."""
+    return (torch.round(w / scale) + zero).clamp_(0, levels)
+
+
+def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Values of `codes`, in the dtype of `scale`."""
+    return (codes.to(scale.dtype) - zero) * scale
+
+
+def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
+    """Grid of `w_OI` [out, in]: min-max per row or row group, or the clipping ratio of least |error|^2.4.
+
+    `group` = 0 is per output channel; else it must divide the input width. Rows of one value are represented exactly.
+    """
+    out, width = w_OI.shape
+    if group and width % group:
+        raise ValueError(f"group size {group} does not divide the input width {width}; choose a divisor or 0")
+    rows = w_OI.float().reshape(-1, group or width)
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    best = _range_grid(low, high, bits, symmetric)
+    if clip:
+        least = _norm(rows, *best, bits)
+        for i in range(1, CLIP_STEPS):
+            ratio = 1 - i * (1 - CLIP_SMALLEST) / CLIP_STEPS
+            trial = _range_grid(low * ratio, high * ratio, bits, symmetric)
+            error = _norm(rows, *trial, bits)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = (torch.where(better, trial[0], best[0]), torch.where(better, trial[1], best[1]))
+    scale, zero = (part.reshape(out, -1) for part in best)
+    return Grid(bits=bits, scale_OG=scale, zero_OG=zero)
+
+
+def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    levels = 2**bits - 1
+    if symmetric:
+        scale = 2 * torch.maximum(-low, high) / levels
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return scale, torch.full_like(scale, 2.0 ** (bits - 1))
+    scale = (high - low) / levels
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return scale, torch.round(-low / scale).clamp(0, levels)
+
+
+def _norm(rows: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    scale, zero = scale.unsqueeze(1), zero.unsqueeze(1)
+    error = decode(encode(rows, scale, zero, 2**bits - 1), scale, zero).sub_(rows)
+    return error.abs_().pow_(CLIP_NORM).sum(1)
+
+
+def quantize_tokens(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool) -> Tensor:
+    """Round every token (row) of `x_NI` [..., in] to its own dynamic grid and back; dtype kept.
+
+    `levels` is 2^bits - 1, as a number or a tensor that broadcasts over tokens. Asymmetric grids span [min, max] of
+    the token with 0 included; symmetric ones [-max, max] with 2^(bits-1) - 1 steps a side.
+    """
+    x = x_NI.float()
+    if symmetric:
+        half = (levels - 1) / 2
+        scale = x.abs().amax(-1, keepdim=True).div_(half).clamp_(min=1e-12)
+        return torch.round(x / scale).mul_(scale).to(x_NI.dtype)
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / levels).clamp_(min=1e-12)
+    floor = torch.round(low / scale)
+    codes = torch.round(x / scale)
+    codes = torch.minimum(torch.maximum(codes, floor), floor + levels)
+    return codes.mul_(scale).to(x_NI.dtype)

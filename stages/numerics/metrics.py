@@ -1,0 +1,19 @@
+"""How far one tensor is from another."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    """|x - reference|^2 / |reference|^2, in float64."""
+    reference = reference.double()
+    return float((x.double() - reference).square().sum() / reference.square().sum().clamp(min=1e-300))
+
+
+def psnr(x: Tensor, reference: Tensor, *, peak: float) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal tensors."""
+    mean = float((x.double() - reference.double()).square().mean())
+    return math.inf if mean == 0 else 10 * math.log10(peak * peak / mean)

@@ -1,0 +1,39 @@
+"""Block Hadamard rotation: applied to activations on the fly, folded into weights offline.
+
+An input width is cut into equal blocks of the largest power of two that divides it, at most `largest`. The Sylvester
+Hadamard matrix over sqrt(block) is symmetric and its own inverse, so x W^T = (x Q) (W Q)^T (QuaRot, 2404.00456).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def block_size(width: int, largest: int) -> int:
+    """The rotation's block for an input `width`: a power of two dividing it, at most `largest` (1 = no rotation)."""
+    block = 1
+    while block * 2 <= largest and width % (block * 2) == 0:
+        block *= 2
+    return block
+
+
+def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The normalised Hadamard matrix `[block, block]`."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while h.shape[0] < block:
+        h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
+    return (h / block**0.5).to(device=device, dtype=dtype)
+
+
+def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
+    """`x` [..., in] with every block of its last axis multiplied by `h_BB`."""
+    block = h_BB.shape[0]
+    if block == 1:
+        return x
+    return (x.unflatten(-1, (-1, block)) @ h_BB).flatten(-2)
+
+
+def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:
+    """Gram matrix of rotated inputs: Q^T G Q."""
+    return rotate(rotate(gram_II, h_BB).T, h_BB).T
