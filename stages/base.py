@@ -82,11 +82,14 @@ class Context:
     def manifest(self, stage: str) -> Manifest:
         return RunDir(Path(self.run)).manifest(stage, self.fingerprints[stage])
 
-    def read(self, stage: str, unit: str) -> tuple[Marker, Path]:
-        """A finished unit's marker and folder, verified against its digests. Raises DamagedUnit."""
+    def read(self, stage: str, unit: str, *, tensors: Sequence[str] | None = None) -> tuple[Marker, Path]:
+        """A finished unit's marker and folder, verified against its digests (of the named `tensors` only, if given).
+
+        Raises DamagedUnit.
+        """
         manifest = self.manifest(stage)
         try:
-            return manifest.verify(unit), manifest.unit_folder(unit)
+            return manifest.verify(unit, tensors=tensors), manifest.unit_folder(unit)
         except KeyError as missing:
             raise DamagedUnit(stage, unit, str(missing.args[0])) from None
 

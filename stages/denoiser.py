@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.runtime.clock import timestep_of
+from adatsq_pipe.storage.checkpoint import find_pipeline
 
 Output = Any
 """What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
@@ -109,23 +110,6 @@ def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
     if module.split(".")[0] != "diffusers":
         raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
     return getattr(importlib.import_module(module), name)(**named)
-
-
-def find_pipeline(folder: Path) -> dict[str, Any]:
-    """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StageError."""
-    index = folder / "model_index.json"
-    if not folder.is_dir():
-        raise StageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
-    try:
-        named = json.loads(index.read_text())
-    except FileNotFoundError:
-        raise StageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
-    except ValueError as error:
-        raise StageError(f"{index} is not JSON ({error}); restore the file") from None
-    if not named.get("transformer") or not (folder / "transformer").is_dir():
-        parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
-        raise StageError(f"{folder} has no transformer to quantize (its parts: {parts})")
-    return dict(named)
 
 
 class Denoiser:
@@ -228,12 +212,16 @@ class Denoiser:
         return pictures, latents
 
     @torch.no_grad()
-    def record(self, conditions: Conditions, *, decode: bool = False) -> Trajectory:
-        """Run the real denoiser and keep what it returned."""
+    def record(
+        self, conditions: Conditions, *, decode: bool = False, see: Callable[[int, Call], None] | None = None
+    ) -> Trajectory:
+        """Run the real denoiser and keep what it returned; `see(j, call)` gets the inputs of call j."""
         outputs, steps, timesteps = [], [], []
         real = self.transformer.forward
 
         def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            if see is not None:
+                see(len(outputs), self._as_call(real, step, args, kwargs))
             output = real(*args, **kwargs)
             outputs.append(output)
             steps.append(step)
@@ -303,6 +291,13 @@ def open_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: d
     """The process's denoiser for these settings; the last one stays open between stages."""
     torch.set_num_threads(threads)
     return _open(folder, dtype, device, json.dumps(call, sort_keys=True))
+
+
+def take_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
+    """A denoiser to be changed: it is not shared with later stages, and no second copy of the model is held."""
+    taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call)
+    _open.cache_clear()
+    return taken
 
 
 def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:

@@ -1,0 +1,1 @@
+"""One file per published method: a recipe, which is what a method *is*."""

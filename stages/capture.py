@@ -1,0 +1,267 @@
+"""Capture: record full-precision runs, then the inputs of every linear layer at every timestep.
+
+Units: `trajectory/<shard>` (denoiser outputs), `survey` (the layers, from one call), and
+`activations/<block>-<shard>`: a seeded subsample of input rows per (step, layer), and the exact absolute maximum per
+channel over all tokens. Layers fed the same tensor (q, k, v) store it once. Full activations of a large model would be
+hundreds of gigabytes a caption, hence the subsample of a stated size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from adatsq_pipe.stages.base import (
+    Context,
+    DataSettings,
+    Executor,
+    Report,
+    Settings,
+    Stage,
+    StageError,
+    fan_out,
+    identity,
+    shards,
+    unit_of,
+)
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from adatsq_pipe.stages.denoiser import Call
+
+
+class CaptureSettings(Settings):
+    """[capture]"""
+
+    rows: int = Field(default=48, ge=1)
+    """Input rows kept per (scheduler step, layer, batch of captions)."""
+    block: int = Field(default=10, ge=1)
+    """Scheduler steps in one unit of work."""
+
+
+def survey_of(context: Context) -> dict[str, Any]:
+    """What the survey found: `layers` (name, in, out, kind, source, macs), `steps`, `calls`, `timesteps`."""
+    marker, _ = context.read("capture", "survey")
+    return dict(marker.value)
+
+
+def blocks_of(context: Context, steps: int) -> list[range]:
+    """Scheduler steps in the ranges that are one unit of work each."""
+    return shards(steps, context.settings("capture", CaptureSettings).block)
+
+
+def batches(context: Context) -> int:
+    """Batches of calibration captions."""
+    data = context.settings("data", DataSettings)
+    return len(shards(len(data.prompts), data.batch))
+
+
+class Listener:
+    """Watches the inputs of linear layers during one call. `seen` maps a layer to the layer that stored its input."""
+
+    KEEP = 8
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self.source: dict[str, str] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self._recent: list[tuple[Tensor, str]] = []
+        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
+
+    def _hook(self, name: str) -> Any:
+        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if name in self.source:
+                raise StageError(f"layer {name} runs twice in one denoiser call, which calibration does not support")
+            for tensor, owner in self._recent:
+                if tensor is args[0]:
+                    self.source[name] = owner
+                    return
+            self.source[name] = name
+            self._recent = [*self._recent[-self.KEEP + 1 :], (args[0], name)]
+            self.take(name, args[0])
+
+        return see
+
+    def take(self, name: str, x: Tensor) -> None:
+        """Keep what is wanted of the input `x` of layer `name`."""
+        self.inputs[name] = x
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Capture:
+    """The stage's worker."""
+
+    stage: ClassVar[str] = "capture"
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
+
+        self.context = context
+        self.denoiser = denoiser_of(context)
+        self.shards = calibration_shards(context)
+        self.layers = quantizable_linears(self.denoiser.transformer)
+        if not self.layers:
+            raise StageError("the transformer has no linear layers inside repeated blocks; there is nothing to quantize")
+
+    def __call__(self, key: str) -> None:
+        kind, _, rest = key.partition("/")
+        {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}[kind](key, rest)
+
+    def _trajectory(self, key: str, shard: str) -> None:
+        from adatsq_pipe.stages.trajectories import write_trajectory
+
+        with unit_of(self.context, self.stage, key) as unit:
+            with unit.timed("model"):
+                run = self.denoiser.record(self.shards[int(shard)])
+            for j, output in enumerate(run.outputs):
+                self._refuse_nan(output, f"output of denoiser call {j} (timestep {run.timesteps[j]:g})")
+            write_trajectory(unit.folder, run)
+            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[int(shard)].prompts)}
+
+    @staticmethod
+    def _refuse_nan(value: Any, where: str) -> None:
+        from adatsq_pipe.stages.denoiser import leaves
+
+        if not all(leaf.isfinite().all() for leaf in leaves(value)):
+            raise StageError(f"NaN or infinity in the {where}; check the model, or set compute.dtype to float32")
+
+    def _calls(self, shard: int, steps: range) -> list[Call]:
+        from adatsq_pipe.stages.trajectories import read_trajectory
+
+        run, calls = read_trajectory(self.context, shard), []
+        self.denoiser.replay(
+            self.shards[shard], run.outputs, see=lambda j, call: calls.append(call) if call.step in steps else None
+        )
+        return calls
+
+    def _survey(self, key: str, _: str) -> None:
+        import torch
+
+        from adatsq_pipe.stages.trajectories import read_trajectory
+
+        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
+            run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
+            call = self._calls(0, range(1))[0]
+            listener = Listener(self.layers)
+            try:
+                with unit.timed("model"):
+                    self.denoiser.transformer.forward(*call.args, **call.kwargs)
+            finally:
+                listener.close()
+            rows = []
+            for name, source in listener.source.items():
+                layer, x = self.layers[name], listener.inputs[source]
+                tokens = x.numel() // x.shape[-1]
+                conditioning = x.dim() <= 2 and tokens <= 2 * samples
+                rows.append(
+                    {
+                        "name": name,
+                        "in": layer.in_features,
+                        "out": layer.out_features,
+                        "kind": "conditioning" if conditioning else "tokens",
+                        "source": source,
+                        "macs": tokens * layer.in_features * layer.out_features // samples,
+                    }
+                )
+            steps = run.steps[-1] + 1
+            unit.value = {
+                "layers": rows,
+                "unused": sorted(set(self.layers) - set(listener.source)),
+                "steps": steps,
+                "calls": list(run.steps),
+                "timesteps": [max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == i) for i in range(steps)],
+                "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
+            }
+
+    def _activations(self, key: str, place: str) -> None:
+        import torch
+
+        from adatsq_pipe.storage import tensors
+
+        block, shard = (int(part) for part in place.split("-"))
+        survey = survey_of(self.context)
+        steps = blocks_of(self.context, survey["steps"])[block]
+        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
+            kept: dict[str, list[Tensor]] = {}
+            peaks: dict[str, list[Tensor]] = {}
+            per_step = survey["calls"].count(steps.start)
+            for call in self._calls(shard, steps):
+                sampler = _Sampler(self.layers, self._rows_per_call(per_step), (block, shard, call.step))
+                try:
+                    with unit.timed("model"):
+                        self.denoiser.transformer.forward(*call.args, **call.kwargs)
+                finally:
+                    sampler.close()
+                for name in sampler.rows:
+                    if not sampler.peaks[name].isfinite().all():
+                        raise StageError(
+                            f"NaN or infinity in the input of layer {name} at step {call.step} "
+                            f"(timestep {call.timestep:g}); check the model, or set compute.dtype to float32"
+                        )
+                    kept.setdefault(name, []).append(sampler.rows[name])
+                    peaks.setdefault(name, []).append(sampler.peaks[name])
+            stacked = {f"rows:{name}": torch.stack(rows) for name, rows in kept.items()}
+            stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
+            tensors.write(unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step})
+
+    def _rows_per_call(self, calls: int) -> int:
+        return max(1, self.context.settings("capture", CaptureSettings).rows // calls)
+
+
+class _Sampler(Listener):
+    """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
+        import numpy as np
+
+        self.rows: dict[str, Tensor] = {}
+        self.peaks: dict[str, Tensor] = {}
+        self._count, self._random = count, np.random.default_rng(list(seed))
+        super().__init__(layers)
+
+    def take(self, name: str, x: Tensor) -> None:
+        import torch
+
+        flat = x.flatten(0, -2)
+        self.peaks[name] = flat.abs().amax(0).cpu()
+        chosen = self._random.permutation(len(flat))[: self._count]
+        self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
+
+
+def units(context: Context) -> tuple[list[str], list[str], list[str]]:
+    """The stage's units in its three waves; the last is known after the survey."""
+    trajectories = [f"trajectory/{shard:03d}" for shard in range(batches(context))]
+    manifest = context.manifest("capture")
+    if not manifest.done("survey"):
+        return trajectories, ["survey"], []
+    blocks = len(blocks_of(context, manifest.read("survey").value["steps"]))
+    activations = [f"activations/{b:03d}-{s:03d}" for b in range(blocks) for s in range(batches(context))]
+    return trajectories, ["survey"], activations
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    for wave in range(3):
+        before = [key for keys in units(context)[:wave] for key in keys]
+        keys = units(context)[wave]
+        fan_out(context, executor, Capture, keys, lambda done, n: report(len(before) + done, _total(context) or n))  # noqa: B023
+
+
+def _total(context: Context) -> int | None:
+    parts = units(context)
+    return sum(map(len, parts)) if parts[2] else None
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    return {**identity(tables, "data", "compute", "capture"), "model": model, "call": tables["model"]["call"]}
+
+
+STAGE = Stage(
+    name="capture", version=1, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings
+)

@@ -1,0 +1,165 @@
+"""Evaluate: held-out captions, paired seeds, the assembled model against full precision.
+
+Units: `reference/<shard>` (full-precision latents before every step, and pictures) and `quantized/<shard>` (the
+same draws through the folder as a user loads it; one row of metrics a sample, one of latent error and PSNR a step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, fan_out, identity, shards, unit_of
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adatsq_pipe.stages.denoiser import Conditions
+
+
+class EvaluateSettings(Settings):
+    """[evaluate]"""
+
+    prompts: tuple[str, ...] = ()
+    """Held-out captions; empty = the built-in world's held-out combinations."""
+    count: int = Field(default=8, ge=1)
+    """How many captions, when they come from the built-in world."""
+    seeds: int = Field(default=3, ge=1)
+    """Draws per caption, each with the same seed for both models."""
+    batch: int = Field(default=8, ge=1)
+    seed: int = 7_000
+
+
+def draws(context: Context) -> list[Conditions]:
+    """Captions times seeds, in batches."""
+    from adatsq_pipe.stages.denoiser import Conditions
+
+    settings = context.settings("evaluate", EvaluateSettings)
+    pairs = [
+        (prompt, 1_000_003 * (settings.seed + draw) + i)
+        for draw in range(settings.seeds)
+        for i, prompt in enumerate(settings.prompts)
+    ]
+    return [
+        Conditions(prompts=tuple(pairs[i][0] for i in part), seeds=tuple(pairs[i][1] for i in part))
+        for part in shards(len(pairs), settings.batch)
+    ]
+
+
+class Evaluate:
+    """The stage's worker. Holds one model at a time: units of the reference come first."""
+
+    stage: ClassVar[str] = "evaluate"
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.batches = draws(context)
+
+    def __call__(self, key: str) -> None:
+        kind, _, shard = key.partition("/")
+        (self._reference if kind == "reference" else self._quantized)(key, int(shard))
+
+    def _drawn(self, folder: str, conditions: Conditions, unit: Any) -> tuple[list[Tensor], Any]:
+        """Latents before every step and at the end, [samples, ...] each, and pictures."""
+        import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+        from adatsq_pipe.stages.trajectories import denoiser_of
+
+        denoiser = denoiser_of(self.context, folder=folder)
+        states: dict[int, Tensor] = {}
+
+        def see(j: int, call: Any) -> None:
+            import torch
+
+            if call.step not in states:
+                found = denoiser.state(call)
+                states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
+
+        with unit.timed("model"):
+            run = denoiser.record(conditions, decode=True, see=see)
+        return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures
+
+    def _reference(self, key: str, shard: int) -> None:
+        import torch
+
+        from adatsq_pipe.storage import tensors
+
+        with unit_of(self.context, self.stage, key) as unit:
+            states, pictures = self._drawn("", self.batches[shard], unit)
+            tensors.write(
+                unit.folder, {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
+            )
+
+    def _quantized(self, key: str, shard: int) -> None:
+        from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
+        from adatsq_pipe.storage import tables, tensors
+
+        model = self.context.read("assemble", "model")[1]
+        wanted = tensors.read(self.context.read("evaluate", f"reference/{shard:03d}")[1])
+        with unit_of(self.context, self.stage, key) as unit:
+            states, pictures = self._drawn(str(model), self.batches[shard], unit)
+            samples, steps = [], []
+            for i, prompt in enumerate(self.batches[shard].prompts):
+                picture, reference = pictures[i], wanted["pictures"][i]
+                samples.append(
+                    {
+                        "prompt": prompt,
+                        "seed": self.batches[shard].seeds[i],
+                        "latent_error": relative_error(states[-1][i], wanted["latents"][i]),
+                        "latent_psnr": psnr(states[-1][i], wanted["latents"][i], peak=_range(wanted["latents"][i])),
+                        "psnr": min(psnr(picture, reference, peak=1.0), 100.0),
+                        "ssim": _ssim(picture.numpy(), reference.numpy()),
+                    }
+                )
+            for t, (state, reference) in enumerate(zip(states[:-1], wanted["states"], strict=True)):
+                error = relative_error(state, reference)
+                steps.append({"step": t, "error": error, "psnr": min(psnr(state, reference, peak=_range(reference)), 100.0)})
+            tables.write(unit.folder / "samples.parquet", samples)
+            tables.write(unit.folder / "steps.parquet", steps)
+            tensors.write(unit.folder, {"pictures": pictures})
+
+
+def _range(x: Tensor) -> float:
+    return float(x.max() - x.min())
+
+
+def _ssim(picture: Any, reference: Any) -> float:
+    """Structural similarity of pictures [H, W, 3], or the mean over the frames of a video."""
+    import numpy as np
+    from skimage.metrics import structural_similarity
+
+    frames = [(picture, reference)] if picture.ndim == 3 else list(zip(picture, reference, strict=True))
+    window = min(7, (min(picture.shape[-3:-1]) - 1) // 2 * 2 + 1)
+    return float(
+        np.mean([structural_similarity(a, b, channel_axis=-1, data_range=1.0, win_size=window) for a, b in frames])
+    )
+
+
+def _units(context: Context) -> list[str]:
+    settings = context.settings("evaluate", EvaluateSettings)
+    count = len(shards(len(settings.prompts) * settings.seeds, settings.batch))
+    return [f"{kind}/{i:03d}" for kind in ("reference", "quantized") for i in range(count)]
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    keys = _units(context)
+    half = len(keys) // 2
+    fan_out(context, executor, Evaluate, keys[:half], lambda done, n: report(done, len(keys)))
+    fan_out(context, executor, Evaluate, keys[half:], lambda done, n: report(half + done, len(keys)))
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    return {**identity(tables, "compute", "evaluate"), "call": tables["model"]["call"], "model": model}
+
+
+STAGE = Stage(
+    name="evaluate",
+    version=1,
+    needs=("assemble",),
+    reads=_reads,
+    run=run,
+    expected=lambda context: len(_units(context)),
+    settings=EvaluateSettings,
+)

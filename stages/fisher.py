@@ -1,0 +1,153 @@
+"""Fisher: how much the denoiser's output at each timestep depends on each layer's weights.
+
+Label-free: L = 1/2 |v - sg(v) - eps|^2 with eps ~ N(0, I), so dL/dv = -eps and no data beyond the recorded runs is
+needed. Hooks on output gradients give `g`; |g^T x|^2 is reduced on the spot and no weight gradient is ever held.
+Units: `scores/<block>-<shard>`, an array [steps of the block, layers] of mean squared gradients per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from adatsq_pipe.stages import capture
+from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, StageError, fan_out, identity, unit_of
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from adatsq_pipe.stages.denoiser import Call
+
+
+class FisherSettings(Settings):
+    """[fisher]"""
+
+    draws: int = Field(default=1, ge=1)
+    """Noise draws per (timestep, batch of captions)."""
+    seed: int = 0
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, one more forward."""
+
+
+class Fisher:
+    """The stage's worker."""
+
+    stage: ClassVar[str] = "fisher"
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
+
+        self.context, self.settings = context, context.settings("fisher", FisherSettings)
+        self.denoiser = denoiser_of(context)
+        self.denoiser.transformer.requires_grad_(False)
+        self.shards = calibration_shards(context)
+        self.survey = capture.survey_of(context)
+        linears = quantizable_linears(self.denoiser.transformer)
+        self.layers = {row["name"]: linears[row["name"]] for row in self.survey["layers"]}
+
+    def __call__(self, key: str) -> None:
+        import torch
+
+        from adatsq_pipe.stages.trajectories import read_trajectory
+        from adatsq_pipe.storage import tensors
+
+        block, shard = (int(part) for part in key.partition("/")[2].split("-"))
+        steps = capture.blocks_of(self.context, self.survey["steps"])[block]
+        with unit_of(self.context, self.stage, key) as unit:
+            scores = torch.zeros(len(steps), len(self.layers), dtype=torch.float64)
+            run, calls = read_trajectory(self.context, shard), list[tuple[int, Any]]()
+            self.denoiser.replay(
+                self.shards[shard], run.outputs,
+                see=lambda j, call: calls.append((j, call)) if call.step in steps else None,
+            )  # fmt: skip
+            for j, call in calls:
+                for draw in range(self.settings.draws):
+                    with unit.timed("model"):
+                        scores[call.step - steps.start] += self._scores(call, (self.settings.seed, draw, shard, j))
+            scores /= self.settings.draws * len(self.shards[shard].prompts)
+            if not scores.isfinite().all():
+                step, layer = (int(i) for i in (~scores.isfinite()).nonzero()[0])
+                raise StageError(
+                    f"NaN or infinity in the gradient of layer {list(self.layers)[layer]} at step {steps[step]} "
+                    f"(timestep {self.survey['timesteps'][steps[step]]:g}); set compute.dtype to float32"
+                )
+            tensors.write(unit.folder, {"scores": scores}, {"start": steps.start, "stop": steps.stop})
+
+    def _scores(self, call: Call, seed: tuple[int, ...]) -> Tensor:
+        import numpy as np
+        import torch
+
+        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
+
+        found = torch.zeros(len(self.layers), dtype=torch.float64)
+
+        def hook(index: int) -> Any:
+            def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                x = args[0].detach()
+                if not output.requires_grad:
+                    output = output.detach().requires_grad_(True)
+
+                def take(gradient: Tensor) -> None:
+                    found[index] += squared_gradient_mean(x, gradient).cpu()
+
+                output.register_hook(take)
+                return output
+
+            return see
+
+        random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers.values())]
+        try:
+            with torch.enable_grad():
+                outputs = [o for o in leaves(self.denoiser.transformer.forward(*call.args, **call.kwargs)) if o.requires_grad]
+                noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
+                torch.autograd.backward(outputs, [-n for n in noise])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+
+def fisher_scores(context: Context) -> Tensor:
+    """I[t, l], float64 [steps, layers in survey order]: the mean over batches of captions, in their order."""
+    import torch
+
+    from adatsq_pipe.storage import tensors
+
+    survey = capture.survey_of(context)
+    total = torch.zeros(survey["steps"], len(survey["layers"]), dtype=torch.float64)
+    for key in _units(context):
+        folder = context.read("fisher", key)[1]
+        marks = tensors.attributes(folder)
+        total[marks["start"] : marks["stop"]] += tensors.read(folder)["scores"]
+    return total / capture.batches(context)
+
+
+def _units(context: Context) -> list[str]:
+    return [key.replace("activations/", "scores/") for key in capture.units(context)[2]]
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    fan_out(context, executor, Fisher, _units(context), report)
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    settings = dict(tables["fisher"])
+    settings.pop("gradient_checkpointing")
+    return {**identity(tables, "compute"), "fisher": settings}
+
+
+STAGE = Stage(
+    name="fisher",
+    version=1,
+    needs=("capture",),
+    reads=_reads,
+    run=run,
+    expected=lambda context: len(_units(context)) or None,
+    settings=FisherSettings,
+)

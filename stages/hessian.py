@@ -1,0 +1,117 @@
+"""Hessian: every layer's Gram matrix of inputs, its timesteps weighted by the temporal Fisher information.
+
+H'_l = sum_t alpha[t, l] X_t^T X_t / rows (AdaTSQ, sec. 3.2), alpha = softmax_t(I / tau). Layers fed the same tensor
+share the per-step Gram and differ in alpha. Sums run over steps, then batches, in order, in float64.
+Units: `gram/<layer that owns the input>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from adatsq_pipe.stages import capture, fisher
+from adatsq_pipe.stages.base import ComputeSettings, Context, Executor, Report, Settings, Stage, fan_out, identity, unit_of
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class HessianSettings(Settings):
+    """[hessian]"""
+
+    temporal: bool = True
+    """Weight timesteps by Fisher information; false = all alike."""
+    effective_steps: float = Field(default=0.5, gt=0, le=1)
+    """Effective number of steps exp(H(alpha)), as a share of all steps; fixes the temperature tau per layer."""
+
+
+class Hessian:
+    """The stage's worker."""
+
+    stage: ClassVar[str] = "hessian"
+
+    def __init__(self, context: Context) -> None:
+        import torch
+
+        self.context, self.settings = context, context.settings("hessian", HessianSettings)
+        compute = context.settings("compute", ComputeSettings)
+        torch.set_num_threads(compute.threads)
+        self.device = compute.device
+        self.survey = capture.survey_of(context)
+        self.fisher_TL = fisher.fisher_scores(context)
+
+    def __call__(self, key: str) -> None:
+        import torch
+
+        from adatsq_pipe.stages.numerics.sensitivity import effective_steps
+        from adatsq_pipe.storage import tensors
+
+        source = key.partition("/")[2]
+        sharers = [i for i, row in enumerate(self.survey["layers"]) if row["source"] == source]
+        width = self.survey["layers"][sharers[0]]["in"]
+        with unit_of(self.context, self.stage, key) as unit:
+            weights = [self._weights(i) for i in sharers]
+            grams = [torch.zeros(width, width, dtype=torch.float64, device=self.device) for _ in sharers]
+            for step, rows in self._rows(source):
+                with unit.timed("algebra"):
+                    x = rows.to(self.device).float()
+                    gram = (x.T @ x).double() / len(x)
+                    for total, (alpha, _) in zip(grams, weights, strict=True):
+                        total += alpha[step] * gram
+            names = [self.survey["layers"][i]["name"] for i in sharers]
+            tensors.write(unit.folder, {name: gram.float() for name, gram in zip(names, grams, strict=True)})
+            unit.value = {
+                name: {"tau": tau if tau < 1e300 else None, "effective_steps": round(effective_steps(alpha), 3)}
+                for name, (alpha, tau) in zip(names, weights, strict=True)
+            }
+
+    def _weights(self, layer: int) -> tuple[Tensor, float]:
+        from adatsq_pipe.stages.numerics.sensitivity import temporal_weights
+
+        steps = self.survey["steps"]
+        share = self.settings.effective_steps if self.settings.temporal else 1.0
+        return temporal_weights(self.fisher_TL[:, layer], effective=max(1.0, share * steps))
+
+    def _rows(self, source: str) -> Any:
+        """(step, rows of all batches) in order of steps."""
+        import torch
+
+        from adatsq_pipe.storage import tensors
+
+        name = f"rows:{source}"
+        for block, steps in enumerate(capture.blocks_of(self.context, self.survey["steps"])):
+            parts = []
+            for shard in range(capture.batches(self.context)):
+                _, folder = self.context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
+                parts.append(tensors.read(folder, [name])[name])
+            calls = len(parts[0]) // len(steps)
+            for i, step in enumerate(steps):
+                yield step, torch.cat([part[i * calls : (i + 1) * calls].flatten(0, 1) for part in parts])
+
+
+def _units(context: Context) -> list[str]:
+    layers = capture.survey_of(context)["layers"]
+    return [f"gram/{row['name']}" for row in layers if row["source"] == row["name"]]
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    fan_out(context, executor, Hessian, _units(context), report)
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    return identity(tables, "compute", "hessian")
+
+
+STAGE = Stage(
+    name="hessian",
+    version=1,
+    needs=("capture", "fisher"),
+    reads=_reads,
+    run=run,
+    expected=lambda context: len(_units(context)),
+    settings=HessianSettings,
+)

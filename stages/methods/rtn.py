@@ -1,0 +1,20 @@
+"""Round to nearest: per-channel weights, per-token dynamic activations, the same bits everywhere. The floor."""
+
+from __future__ import annotations
+
+from adatsq_pipe.stages.methods._recipe import Recipe
+
+RECIPE = Recipe(
+    transform="none",
+    transform_block=1,
+    solver="rtn",
+    weight_bits=4,
+    weight_group=0,
+    weight_symmetric=False,
+    weight_clip=False,
+    conditioning_bits=4,
+    conditioning_group=64,
+    activation_symmetric=False,
+    allocation="uniform",
+    activation_bits=4,
+)

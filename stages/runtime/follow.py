@@ -1,0 +1,45 @@
+"""The hook by which a loaded model follows its timestep policy: before every call it sets each layer's bits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
+
+
+class Follow:
+    """Forward pre-hook of the denoiser. The step is the calibrated noise level nearest to the call's timestep, so other
+    step counts and schedulers work; a batch of mixed timesteps takes the highest bits among them."""
+
+    def __init__(self, timesteps: Sequence[float], layers: dict[str, QuantizedLinear]) -> None:
+        self.calibrated_T = torch.tensor(list(timesteps))
+        self._layers = list(layers.values())
+        self._bits = [layer.policy.tolist() for layer in self._layers]
+        self._now: list[int] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        steps = nearest_step(timestep_of(inspect.unwrap(module.forward), args, kwargs), self.calibrated_T)
+        if steps != self._now:
+            self._now = steps
+            for layer, bits in zip(self._layers, self._bits, strict=True):
+                layer.bits = max(bits[step] for step in steps)
+        for layer in self._layers[:1]:
+            if layer.shared is not None:
+                layer.shared.clear()
+
+
+def follow_policy(model: nn.Module, timesteps: Sequence[float]) -> Follow:
+    """Make `model` follow the policies in its quantized layers. Returns the hook."""
+    layers = quantized_layers(model)
+    for name, layer in layers.items():
+        if layer.policy.numel() != len(timesteps):
+            raise ValueError(f"layer {name!r} has a policy of {layer.policy.numel()} steps, the model {len(timesteps)}")
+    hook = Follow(timesteps, layers)
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    return hook

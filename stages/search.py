@@ -1,0 +1,369 @@
+"""Search: which activation bits every layer has at every timestep, under a budget of mean bits.
+
+The trellis of AdaTSQ (sec. 3.3): one level per scheduler step, a few candidate configurations a step, paths scored by
+(mean bits, summed error against the full-precision run). A hypothesis is its list of denoiser outputs, so its state at
+any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating.
+Units: `path/<digest>` (one evaluated extension and its outputs), `level/<step>` (what the beam was told),
+`rollout/<digest>`, and `front` (the policy, and the whole Pareto front as Parquet).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from adatsq_pipe.stages import capture, fisher
+from adatsq_pipe.stages.base import (
+    Context,
+    Executor,
+    Report,
+    Settings,
+    Stage,
+    identity,
+    unit_of,
+)
+from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adatsq_pipe.stages.numerics.beam import Beam, Choices
+    from adatsq_pipe.stages.numerics.policy import Policy
+
+
+class SearchSettings(Settings):
+    """[search]"""
+
+    bits: tuple[int, ...] = (3, 4, 8)
+    """Activation bit-widths to choose from, rising."""
+    budget: float = 4.0
+    """Mean activation bits over steps and layers that the policy may have."""
+    candidates: tuple[tuple[float, ...], ...] = ((0.25, 0.75, 0.0), (0.0, 1.0, 0.0), (0.35, 0.45, 0.2))
+    """Configurations of one step: the share of layers at each bit-width. Fisher rank decides which layers."""
+    width: int = Field(default=2, ge=1)
+    """Paths kept per level."""
+    error: Literal["state", "output"] = "state"
+    """Error of a step: of the latents it leads to, or of the denoiser's output."""
+    prompts: int = Field(default=8, ge=1)
+    """Calibration captions the trellis is evaluated on (at most one batch)."""
+    rollout_prompts: int = Field(default=4, ge=1)
+    """Captions, of another batch where there is one, on which survivors are re-scored."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SearchSettings:
+        if list(self.bits) != sorted(set(self.bits)) or not all(2 <= b <= 8 for b in self.bits):
+            raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
+        for shares in self.candidates:
+            if len(shares) != len(self.bits) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+                raise ValueError(f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1")
+        means = [sum(b * s for b, s in zip(self.bits, shares, strict=True)) for shares in self.candidates]
+        if self.budget < min(means) - 1e-9:
+            raise ValueError(
+                f"a budget of {self.budget:g} mean bits cannot be met: the cheapest of the candidates over bits "
+                f"{list(self.bits)} has {min(means):g}; raise search.budget or add a cheaper candidate"
+            )
+        return self
+
+
+def _digest(choices: Choices) -> str:
+    return hashlib.sha256(repr(tuple(choices)).encode()).hexdigest()[:24]
+
+
+class _Space:
+    """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, assign
+
+        self.settings = context.settings("search", SearchSettings)
+        self.survey = capture.survey_of(context)
+        rows = self.survey["layers"]
+        self.rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
+        scores_TL = fisher.fisher_scores(context)[:, self.rounded].tolist()
+        self.bits = [
+            [assign(scores, self.settings.bits, shares) for shares in self.settings.candidates] for scores in scores_TL
+        ]
+        self._base = [WEIGHT_ONLY] * len(rows)
+        self.macs = [rows[i]["macs"] for i in self.rounded]
+
+    @property
+    def prices(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(sum(row) / len(row) for row in step) for step in self.bits)
+
+    def whole_row(self, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Bits of all layers: those of the rounded ones, and 16 for the weight-only ones."""
+        row = list(self._base)
+        for i, b in zip(self.rounded, bits, strict=True):
+            row[i] = b
+        return tuple(row)
+
+    def policy(self, choices: Choices) -> Policy:
+        """The policy of a whole path, over the rounded layers."""
+        from adatsq_pipe.stages.numerics.policy import Policy
+
+        return Policy(tuple(self.bits[t][c] for t, c in enumerate(choices)))
+
+    def whole(self, policy: Policy) -> Policy:
+        from adatsq_pipe.stages.numerics.policy import Policy
+
+        return Policy(tuple(self.whole_row(row) for row in policy.bits))
+
+    def beam(self) -> Beam:
+        from adatsq_pipe.stages.numerics.beam import Beam
+
+        return Beam(prices=self.prices, budget=self.settings.budget, width=self.settings.width)
+
+
+class Evaluate:
+    """The stage's worker: holds the model with its solved weights, extends one path by one step, or rolls one out."""
+
+    stage: ClassVar[str] = "search"
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.numerics.policy import uniform
+        from adatsq_pipe.stages.solve import load_solved
+        from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of, read_trajectory
+
+        self.context, self.space = context, _Space(context)
+        settings, steps = self.space.settings, self.space.survey["steps"]
+        shards = calibration_shards(context)
+        self.denoiser = denoiser_of(context, to_change=True)
+        layers = load_solved(context, self.denoiser.transformer, uniform(steps, len(self.space.survey["layers"]), 16))
+        self.layers = list(layers.values())
+        self.trellis = _first(shards[0], settings.prompts)
+        self.reference = read_trajectory(context, 0)
+        self.rollout_shard = 1 if len(shards) > 1 else 0
+        self.rollouts = _first(shards[self.rollout_shard], settings.rollout_prompts)
+        self._states: list[list[Tensor]] | None = None
+        self._outputs: dict[Choices, list[Any]] = {}
+
+    def __call__(self, key: str) -> float:
+        kind, _, path = key.partition("/")
+        choices = tuple(int(c) for c in path.split("."))
+        return self._extend(choices) if kind == "path" else self._roll_out(choices)
+
+    def _set_bits(self, row: tuple[int, ...]) -> None:
+        for layer, bits in zip(self.layers, row, strict=True):
+            layer.bits = bits
+            if layer.shared is not None:
+                layer.shared.clear()
+
+    def _reference_states(self) -> list[list[Tensor]]:
+        """The full-precision run's latents before every step and at the end, for the trellis's captions."""
+        if self._states is None:
+            from adatsq_pipe.stages.trajectories import calibration_shards
+
+            states: dict[int, list[Tensor]] = {}
+            latents, _ = self.denoiser.replay(
+                calibration_shards(self.context)[0],
+                self.reference.outputs,
+                see=lambda j, call: states.setdefault(call.step, [x.clone() for x in self.denoiser.state(call)]),
+            )
+            self._states = [states[t] for t in range(len(states))] + [[latents]]
+        return self._states
+
+    def _outputs_of(self, choices: Choices) -> list[Any]:
+        """Denoiser outputs of a path, from memory or from the units that computed them."""
+        import json
+
+        from adatsq_pipe.stages.denoiser import rebuild, structure
+        from adatsq_pipe.storage import tensors
+
+        if not choices:
+            return []
+        if choices not in self._outputs:
+            before = self._outputs_of(choices[:-1])
+            _, folder = self.context.read("search", f"path/{_digest(choices)}")
+            stored = tensors.read(folder)
+            shape = json.loads(json.dumps(structure(self.reference.outputs[0])))
+            calls = self.space.survey["calls"].count(len(choices) - 1)
+            parts = [stored[f"output{i}"] for i in range(len(stored))]
+            step = [
+                rebuild(shape, iter([part[j].to(self.reference.latents.device) for part in parts]))
+                for j in range(calls)
+            ]
+            self._outputs[choices] = before + step
+        return self._outputs[choices]
+
+    def _extend(self, choices: Choices) -> float:
+        import torch
+
+        from adatsq_pipe.stages.denoiser import Call, leaves
+        from adatsq_pipe.storage import tensors
+
+        step = len(choices) - 1
+        for old in [path for path in self._outputs if len(path) < step]:
+            del self._outputs[old]
+        with unit_of(self.context, self.stage, f"path/{_digest(choices)}") as unit, torch.no_grad():
+            self._set_bits(self.space.whole_row(self.space.bits[step][choices[-1]]))
+            outputs = list(self._outputs_of(choices[:-1]))
+            calls = self.space.survey["calls"].count(step)
+            for _ in range(calls):
+                call = self.denoiser.teleport(self.trellis, outputs)
+                assert isinstance(call, Call)
+                with unit.timed("model"):
+                    outputs.append(self.denoiser.transformer.forward(*call.args, **call.kwargs))
+            error = self._error(step, outputs, calls)
+            flat = [leaves(output) for output in outputs[-calls:]]
+            tensors.write(unit.folder, {f"output{i}": torch.stack([c[i] for c in flat]) for i in range(len(flat[0]))})
+            unit.value = {"choices": list(choices), "error": error, "calls": calls}
+        self._outputs[choices] = outputs
+        return error
+
+    def _error(self, step: int, outputs: list[Any], calls: int) -> float:
+        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.numerics.metrics import relative_error
+
+        if self.space.settings.error == "state":
+            got = self.denoiser.state(self.denoiser.teleport(self.trellis, outputs))
+            wanted = self._reference_states()[step + 1]
+        else:
+            place = len(outputs) - calls
+            got = [x for output in outputs[place:] for x in leaves(output)]
+            wanted = [x for output in self.reference.outputs[place : place + calls] for x in leaves(output)]
+        return sum(_compare(g, w, relative_error) for g, w in zip(got, wanted, strict=False)) / len(got)
+
+    def _roll_out(self, choices: Choices) -> float:
+        from adatsq_pipe.stages.numerics.metrics import relative_error
+        from adatsq_pipe.stages.trajectories import read_trajectory
+
+        with unit_of(self.context, self.stage, f"rollout/{_digest(choices)}") as unit:
+            rows = [self.space.whole_row(self.space.bits[t][c]) for t, c in enumerate(choices)]
+            with unit.timed("model"):
+                run = self.denoiser.record(self.rollouts, see=lambda j, call: self._set_bits(rows[call.step]))
+            wanted = read_trajectory(self.context, self.rollout_shard).latents
+            error = _compare(run.latents, wanted, relative_error)
+            unit.value = {"choices": list(choices), "error": error, "calls": len(run.outputs)}
+        return error
+
+
+def _compare(got: Tensor, wanted: Tensor, metric: Any) -> float:
+    """The error over the samples that both hold: the search may run on the first captions of a recorded batch."""
+    return float(metric(got, wanted[: len(got)] if got.dim() == wanted.dim() else wanted))
+
+
+def _first(conditions: Any, count: int) -> Any:
+    from adatsq_pipe.stages.denoiser import Conditions
+
+    return Conditions(prompts=conditions.prompts[:count], seeds=conditions.seeds[:count])
+
+
+def drive(context: Context, executor: Executor, report: Report) -> None:
+    """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
+    space, manifest = _Space(context), context.manifest("search")
+    beam, asked = space.beam(), 0
+    while not beam.finished:
+        level = f"level/{beam.level:03d}"
+        paths = beam.ask()
+        if manifest.done(level):
+            told = context.read("search", level)[0].value
+        else:
+            told = _evaluated(context, executor, "path", paths)
+            with unit_of(context, "search", level) as unit:
+                unit.value = told
+        beam = beam.tell({path: told[_digest(path)] for path in paths})
+        asked += len(paths)
+        report(beam.level, len(beam.prices) + 1)
+    rollouts = _evaluated(context, executor, "rollout", [path.choices for path in beam.paths])
+    _write_front(context, space, beam, rollouts)
+    report(len(beam.prices) + 1, len(beam.prices) + 1)
+
+
+def _evaluated(context: Context, executor: Executor, kind: str, paths: list[Choices]) -> dict[str, float]:
+    """Errors by digest; evaluations already committed are not done again."""
+    manifest = context.manifest("search")
+    missing = [path for path in paths if not manifest.done(f"{kind}/{_digest(path)}")]
+    keys = [f"{kind}/{'.'.join(map(str, path))}" for path in missing]
+    for _ in executor.stream(Evaluate, context, keys):
+        pass
+    return {_digest(p): context.read("search", f"{kind}/{_digest(p)}")[0].value["error"] for p in paths}
+
+
+def _write_front(context: Context, space: _Space, beam: Beam, rollouts: Mapping[str, float]) -> None:
+    from adatsq_pipe.storage import tables
+
+    steps = len(beam.prices)
+    with unit_of(context, "search", "front") as unit:
+        rows = []
+        for path in beam.front:
+            policy = space.policy(path.choices)
+            rows.append(
+                {
+                    "digest": _digest(path.choices),
+                    "choices": list(path.choices),
+                    "mean_bits": path.price / steps,
+                    "mac_weighted_bits": policy.weighted_mean(space.macs),
+                    "trellis_error": path.error,
+                    "rollout_error": rollouts.get(_digest(path.choices)),
+                    "bits": [b for row in policy.bits for b in row],
+                }
+            )
+        tables.write(unit.folder / "front.parquet", rows)
+        best = min(beam.paths, key=lambda p: (rollouts[_digest(p.choices)], p.price, p.choices))
+        unit.value = {
+            "policy": [list(row) for row in space.whole(space.policy(best.choices)).bits],
+            "mean_bits": best.price / steps,
+            "mac_weighted_bits": space.policy(best.choices).weighted_mean(space.macs),
+            "rollout_error": rollouts[_digest(best.choices)],
+            "front": len(rows),
+        }
+
+
+def policy_of(context: Context) -> Policy:
+    """The chosen policy over all layers in survey order (16 = weight-only)."""
+    from adatsq_pipe.stages.numerics.policy import Policy
+
+    marker, _ = context.read("search", "front")
+    return Policy(tuple(tuple(row) for row in marker.value["policy"]))
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    if resolve(context.tables["recipe"]).allocation == "trellis":
+        executor.conduct(drive, context, report)
+    else:
+        _uniform(context)
+        report(1, 1)
+
+
+def _uniform(context: Context) -> None:
+    """No search: the recipe's activation bits everywhere."""
+    bits = resolve(context.tables["recipe"]).activation_bits
+    survey = capture.survey_of(context)
+    row = [bits if layer["kind"] == "tokens" else 16 for layer in survey["layers"]]
+    if not context.manifest("search").done("front"):
+        with unit_of(context, "search", "front") as unit:
+            unit.value = {
+                "policy": [row] * survey["steps"],
+                "mean_bits": float(bits),
+                "mac_weighted_bits": float(bits),
+                "rollout_error": None,
+                "front": 1,
+            }
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    recipe = resolve(tables["recipe"])
+    if recipe.allocation == "uniform":
+        return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
+    return {**identity(tables, "compute", "search"), "allocation": recipe.allocation}
+
+
+def _expected(context: Context) -> int | None:
+    if resolve(context.tables["recipe"]).allocation == "uniform":
+        return 1
+    return int(capture.survey_of(context)["steps"]) + 1
+
+
+STAGE = Stage(
+    name="search",
+    version=1,
+    needs=("capture", "fisher", "solve"),
+    reads=_reads,
+    run=run,
+    expected=_expected,
+    settings=SearchSettings,
+)

@@ -1,0 +1,65 @@
+"""Recorded runs as units of the capture stage: how they are written, and how later stages read them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, shards
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory, leaves, open_denoiser, rebuild, structure, take_denoiser
+from adatsq_pipe.storage import tensors
+
+
+def denoiser_of(context: Context, *, folder: str = "", to_change: bool = False) -> Denoiser:
+    """The run's full-precision model (or the one in `folder`), open in this process.
+
+    `to_change` gives one that no later stage will be handed.
+    """
+    compute, model = context.settings("compute", ComputeSettings), context.settings("model", ModelSettings)
+    opener = take_denoiser if to_change else open_denoiser
+    return opener(
+        folder or context.model, dtype=compute.dtype, device=compute.device, threads=compute.threads, call=model.call
+    )
+
+
+def calibration_shards(context: Context) -> list[Conditions]:
+    """The calibration captions with their seeds, cut into the batches they are run in."""
+    data = context.settings("data", DataSettings)
+    return conditions_of(data.prompts, seed=data.seed, batch=data.batch)
+
+
+def conditions_of(prompts: tuple[str, ...], *, seed: int, batch: int) -> list[Conditions]:
+    """Captions in batches, each caption with a seed of its own that does not depend on the batch."""
+    return [
+        Conditions(prompts=tuple(prompts[i] for i in part), seeds=tuple(1_000_003 * seed + i for i in part))
+        for part in shards(len(prompts), batch)
+    ]
+
+
+def write_trajectory(folder: Path, run: Trajectory) -> None:
+    """Outputs stacked over calls, final latents, and what rebuilds the outputs' form."""
+    flat = [leaves(output) for output in run.outputs]
+    stacked = {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
+    tensors.write(
+        folder,
+        {**stacked, "latents": run.latents},
+        {"steps": run.steps, "timesteps": run.timesteps, "structure": json.dumps(structure(run.outputs[0]))},
+    )
+
+
+def read_trajectory(context: Context, shard: int) -> Trajectory:
+    """A recorded calibration run, verified."""
+    _, folder = context.read("capture", f"trajectory/{shard:03d}")
+    stored, marks = tensors.read(folder), tensors.attributes(folder)
+    shape, count = json.loads(marks["structure"]), len(marks["steps"])
+    parts = [stored[f"output{i}"] for i in range(len(stored) - 1)]
+    device = context.settings("compute", ComputeSettings).device
+    outputs = tuple(rebuild(shape, iter([part[j].to(device) for part in parts])) for j in range(count))
+    return Trajectory(
+        outputs=outputs,
+        steps=tuple(marks["steps"]),
+        timesteps=tuple(marks["timesteps"]),
+        latents=stored["latents"].to(device),
+    )

@@ -1,0 +1,74 @@
+"""Model folders: what makes one a diffusers pipeline, and writing one whose transformer is replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.files import write_text
+
+
+def find_pipeline(folder: Path) -> dict[str, Any]:
+    """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StorageError."""
+    index = folder / "model_index.json"
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
+    try:
+        named = json.loads(index.read_text())
+    except FileNotFoundError:
+        raise StorageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
+    except ValueError as error:
+        raise StorageError(f"{index} is not JSON ({error}); restore the file") from None
+    if not named.get("transformer") or not (folder / "transformer").is_dir():
+        parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
+        raise StorageError(f"{folder} has no transformer to quantize (its parts: {parts})")
+    return dict(named)
+
+
+def write_pipeline(
+    source: Path, target: Path, *, tensors: Mapping[str, Any], quantization_config: Mapping[str, Any], card: str
+) -> None:
+    """Copy the pipeline at `source` to the empty `target`, its transformer's weights replaced by `tensors`.
+
+    The transformer's config gains `quantization_config`; `card` becomes the folder's README.md. Tensors are written
+    in name order, so equal tensors give equal bytes.
+    """
+    from safetensors.torch import save_file
+
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(".") or path.name in ("transformer", "README.md"):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
+        elif path.suffix != ".png":
+            shutil.copyfile(path, target / path.name)
+    config = json.loads((source / "transformer" / "config.json").read_text())
+    config["quantization_config"] = dict(quantization_config)
+    (target / "transformer").mkdir()
+    write_text(target / "transformer" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(
+        {name: tensors[name].contiguous() for name in sorted(tensors)},
+        target / "transformer" / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    write_text(target / "README.md", card)
+
+
+def read_transformer(source: Path) -> dict[str, Any]:
+    """Every tensor of the pipeline's transformer as stored (one safetensors file or shards). Raises StorageError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for path in sorted((source / "transformer").glob("diffusion_pytorch_model*.safetensors")):
+        try:
+            found.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
+    if not found:
+        raise StorageError(f"{source / 'transformer'} has no safetensors weights; save the pipeline with safetensors")
+    return found
