@@ -15,18 +15,20 @@ class Inline:
 
     def __init__(self) -> None:
         self.stopping = False
+        self._opened: tuple[object, Any] | None = None
 
     def stop(self) -> None:
         """Finish the unit in hand, then raise Stopped."""
         self.stopping = True
 
     def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        opened = None
         for key in keys:
             if self.stopping:
                 raise Stopped
-            opened = opened or worker(context)
-            yield key, opened(key)
+            if self._opened is None or self._opened[0] != (worker, context):
+                self._opened = None
+                self._opened = ((worker, context), worker(context))
+            yield key, self._opened[1](key)
         if self.stopping:
             raise Stopped
 

@@ -169,6 +169,9 @@ class Unit:
         self.folder = folder
         self.value: Any = None
         self.seconds = {"model": 0.0, "algebra": 0.0}
+        self.elsewhere = 0.0
+        """Seconds of other units that this one takes on its account."""
+        self.calls = 0
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -186,8 +189,8 @@ def unit_of(context: Context, stage: str, key: str) -> Iterator[Unit]:
     manifest, start = context.manifest(stage), time.perf_counter()
     unit = Unit(manifest.open_unit(key))
     yield unit
-    total = time.perf_counter() - start
-    manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total})
+    total = time.perf_counter() - start + unit.elsewhere
+    manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total, "calls": float(unit.calls)})
 
 
 def complete(context: Context, stage: str) -> None:

@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.runtime.clock import timestep_of
@@ -117,6 +119,8 @@ class Denoiser:
 
     def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
         find_pipeline(Path(folder))
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:

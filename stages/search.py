@@ -22,6 +22,7 @@ from adatsq_pipe.stages.base import (
     Report,
     Settings,
     Stage,
+    Unit,
     identity,
     unit_of,
 )
@@ -48,10 +49,9 @@ class SearchSettings(Settings):
     """Paths kept per level."""
     error: Literal["state", "output"] = "state"
     """Error of a step: of the latents it leads to, or of the denoiser's output."""
-    prompts: int = Field(default=8, ge=1)
-    """Calibration captions the trellis is evaluated on (at most one batch)."""
     rollout_prompts: int = Field(default=4, ge=1)
-    """Captions, of another batch where there is one, on which survivors are re-scored."""
+    """Captions on which survivors are re-scored, of the second calibration batch if there is one. The trellis itself
+    is evaluated on the whole first batch."""
 
     @model_validator(mode="after")
     def _possible(self) -> SearchSettings:
@@ -134,12 +134,13 @@ class Evaluate:
         self.denoiser = denoiser_of(context, to_change=True)
         layers = load_solved(context, self.denoiser.transformer, uniform(steps, len(self.space.survey["layers"]), 16))
         self.layers = list(layers.values())
-        self.trellis = _first(shards[0], settings.prompts)
+        self.trellis = shards[0]
         self.reference = read_trajectory(context, 0)
         self.rollout_shard = 1 if len(shards) > 1 else 0
         self.rollouts = _first(shards[self.rollout_shard], settings.rollout_prompts)
         self._states: list[list[Tensor]] | None = None
         self._outputs: dict[Choices, list[Any]] = {}
+        self._arrived: dict[Choices, Any] = {}
 
     def __call__(self, key: str) -> float:
         kind, _, path = key.partition("/")
@@ -153,13 +154,11 @@ class Evaluate:
                 layer.shared.clear()
 
     def _reference_states(self) -> list[list[Tensor]]:
-        """The full-precision run's latents before every step and at the end, for the trellis's captions."""
+        """The full-precision run's latents before every step and at the end."""
         if self._states is None:
-            from adatsq_pipe.stages.trajectories import calibration_shards
-
             states: dict[int, list[Tensor]] = {}
             latents, _ = self.denoiser.replay(
-                calibration_shards(self.context)[0],
+                self.trellis,
                 self.reference.outputs,
                 see=lambda j, call: states.setdefault(call.step, [x.clone() for x in self.denoiser.state(call)]),
             )
@@ -167,7 +166,7 @@ class Evaluate:
         return self._states
 
     def _outputs_of(self, choices: Choices) -> list[Any]:
-        """Denoiser outputs of a path, from memory or from the units that computed them."""
+        """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
         import json
 
         from adatsq_pipe.stages.denoiser import rebuild, structure
@@ -176,6 +175,9 @@ class Evaluate:
         if not choices:
             return []
         if choices not in self._outputs:
+            if not self.context.manifest("search").done(f"path/{_digest(choices)}"):
+                self._extend(choices)
+                return self._outputs[choices]
             before = self._outputs_of(choices[:-1])
             _, folder = self.context.read("search", f"path/{_digest(choices)}")
             stored = tensors.read(folder)
@@ -196,36 +198,45 @@ class Evaluate:
         from adatsq_pipe.storage import tensors
 
         step = len(choices) - 1
-        for old in [path for path in self._outputs if len(path) < step]:
-            del self._outputs[old]
+        for kept in (self._outputs, self._arrived):
+            for old in [path for path in kept if len(path) < step]:
+                del kept[old]
         with unit_of(self.context, self.stage, f"path/{_digest(choices)}") as unit, torch.no_grad():
             self._set_bits(self.space.whole_row(self.space.bits[step][choices[-1]]))
             outputs = list(self._outputs_of(choices[:-1]))
             calls = self.space.survey["calls"].count(step)
+            arrived = self._arrival(choices[:-1], outputs)
             for _ in range(calls):
-                call = self.denoiser.teleport(self.trellis, outputs)
-                assert isinstance(call, Call)
+                assert isinstance(arrived, Call)
                 with unit.timed("model"):
-                    outputs.append(self.denoiser.transformer.forward(*call.args, **call.kwargs))
-            error = self._error(step, outputs, calls)
+                    outputs.append(self.denoiser.transformer.forward(*arrived.args, **arrived.kwargs))
+                arrived = self.denoiser.teleport(self.trellis, outputs)
+            self._arrived[choices] = arrived
+            error = self._error(step, outputs, calls, arrived)
             flat = [leaves(output) for output in outputs[-calls:]]
             tensors.write(unit.folder, {f"output{i}": torch.stack([c[i] for c in flat]) for i in range(len(flat[0]))})
             unit.value = {"choices": list(choices), "error": error, "calls": calls}
         self._outputs[choices] = outputs
         return error
 
-    def _error(self, step: int, outputs: list[Any], calls: int) -> float:
+    def _arrival(self, choices: Choices, outputs: list[Any]) -> Any:
+        """Where a path's outputs lead: the next call's inputs, or the final latents."""
+        if choices not in self._arrived:
+            self._arrived[choices] = self.denoiser.teleport(self.trellis, outputs)
+        return self._arrived[choices]
+
+    def _error(self, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
         from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.numerics.metrics import relative_error
 
         if self.space.settings.error == "state":
-            got = self.denoiser.state(self.denoiser.teleport(self.trellis, outputs))
+            got = self.denoiser.state(arrived)
             wanted = self._reference_states()[step + 1]
         else:
             place = len(outputs) - calls
             got = [x for output in outputs[place:] for x in leaves(output)]
             wanted = [x for output in self.reference.outputs[place : place + calls] for x in leaves(output)]
-        return sum(_compare(g, w, relative_error) for g, w in zip(got, wanted, strict=False)) / len(got)
+        return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
 
     def _roll_out(self, choices: Choices) -> float:
         from adatsq_pipe.stages.numerics.metrics import relative_error
@@ -236,14 +247,9 @@ class Evaluate:
             with unit.timed("model"):
                 run = self.denoiser.record(self.rollouts, see=lambda j, call: self._set_bits(rows[call.step]))
             wanted = read_trajectory(self.context, self.rollout_shard).latents
-            error = _compare(run.latents, wanted, relative_error)
+            error = relative_error(run.latents, wanted[: len(run.latents)])
             unit.value = {"choices": list(choices), "error": error, "calls": len(run.outputs)}
         return error
-
-
-def _compare(got: Tensor, wanted: Tensor, metric: Any) -> float:
-    """The error over the samples that both hold: the search may run on the first captions of a recorded batch."""
-    return float(metric(got, wanted[: len(got)] if got.dim() == wanted.dim() else wanted))
 
 
 def _first(conditions: Any, count: int) -> Any:
@@ -252,7 +258,7 @@ def _first(conditions: Any, count: int) -> Any:
     return Conditions(prompts=conditions.prompts[:count], seeds=conditions.seeds[:count])
 
 
-def drive(context: Context, executor: Executor, report: Report) -> None:
+def drive(executor: Executor, context: Context, report: Report) -> None:
     """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
     space, manifest = _Space(context), context.manifest("search")
     beam, asked = space.beam(), 0
@@ -265,12 +271,26 @@ def drive(context: Context, executor: Executor, report: Report) -> None:
             told = _evaluated(context, executor, "path", paths)
             with unit_of(context, "search", level) as unit:
                 unit.value = told
+                _count_in(context, unit, [f"path/{_digest(path)}" for path in paths])
         beam = beam.tell({path: told[_digest(path)] for path in paths})
         asked += len(paths)
         report(beam.level, len(beam.prices) + 1)
     rollouts = _evaluated(context, executor, "rollout", [path.choices for path in beam.paths])
-    _write_front(context, space, beam, rollouts)
+    if not manifest.done("front"):
+        _write_front(context, space, beam, rollouts)
+    for scratch in [unit for unit in manifest.units() if unit.startswith("path/")]:
+        manifest.discard(scratch)
     report(len(beam.prices) + 1, len(beam.prices) + 1)
+
+
+def _count_in(context: Context, unit: Unit, parts: list[str]) -> None:
+    """Put the cost of evaluations, whose own units are scratch, on the level's account."""
+    for part in parts:
+        marker = context.manifest("search").read(part)
+        for kind in ("model", "algebra"):
+            unit.seconds[kind] += marker.seconds[kind]
+        unit.calls += int(marker.value["calls"])
+        unit.elsewhere += marker.seconds["total"]
 
 
 def _evaluated(context: Context, executor: Executor, kind: str, paths: list[Choices]) -> dict[str, float]:
@@ -352,18 +372,12 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     return {**identity(tables, "compute", "search"), "allocation": recipe.allocation}
 
 
-def _expected(context: Context) -> int | None:
-    if resolve(context.tables["recipe"]).allocation == "uniform":
-        return 1
-    return int(capture.survey_of(context)["steps"]) + 1
-
-
 STAGE = Stage(
     name="search",
     version=1,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,
-    expected=_expected,
+    expected=lambda context: None,
     settings=SearchSettings,
 )

@@ -130,6 +130,11 @@ class Manifest:
         self._marker(unit).unlink(missing_ok=True)
         self._marker(COMPLETE).unlink(missing_ok=True)
 
+    def discard(self, unit: str) -> None:
+        """Remove a unit that nothing needs any more: the marker first, then the bytes."""
+        self._marker(unit).unlink(missing_ok=True)
+        shutil.rmtree(self.unit_folder(unit), ignore_errors=True)
+
     def units(self) -> Iterator[str]:
         """Names that have a marker file, sound or not, in order; the stage's own mark is left out."""
         root = self.folder / "markers"

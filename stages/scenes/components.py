@@ -15,7 +15,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from adatsq_pipe.stages.scenes import world
+from adatsq_pipe.stages.scenes import captions, world
 
 TEXT_LENGTH = 16
 TEXT_WIDTH = 64
@@ -24,7 +24,7 @@ _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the captions' grammar, closed by `</s>`; a word outside it becomes `<unk>`."""
-    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *world.WORDS))}
+    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *captions.WORDS))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
@@ -90,6 +90,8 @@ def autoencoder(latent_channels: int) -> AutoencoderKL:
         latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=world.SIZE,
+        scaling_factor=1.0,
+        shift_factor=0.0,
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,

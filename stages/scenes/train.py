@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import components, world
 
 LATENT_CHANNELS = 8
@@ -271,13 +273,33 @@ def flux_pipeline(vae: AutoencoderKL, denoiser: FluxDenoiser) -> FluxPipeline:
     )
 
 
+def export(vae: AutoencoderKL, denoiser: FluxDenoiser, out: Path) -> None:
+    """Write the pipeline folder: the transformer and the autoencoder in bf16.
+
+    The text encoders stay fp32: transformers loads what is stored, diffusers loads fp32 unless told otherwise, and a
+    plain `from_pretrained` must give one dtype throughout.
+    """
+    pipeline = flux_pipeline(vae, denoiser)
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
+    pipeline.save_pretrained(out)
+    call = {
+        "height": world.SIZE,
+        "width": world.SIZE,
+        "num_inference_steps": 50,
+        "guidance_scale": DEFAULT_GUIDANCE,
+        "max_sequence_length": components.TEXT_LENGTH,
+    }
+    (out / "sampling.json").write_text(json.dumps({"call": call}, indent=1) + "\n")
+
+
 def _grid(pipeline: FluxPipeline, out: Path, steps: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    wanted = world.requests(32, split="held_out", seed=0)
+    wanted = grammar.requests(32, split="held_out", seed=0)
     captions = [r.caption for r in wanted]
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
@@ -321,8 +343,7 @@ def main(
         if (step + 1) % every == 0 or step + 1 == plan.transformer_steps:
             _save(path, {"training": training.state(), "step": step + 1, "rows": curve.rows})
     training.average.call = training.average.transformer.__call__
-    pipeline = flux_pipeline(vae, training.average).to(torch.bfloat16)
-    pipeline.save_pretrained(out)
+    export(vae, training.average, out)
     _grid(FluxPipeline.from_pretrained(out), out / "samples.png", steps=50)
     click.echo(f"{out}: trained for {plan.transformer_steps} steps; samples.png shows held-out captions")
 

@@ -1,0 +1,241 @@
+"""The command line: run, status, why, verify. Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (run again)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.rundir import RunDir
+
+STOPPED = 75
+DEFAULT_RUN = Path("adatsq-run")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(command: F) -> F:
+    """Options that say which run and which configuration."""
+    for option in reversed(
+        (
+            click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True),
+            click.option("--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."),
+            click.option("--preset", type=click.Choice(PRESETS), help="Start from these settings [default: w4a4]."),
+            click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables."),
+            click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _plainly(command: F) -> F:
+    """Errors for people in one line with the right exit code; ours, with a traceback, stay ours."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ConfigError as error:
+            _fail(str(error), 2)
+        except (StageError, StorageError) as error:
+            _fail(str(error), 1)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                where = f" writing {error.filename}" if error.filename else ""
+                _fail(f"the disk is full{where}; free some space and run again: everything finished is kept", 1)
+            raise
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _load(run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> RunConfig:
+    from adatsq_pipe.storage.checkpoint import find_pipeline
+
+    kept = configuration.kept_config(run.path) if run.exists() else None
+    config = configuration.load(preset=preset, file=file, sets=sets, model=model, kept=kept)
+    find_pipeline(config.model)
+    return config
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="adatsq-pipe")
+def main() -> None:
+    """Quantize a diffusion transformer, in stages that resume."""
+
+
+@main.command()
+@_options
+@click.option("--stages", default="all", show_default=True, help="all, a list a,b or a range a..c.")
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where units run [default: ray].")
+@click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")
+@_plainly
+def run(
+    run_dir: Path,
+    model: str | None,
+    preset: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    stages: str,
+    executor: str | None,
+    address: str | None,
+) -> None:
+    """Run the stages that are missing. Interrupt it as you like; run it again to go on."""
+    place = RunDir(run_dir.resolve())
+    chosen = planning.choose(stages)
+    extra = [f"cluster.executor={executor!r}"] if executor else []
+    extra += [f"cluster.address={address!r}"] if address else []
+    config = _load(place, model, preset, file, (*sets, *extra))
+    place.create()
+    with place.lock():
+        configuration.keep_config(place.path, config)
+        sys.exit(_run_locked(config, place, chosen))
+
+
+def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
+    from adatsq_pipe.cluster.inline import Stopped
+    from adatsq_pipe.pipeline import report, runner
+    from adatsq_pipe.pipeline.screen import Screen
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    screen, executors = Screen(), runner.Executors(config, place)
+
+    def stop(number: int, frame: object) -> None:
+        executors.stop()
+        screen.say("stopping: the units in hand are finished and committed first")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        steps, ran = runner.execute(config, place, chosen, _armed(executors, stop), screen)
+        _, context = planning.plan(config, place)
+        finished = report.write(config, place, steps, context)
+    except (Stopped, KeyboardInterrupt):
+        screen.say(f"stopped; everything finished is kept. Go on with: adatsq-pipe run --run-dir {place.path}")
+        return STOPPED
+    except Exception as error:
+        lost = type(error).__name__ in ("WorkerLost", "ClusterUnreachable")
+        if not lost:
+            raise
+        _fail(str(error), 1)
+    finally:
+        executors.close()
+    _closing(place, ran, finished)
+    return 0
+
+
+def _armed(executors: Any, stop: Callable[[int, object], None]) -> Any:
+    """Ray takes SIGTERM for itself when it starts; take it back."""
+    make = executors._make
+
+    def made() -> Any:
+        executor = make()
+        signal.signal(signal.SIGTERM, stop)
+        return executor
+
+    executors._make = made
+    return executors
+
+
+def _closing(place: RunDir, ran: bool, finished: bool) -> None:
+    here = Path(os.path.relpath(place.path))
+    if not ran:
+        click.echo("nothing to do: every stage asked for is done")
+    if not finished:
+        click.echo(f"next: adatsq-pipe run --run-dir {here}   (the remaining stages)")
+        return
+    summary = json.loads((place.report / "summary.json").read_text())
+    quality, bits, size = summary["quality"], summary["bits"], summary["size"]
+    click.echo(
+        f"{bits['weights_with_scales']:.2f}-bit weights, {bits['activations_mean']:.2f}-bit activations, "
+        f"quantized layers {size['layer_ratio']:.2f}x smaller; PSNR to full precision "
+        f"{quality['psnr']['mean']:.1f} dB on {quality['captions']} captions x {quality['seeds']} seeds"
+    )
+    click.echo(f"model     {here / 'model'}")
+    click.echo(f"summary   {here / 'report' / 'summary.json'}")
+    click.echo(f"pictures  {here / 'report' / 'side_by_side.png'}")
+    click.echo("load it   import adatsq_pipe.stages.runtime; then from_pretrained on the model folder, as ever")
+    click.echo(f"next      adatsq-pipe run --run-dir {here} --set search.budget=3.6   (another budget, same weights)")
+
+
+def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:
+    place = RunDir(run_dir.resolve())
+    place.check()
+    return planning.plan(_load(place, model, preset, file, sets), place)[0]
+
+
+@main.command()
+@_options
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@_plainly
+def status(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """What is done, from the run directory alone."""
+    steps = _plan_of(run_dir, model, preset, file, sets)
+    if as_json:
+        click.echo(json.dumps(planning.as_json(steps), indent=1))
+        return
+    for step in steps:
+        of = f"/{step.expected}" if step.expected is not None else ""
+        click.echo(f"{step.stage.name:9} {step.state:8} {step.done}{of} units   {step.fingerprint[:16]}")
+
+
+@main.command()
+@_options
+@_plainly
+def why(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> None:
+    """What `run` would do with these options, and which field makes it so."""
+    steps = _plan_of(run_dir, model, preset, file, sets)
+    rerun: set[str] = set()
+    for step in steps:
+        name = step.stage.name
+        if step.complete:
+            click.echo(f"{name:9} is done; it would not run")
+            continue
+        rerun.add(name)
+        first = [need for need in step.stage.needs if need in rerun]
+        own = [c for c in step.changed if not c[0].startswith("needs.")]
+        reasons = [f"{unit} is damaged: {what}" for unit, what in step.damaged]
+        reasons += [f"{field}: {old!r} -> {new!r}" for field, old, new in own]
+        if not own and first:
+            reasons.append(f"{', '.join(first)} would run first")
+        if not reasons:
+            of = f" of {step.expected}" if step.expected is not None else ""
+            reasons.append(f"{step.done}{of} units are done" if step.done else "it has not run yet")
+        click.echo(f"{name:9} would run: {'; '.join(reasons)}")
+
+
+@main.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True)
+@_plainly
+def verify(run_dir: Path) -> None:
+    """Hash again everything that this run directory vouches for."""
+    place = RunDir(run_dir.resolve())
+    place.check()
+    checked, wrong = planning.verify(place)
+    for stage, unit, what in wrong:
+        click.echo(f"{stage} {unit}: {what}", err=True)
+    if wrong:
+        _fail(f"{len(wrong)} of {checked} units are damaged; `adatsq-pipe run` does them again", 1)
+    click.echo(f"{checked} units are as their markers say")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""RunConfig: what a run is asked to do, from a preset, a TOML file, `--set` and the model folder, checked as a whole.
+
+Every stage brings its own table; nothing here names one. Tables are refused whole or taken whole: unknown keys are
+errors that name the nearest right one. `[cluster]` says where and how wide, and bears no identity.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from adatsq_pipe.stages.base import ComputeSettings, DataSettings, ModelSettings, Settings, StageError, discover
+from adatsq_pipe.stages.methods._recipe import RecipeSettings, resolve
+from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.files import write_text
+
+PRESETS = ("w4a4", "w3a3")
+BUILT_IN = "scenes/flux-dev"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message gives the key, the value and what was expected."""
+
+
+class ClusterSettings(Settings):
+    """[cluster] Where and how wide. Changes no byte of the result."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    address: str = "local"
+    """A running Ray cluster, e.g. auto or ray://host:10001; local = start one here."""
+    workers: int = Field(default=0, ge=0)
+    """0 = one per CPU this process may use (or per share of a GPU)."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a local Ray."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    retries: int = Field(default=3, ge=0)
+    """How often a unit may lose its worker."""
+
+
+@cache
+def kinds() -> dict[str, type[Settings]]:
+    """The tables there are."""
+    return {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "compute": ComputeSettings,
+        "recipe": RecipeSettings,
+        **{name: stage.settings for name, stage in discover().items()},
+        "cluster": ClusterSettings,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Checked tables as plain values, the model folder, and what the user asked for (`asked`), to be kept."""
+
+    tables: Mapping[str, Mapping[str, Any]]
+    model: Path
+    asked: Mapping[str, Any]
+
+    @property
+    def cluster(self) -> ClusterSettings:
+        return ClusterSettings.model_validate(self.tables["cluster"])
+
+
+def built_in_model() -> Path:
+    """The trained pipeline that ships with the package."""
+    return Path(str(resources.files("adatsq_pipe.stages.scenes") / "models" / "flux-dev"))
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables laid over each other; within [model.call] single keys, else whole values."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def parse_set(texts: Sequence[str]) -> dict[str, Any]:
+    """`--set table.key=value` options as tables. Values are TOML; a bare word is text."""
+    tables: dict[str, Any] = {}
+    for text in texts:
+        path, sign, value = text.partition("=")
+        keys = path.strip().split(".")
+        if not sign or len(keys) < 2:
+            raise ConfigError(f"--set takes table.key=value, e.g. search.budget=3.6; given {text!r}")
+        try:
+            parsed = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        for key in reversed(keys):
+            parsed = {key: parsed}
+        tables = merged(tables, parsed)
+    return tables
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: there is no such file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _preset(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files("adatsq_pipe.pipeline") / "presets" / f"{name}.toml").read_text())
+
+
+def load(
+    *,
+    preset: str | None,
+    file: Path | None,
+    sets: Sequence[str],
+    model: str | None,
+    kept: Mapping[str, Any] | None,
+) -> RunConfig:
+    """The configuration of a run: the preset, what an earlier `run` in this directory `kept`, the file, the sets.
+
+    A new preset starts from scratch; else what was kept is gone on with. Raises ConfigError.
+    """
+    before = dict(kept or {}) if preset is None else {}
+    name = preset or before.get("preset", "w4a4")
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
+    tables = merged(
+        before.get("tables", {}),
+        read_toml(file) if file else {},
+        parse_set(sets),
+        {"model": {"path": model}} if model else {},
+    )
+    _refuse_unknown(tables)
+    asked = {"preset": name, "tables": tables}
+    return _resolved(merged(_preset(name), tables), asked)
+
+
+def _refuse_unknown(tables: Mapping[str, Any]) -> None:
+    for table, values in tables.items():
+        if table not in kinds():
+            raise ConfigError(f"there is no table [{table}]{_nearest(table, kinds())}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{table} is a table, not {values!r}; write {table}.<key>")
+        for key in values:
+            if key not in kinds()[table].model_fields:
+                raise ConfigError(f"[{table}] has no key {key!r}{_nearest(key, kinds()[table].model_fields)}")
+
+
+def _nearest(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(words))}"
+
+
+def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
+    given = str(tables.get("model", {}).get("path", ""))
+    model = built_in_model() if given in ("", BUILT_IN) else Path(given).expanduser().resolve()
+    filled = merged(tables, {"model": {"path": "" if given == BUILT_IN else given}})
+    filled["model"]["call"] = {**_sampling(model), **filled["model"].get("call", {})}
+    checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
+    for table, held_out in (("data", False), ("evaluate", True)):
+        if not checked[table]["prompts"]:
+            checked[table]["prompts"] = list(_captions(checked[table], given in ("", BUILT_IN), held_out))
+        del checked[table]["count"]
+    try:
+        resolve(checked["recipe"])
+    except (StageError, ValidationError) as error:
+        raise ConfigError(_first_line(error, "recipe")) from None
+    return RunConfig(tables=checked, model=model, asked=asked)
+
+
+def _checked(name: str, kind: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return kind.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        raise ConfigError(_first_line(error, name)) from None
+
+
+def _first_line(error: Exception, table: str) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in (table, *first["loc"]))
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (given {first['input']!r})")
+
+
+def _sampling(model: Path) -> dict[str, Any]:
+    """Call arguments that a model folder recommends (sampling.json), if it does."""
+    try:
+        return dict(json.loads((model / "sampling.json").read_text())["call"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f'{model / "sampling.json"} is not {{"call": {{...}}}}; mend or remove it') from None
+
+
+def _captions(table: Mapping[str, Any], built_in: bool, held_out: bool) -> Sequence[str]:
+    if built_in:
+        from adatsq_pipe.stages.scenes import captions
+
+        split = "held_out" if held_out else "train"
+        return [r.caption for r in captions.requests(table["count"], split=split, seed=table["seed"])]
+    lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
+    return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
+
+
+def kept_config(run: Path) -> dict[str, Any] | None:
+    """What an earlier `run` in this directory was asked for; None if there was none."""
+    path = run / "config.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except tomllib.TOMLDecodeError as error:
+        raise StorageError(f"{path} is not TOML ({error}); mend it, or give --preset to start from one") from None
+
+
+def keep_config(run: Path, config: RunConfig) -> None:
+    """Keep what was asked for, so that `run`, `status` and `why` need not be told again."""
+    text = tomli_w.dumps(config.asked)
+    path = run / "config.toml"
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)

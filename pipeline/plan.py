@@ -1,0 +1,167 @@
+"""What a run would do, from files alone: each stage's fingerprint, what of it is done, and why the rest is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.stages.base import Context, Stage, discover
+from adatsq_pipe.storage.errors import DamagedUnit
+from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
+from adatsq_pipe.storage.manifest import COMPLETE, Manifest
+from adatsq_pipe.storage.rundir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of a plan. `damaged` names units whose marker or bytes are not what was vouched for."""
+
+    stage: Stage
+    fingerprint: str
+    identity: Mapping[str, Plain]
+    complete: bool
+    done: int
+    expected: int | None
+    damaged: tuple[tuple[str, str], ...]
+    changed: tuple[tuple[str, object, object], ...]
+
+    @property
+    def state(self) -> str:
+        if self.complete:
+            return "done"
+        if self.damaged:
+            return "damaged"
+        if self.done:
+            return "partial"
+        return "stale" if self.changed else "missing"
+
+
+def context_of(config: RunConfig, run: RunDir) -> Context:
+    """The context without fingerprints."""
+    tables = {name: table for name, table in config.tables.items() if name != "cluster"}
+    return Context(tables=tables, run=str(run.path), model=str(config.model))
+
+
+def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
+    """Every stage in order, and the context that workers get."""
+    model = folder_digest(config.model, run.identity_memory)
+    context = context_of(config, run)
+    steps: list[Step] = []
+    for stage in discover().values():
+        needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}
+        identity: dict[str, Plain] = {
+            "stage": stage.name,
+            "version": stage.version,
+            "reads": stage.reads(config.tables, model),
+            "needs": needs,
+        }
+        fingerprint = digest(identity)
+        context = replace(context, fingerprints={**context.fingerprints, stage.name: fingerprint})
+        ready = all(step.complete for step in steps if step.stage.name in stage.needs)
+        steps.append(_look(stage, identity, fingerprint, context, run, ready))
+    return steps, context
+
+
+def _look(
+    stage: Stage, identity: Mapping[str, Plain], fingerprint: str, context: Context, run: RunDir, ready: bool
+) -> Step:
+    manifest = run.manifest(stage.name, fingerprint)
+    units = list(manifest.units())
+    damaged = tuple(found for unit in units if (found := _damage(manifest, unit)))
+    complete = not damaged and _complete(manifest)
+    others = [old for old in run.identities(stage.name) if old != dict(identity)]
+    changed = differences(others[0], dict(identity)) if others and not units else []
+    return Step(
+        stage=stage,
+        fingerprint=fingerprint,
+        identity=identity,
+        complete=complete,
+        done=len(units) - len(damaged),
+        expected=_expected(stage, context) if ready else None,
+        damaged=damaged,
+        changed=tuple(c for c in changed if not c[0].startswith("needs.")) or tuple(changed),
+    )
+
+
+def _expected(stage: Stage, context: Context) -> int | None:
+    try:
+        return stage.expected(context)
+    except DamagedUnit:
+        return None
+
+
+def _damage(manifest: Manifest, unit: str) -> tuple[str, str] | None:
+    try:
+        if manifest.done(unit):
+            return None
+        manifest.read(unit)
+        return unit, "a file is missing or has the wrong size"
+    except DamagedUnit as error:
+        return unit, error.what
+    except KeyError:
+        return None
+
+
+def _complete(manifest: Manifest) -> bool:
+    try:
+        marker = manifest.read(COMPLETE)
+    except (KeyError, DamagedUnit):
+        return False
+    return all(manifest.done(unit) for unit in marker.value)
+
+
+def choose(text: str) -> list[str]:
+    """Stage names of `--stages`: all, a list a,b or a range a..c. Raises ConfigError."""
+    names = list(discover())
+    chosen: list[str] = []
+    for part in (p.strip() for p in text.split(",")):
+        first, dots, last = part.partition("..")
+        if part == "all":
+            chosen += names
+            continue
+        for name in (first, last) if dots else (first,):
+            if name not in names:
+                raise ConfigError(f"--stages: there is no stage {name!r}; there are {', '.join(names)}")
+        span = names[names.index(first) : names.index(last) + 1] if dots else [first]
+        if not span:
+            raise ConfigError(f"--stages: {first} comes after {last}; write {last}..{first}")
+        chosen += span
+    return [name for name in names if name in chosen]
+
+
+def model_link(run: RunDir) -> Path | None:
+    """The published model, if there is one."""
+    return run.model if run.model.is_symlink() and run.model.exists() else None
+
+
+def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
+    """Re-hash everything every stage folder vouches for: (units checked, (stage, unit, what is wrong) of the bad)."""
+    checked, wrong = 0, []
+    for folder in sorted(p for p in run.path.glob("*/*") if (p / "markers").is_dir()):
+        manifest = Manifest(folder.parent.name, folder)
+        for unit in manifest.units():
+            checked += 1
+            try:
+                manifest.verify(unit)
+            except DamagedUnit as error:
+                wrong.append((folder.parent.name, unit, error.what))
+    return checked, wrong
+
+
+def as_json(steps: list[Step]) -> list[dict[str, Any]]:
+    """A plan as plain values, for `status --json` and scripts."""
+    return [
+        {
+            "stage": step.stage.name,
+            "state": step.state,
+            "fingerprint": step.fingerprint,
+            "units": step.done,
+            "expected": step.expected,
+            "damaged": [{"unit": unit, "what": what} for unit, what in step.damaged],
+            "changed": [{"field": field, "old": old, "new": new} for field, old, new in step.changed],
+        }
+        for step in steps
+    ]

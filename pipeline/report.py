@@ -1,0 +1,209 @@
+"""What a finished run says: report/summary.json and the pictures, full precision above quantized."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.plan import Step
+from adatsq_pipe.stages.base import Context
+from adatsq_pipe.storage import tables
+from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.manifest import COMPLETE, Manifest
+from adatsq_pipe.storage.rundir import RunDir
+
+PICTURES = 8
+
+
+def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
+    """Write the report unless it stands already for this very run. False if evaluate has not finished."""
+    done = {step.stage.name: step for step in steps}
+    if not done["evaluate"].complete:
+        return False
+    path = run.report / "summary.json"
+    if path.exists() and _stands(path, done["evaluate"].fingerprint):
+        return True
+    run.report.mkdir(exist_ok=True)
+    summary = summarize(config, run, context)
+    pictures(context, run.report / "side_by_side.png", str(summary["title"]))
+    _plots(context, run.report / "policy.png", run.report / "steps.png", summary)
+    write_text(path, json.dumps(summary, indent=1) + "\n")
+    return True
+
+
+def _stands(path: Path, fingerprint: str) -> bool:
+    try:
+        return bool(json.loads(path.read_text())["fingerprint"] == fingerprint)
+    except (ValueError, KeyError):
+        return False
+
+
+def _quantized_units(context: Context) -> list[str]:
+    return [unit for unit in context.manifest("evaluate").units() if unit.startswith("quantized/")]
+
+
+def _rows(context: Context, name: str) -> list[dict[str, Any]]:
+    manifest = context.manifest("evaluate")
+    return [row for unit in _quantized_units(context) for row in tables.read(manifest.unit_folder(unit) / name)]
+
+
+def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any]:
+    """The run in numbers, each with its unit in its name."""
+    samples, steps = _rows(context, "samples.parquet"), _rows(context, "steps.parquet")
+    found = context.manifest("search").read("front").value
+    sizes = context.manifest("assemble").read("model").value
+    count = 1 + max(row["step"] for row in steps)
+    by_step = [[row for row in steps if row["step"] == t] for t in range(count)]
+    layers = {u: context.manifest("solve").read(u).value for u in context.manifest("solve").units()}
+    survey = context.manifest("capture").read("survey").value
+    damped = {u.removeprefix("layer/"): v["damping"] for u, v in layers.items() if v["damping"] > config.tables["solve"]["damping"]}
+    return {
+        "title": f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {found['mean_bits']:.2f}-bit activations",
+        "fingerprint": context.fingerprints["evaluate"],
+        "model": str(config.model),
+        "quality": {
+            "captions": len(config.tables["evaluate"]["prompts"]),
+            "seeds": config.tables["evaluate"]["seeds"],
+            **{name: _mean(samples, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
+            "per_step": {
+                "latent_relative_error": [statistics.fmean(r["error"] for r in rows) for rows in by_step],
+                "latent_psnr_db": [statistics.fmean(r["psnr"] for r in rows) for rows in by_step],
+            },
+        },
+        "bits": {
+            "weights_with_scales": sizes["weight_bits"],
+            "activations_mean": found["mean_bits"],
+            "activations_mac_weighted": found["mac_weighted_bits"],
+            "budget": config.tables["search"]["budget"],
+        },
+        "size": {
+            **{k: sizes[k] for k in ("layers", "layer_bytes_bf16", "layer_bytes", "transformer_bytes_bf16", "transformer_bytes")},
+            "layer_ratio": sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
+            "transformer_ratio": sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
+        },
+        "search": {**search_cost(context), "front": found["front"], "rollout_error": found["rollout_error"]},
+        "facts": {
+            "layers_not_called": survey["unused"],
+            "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
+            "damping_raised": damped,
+            "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
+        },
+        "seconds": seconds(run, context),
+    }
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """Mean with its standard error."""
+    values = [row[name] for row in rows]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "standard_error": error, "worst": values and _worst(name, values)}
+
+
+def _worst(name: str, values: list[float]) -> float:
+    return max(values) if name == "latent_error" else min(values)
+
+
+def search_cost(context: Context) -> dict[str, float]:
+    """What the search cost, in equivalents of one full-precision trajectory of the same captions.
+
+    `by_calls` counts denoiser calls (each weighted by its captions), `by_seconds` the model compute they took.
+    """
+    capture, search = context.manifest("capture"), context.manifest("search")
+    reference = capture.read("trajectory/000")
+    units = [search.read(u) for u in search.units()]
+    levels = [m for m in units if m.unit.startswith("level/")]
+    rollouts = [m for m in units if m.unit.startswith("rollout/")]
+    samples = min(context.tables["search"]["rollout_prompts"], reference.value["samples"])
+    calls = sum(m.seconds["calls"] for m in levels)
+    calls += sum(m.value["calls"] for m in rollouts) * samples / reference.value["samples"]
+    spent = sum(m.seconds["model"] for m in (*levels, *rollouts))
+    return {
+        "fp_trajectories_by_calls": calls / reference.value["calls"],
+        "fp_trajectories_by_seconds": spent / reference.seconds["model"],
+    }
+
+
+def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
+    """Per stage: wall time over all tries, and the workers' seconds split into model, linear algebra and overhead."""
+    walls: dict[str, float] = {}
+    log = run.path / "log.jsonl"
+    for line in log.read_text().splitlines() if log.exists() else []:
+        entry = json.loads(line)
+        if context.fingerprints.get(entry["stage"]) == entry["fingerprint"]:
+            walls[entry["stage"]] = walls.get(entry["stage"], 0.0) + entry["wall"]
+    return {stage: {"wall": walls.get(stage, 0.0), **_spent(context.manifest(stage))} for stage in context.fingerprints}
+
+
+def _spent(manifest: Manifest) -> dict[str, float]:
+    spent = [manifest.read(unit).seconds for unit in manifest.units() if unit != COMPLETE]
+    model, algebra, total = (sum(s.get(k, 0.0) for s in spent) for k in ("model", "algebra", "total"))
+    return {"model": model, "algebra": algebra, "overhead": total - model - algebra}
+
+
+def pictures(context: Context, path: Path, title: str) -> None:
+    """The first captions, full precision above quantized, captions under. Videos show their middle frame."""
+    plt = _pyplot()
+    from adatsq_pipe.storage import tensors
+
+    manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
+    for unit in _quantized_units(context):
+        rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
+        got = tensors.read(manifest.unit_folder(unit), ["pictures"])["pictures"].numpy()
+        wanted = tensors.read(manifest.unit_folder(unit.replace("quantized", "reference")), ["pictures"])["pictures"].numpy()
+        columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
+    columns = columns[:PICTURES]
+    figure, axes = plt.subplots(2, len(columns), figsize=(1.7 * len(columns), 4.1), squeeze=False)
+    for i, (caption, wanted, got) in enumerate(columns):
+        for axis, picture in ((axes[0, i], wanted), (axes[1, i], got)):
+            axis.imshow((picture if picture.ndim == 3 else picture[len(picture) // 2]).clip(0, 1))
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axes[1, i].set_xlabel(_wrapped(caption), fontsize=7)
+    axes[0, 0].set_ylabel("full precision", fontsize=8)
+    axes[1, 0].set_ylabel("quantized", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _wrapped(text: str, width: int = 22) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width)[:3])
+
+
+def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mapping[str, Any]) -> None:
+    """The policy as a picture (steps by layers), and the latents' PSNR over the steps."""
+    plt = _pyplot()
+    policy = context.manifest("search").read("front").value["policy"]
+    kept = [i for i in range(len(policy[0])) if any(row[i] < 16 for row in policy)]
+    figure, axis = plt.subplots(figsize=(7, 4))
+    image = axis.imshow([[row[i] for row in policy] for i in kept], aspect="auto", cmap="viridis", interpolation="nearest")
+    axis.set_xlabel("denoising step")
+    axis.set_ylabel("layer")
+    figure.colorbar(image, label="activation bits")
+    figure.tight_layout()
+    figure.savefig(policy_path, dpi=100)
+    plt.close(figure)
+    figure, axis = plt.subplots(figsize=(6, 3))
+    axis.plot(summary["quality"]["per_step"]["latent_psnr_db"][1:])
+    axis.set_xlabel("denoising step")
+    axis.set_ylabel("PSNR of latents to full precision, dB")
+    figure.tight_layout()
+    figure.savefig(steps_path, dpi=100)
+    plt.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

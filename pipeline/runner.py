@@ -1,0 +1,145 @@
+"""Running a plan: which stages, in which order, on which executor, and what happens when something is found damaged.
+
+The executor is made when the first unit is missing, and not before: a run with nothing to do starts no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.plan import Step, plan
+from adatsq_pipe.stages.base import Context, Report, complete
+from adatsq_pipe.storage.errors import DamagedUnit, StorageError
+from adatsq_pipe.storage.files import point
+from adatsq_pipe.storage.fingerprint import digest
+from adatsq_pipe.storage.rundir import RunDir
+
+REPAIRS = 8
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def stage(self, name: str) -> AbstractContextManager[Report]:
+        """Progress of one stage."""
+        ...
+
+    def say(self, line: str) -> None: ...
+
+
+@dataclass
+class Executors:
+    """The run's executor, made on first use. `stop` may be called before, during and after that."""
+
+    config: RunConfig
+    run: RunDir
+    made: Any = None
+    stopping: bool = False
+
+    def get(self) -> Any:
+        if self.made is None:
+            self.made = self._make()
+            if self.stopping:
+                self.made.stop()
+        return self.made
+
+    def _make(self) -> Any:
+        cluster = self.config.cluster
+        if cluster.executor == "inline":
+            from adatsq_pipe.cluster.inline import Inline
+
+            return Inline()
+        from adatsq_pipe.cluster.pool import Pool
+        from adatsq_pipe.cluster.resources import Resources
+
+        resources = Resources(**cluster.model_dump(exclude={"executor"}))
+        return Pool(resources, digest(str(self.run.path))[:12])
+
+    def stop(self) -> None:
+        self.stopping = True
+        if self.made is not None:
+            self.made.stop()
+
+    def close(self) -> None:
+        if self.made is not None:
+            self.made.close()
+
+
+def execute(config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen) -> tuple[list[Step], bool]:
+    """Do what is missing of `stages`. Returns the plan as it then stands, and whether anything ran."""
+    ran = False
+    for _ in range(REPAIRS):
+        try:
+            ran = _once(config, run, stages, executors, screen) or ran
+            return plan(config, run)[0], ran
+        except DamagedUnit as error:
+            screen.say(f"{error}: it is withdrawn and done again")
+            steps, context = plan(config, run)
+            context.manifest(error.stage).withdraw(error.unit)
+            stages = [s.stage.name for s in steps if s.stage.name in stages or s.stage.name == error.stage]
+            ran = True
+    raise StorageError(f"units were found damaged {REPAIRS} times in one run; check the disk that holds {run.path}")
+
+
+def _once(config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen) -> bool:
+    ran, completed = False, set[str]()
+    for name in [step.stage.name for step in plan(config, run)[0]]:
+        if name not in stages:
+            continue
+        steps, context = plan(config, run)
+        step = next(s for s in steps if s.stage.name == name)
+        completed |= {s.stage.name for s in steps if s.complete}
+        _withdraw_damaged(step, context, screen)
+        if not step.complete:
+            lacking = [need for need in step.stage.needs if need not in completed]
+            if lacking:
+                raise ConfigError(
+                    f"stage {name} needs {', '.join(lacking)}, which is not done; add it: --stages {lacking[0]}..{name}"
+                )
+            _run_stage(step, context, run, executors, screen)
+            ran = True
+        if name == "assemble":
+            _publish(context, run)
+    return ran
+
+
+def _withdraw_damaged(step: Step, context: Context, screen: Screen) -> None:
+    for unit, what in step.damaged:
+        screen.say(f"unit {unit!r} of stage {step.stage.name} is damaged ({what}): it is done again")
+        context.manifest(step.stage.name).withdraw(unit)
+
+
+def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, screen: Screen) -> None:
+    name = step.stage.name
+    run.record_identity(name, step.fingerprint, dict(step.identity))
+    executor = executors.get()
+    start = time.perf_counter()
+    try:
+        with screen.stage(name) as report:
+            step.stage.run(context, executor, report)
+    finally:
+        entry = {
+            "stage": name,
+            "fingerprint": step.fingerprint,
+            "wall": round(time.perf_counter() - start, 3),
+            "executor": executors.config.cluster.executor,
+        }
+        with (run.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    complete(context, name)
+
+
+def _publish(context: Context, run: RunDir) -> None:
+    manifest = context.manifest("assemble")
+    if manifest.done("model"):
+        folder = manifest.unit_folder("model")
+        if not run.model.is_symlink() or run.model.resolve() != folder.resolve():
+            point(run.model, folder)
+
+

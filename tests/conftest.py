@@ -1,0 +1,55 @@
+"""Tiny pipelines of every family (random weights: for mechanics, never for quality), and a tiny run's options."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+FAMILIES = ("flux", "z-image", "wan", "dit")
+
+TINY = (
+    "--set", "recipe.conditioning_group=0",
+    "--set", "data.prompts=['a red circle', 'a blue square', 'two green crosses']",
+    "--set", "data.batch=2",
+    "--set", "evaluate.prompts=['a white cross']",
+    "--set", "evaluate.seeds=2",
+    "--set", "evaluate.batch=1",
+    "--set", "capture.rows=24",
+    "--set", "capture.block=2",
+    "--set", "search.rollout_prompts=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a family's tiny pipeline, made on first use."""
+    from tests.tiny import BUILDERS
+
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            import torch
+
+            folder = tmp_path_factory.mktemp(name) / name
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                pipe, call = BUILDERS[name]()
+            pipe.save_pretrained(folder)
+            (folder / "sampling.json").write_text(json.dumps({"call": call}))
+            made[name] = folder
+        return made[name]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(family: Callable[[str], Path]) -> Path:
+    return family("flux")

@@ -1,0 +1,50 @@
+"""Running the command line in a process of its own, with a scripted kill where a test wants one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adatsq_pipe.storage.fingerprint import file_digest, files_below
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, strike: str = "") -> list[str]:
+    """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
+    start = ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]
+    return [sys.executable, "-m", *start, *arguments]
+
+
+def run(*arguments: str, strike: str = "", limit: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, strike=strike), cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def tiny(run_dir: Path, model: Path, *more: str, executor: str = "inline") -> list[str]:
+    """Arguments of a tiny run."""
+    return ["run", "--run-dir", str(run_dir), "--model", str(model), "--executor", executor, *TINY, *more]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative name."""
+    return {str(path.relative_to(folder)): file_digest(path) for path in files_below(folder)}
+
+
+def count(run_dir: Path, stage: str) -> int:
+    """Markers of a stage."""
+    return len([p for p in run_dir.glob(f"{stage}/*/markers/**/*.json")])
+
+
+def last_line(text: str) -> str:
+    lines: Sequence[str] = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
