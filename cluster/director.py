@@ -16,12 +16,13 @@ ATTEMPTS = 10
 
 
 class _Director:
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
+    def __init__(self) -> None:
+        self._crew: Crew | None = None
         self._progress = (0, 0)
 
-    def conduct(self, drive: Callable[..., None], context: Any) -> None:
-        drive(self._crew, context, self._report)
+    def conduct(self, crew: Crew, drive: Callable[..., None], context: Any) -> None:
+        self._crew = crew
+        drive(crew, context, self._report)
 
     def _report(self, done: int, total: int) -> None:
         self._progress = (done, total)
@@ -30,7 +31,8 @@ class _Director:
         return self._progress
 
     def stop(self) -> None:
-        self._crew.stop()
+        if self._crew is not None:
+            self._crew.stop()
 
 
 def conduct(
@@ -41,26 +43,39 @@ def conduct(
     report: Callable[[int, int], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Run `drive(crew, context, report)` in an actor named after the run. A dead actor is replaced: `drive` resumes."""
-    actor_class = ray.remote(_Director)
-    for _ in range(ATTEMPTS):
-        actor = actor_class.options(num_cpus=0, max_concurrency=3, name=f"adatsq-director-{run}").remote(crew)
-        finished, told = actor.conduct.remote(drive, context), False
-        try:
-            while not ray.wait([finished], timeout=0.3)[0]:
-                report(*ray.get(actor.progress.remote()))
-                if stopping() and not told:
-                    ray.get(actor.stop.remote())
-                    told = True
-            ray.get(finished)
-            report(*ray.get(actor.progress.remote()))
-            ray.kill(actor)
-            return
-        except RayTaskError as error:
-            ray.kill(actor)
-            raise _cause(error) from None
-        except (ActorDiedError, ActorUnavailableError):
-            if stopping():
-                raise Stopped from None
-            time.sleep(0.5)
+    """Run `drive(crew, context, report)` in an actor named after the run; Ray restarts a dead one, `drive` resumes."""
+    named = ray.remote(_Director).options(num_cpus=0, max_concurrency=3, max_restarts=-1, name=f"adatsq-director-{run}")
+    actor = named.remote()
+    try:
+        for _ in range(ATTEMPTS):
+            try:
+                _attend(actor, crew, drive, context, report, stopping)
+                return
+            except RayTaskError as error:
+                raise _cause(error) from None
+            except (ActorDiedError, ActorUnavailableError):
+                if stopping():
+                    raise Stopped from None
+                time.sleep(0.5)
+    finally:
+        ray.kill(actor)
     raise WorkerLost(f"the director of the search died {ATTEMPTS} times; every finished level is kept")
+
+
+def _attend(
+    actor: Any,
+    crew: Crew,
+    drive: Callable[..., None],
+    context: Any,
+    report: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> None:
+    """Have the director drive, and pass on its progress and a wish to stop."""
+    finished, told = actor.conduct.remote(crew, drive, context), False
+    while not ray.wait([finished], timeout=0.3)[0]:
+        report(*ray.get(actor.progress.remote()))
+        if stopping() and not told:
+            ray.get(actor.stop.remote())
+            told = True
+    ray.get(finished)
+    report(*ray.get(actor.progress.remote()))

@@ -7,6 +7,7 @@ in Ray: a key whose actor died is given to the next one, at most `retries` times
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -133,11 +134,27 @@ def connect(resources: Resources) -> None:
             logging_level="error",
         )
         return
+    _knock(resources.address)
     try:
         ray.init(address=resources.address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterUnreachable(
-            f"no Ray cluster answers at {resources.address!r} ({line}); "
-            "start one with `ray start --head`, or leave --address out to run here"
-        ) from None
+        raise _unreachable(resources.address, line) from None
+
+
+def _knock(address: str) -> None:
+    """Ray tries a dead address for minutes; a connection that is refused says the same at once."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> ClusterUnreachable:
+    return ClusterUnreachable(
+        f"no Ray cluster answers at {address!r} ({reason}); "
+        "start one with `ray start --head`, or leave --address out to run here"
+    )

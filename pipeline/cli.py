@@ -32,7 +32,9 @@ def _options(command: F) -> F:
     for option in reversed(
         (
             click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True),
-            click.option("--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."),
+            click.option(
+                "--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."
+            ),
             click.option("--preset", type=click.Choice(PRESETS), help="Start from these settings [default: w4a4]."),
             click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables."),
             click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable."),
@@ -186,7 +188,9 @@ def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | 
 @_options
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @_plainly
-def status(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
+def status(
+    run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
+) -> None:
     """What is done, from the run directory alone."""
     steps = _plan_of(run_dir, model, preset, file, sets)
     if as_json:

@@ -61,9 +61,14 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
     by_step = [[row for row in steps if row["step"] == t] for t in range(count)]
     layers = {u: context.manifest("solve").read(u).value for u in context.manifest("solve").units()}
     survey = context.manifest("capture").read("survey").value
-    damped = {u.removeprefix("layer/"): v["damping"] for u, v in layers.items() if v["damping"] > config.tables["solve"]["damping"]}
+    damped = {
+        u.removeprefix("layer/"): v["damping"]
+        for u, v in layers.items()
+        if v["damping"] > config.tables["solve"]["damping"]
+    }
     return {
-        "title": f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {found['mean_bits']:.2f}-bit activations",
+        "title": f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, "
+        f"{found['mean_bits']:.2f}-bit activations",
         "fingerprint": context.fingerprints["evaluate"],
         "model": str(config.model),
         "quality": {
@@ -82,7 +87,10 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "budget": config.tables["search"]["budget"],
         },
         "size": {
-            **{k: sizes[k] for k in ("layers", "layer_bytes_bf16", "layer_bytes", "transformer_bytes_bf16", "transformer_bytes")},
+            **{
+                k: sizes[k]
+                for k in ("layers", "layer_bytes_bf16", "layer_bytes", "transformer_bytes_bf16", "transformer_bytes")
+            },
             "layer_ratio": sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
             "transformer_ratio": sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         },
@@ -101,7 +109,7 @@ def _mean(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     """Mean with its standard error."""
     values = [row[name] for row in rows]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "standard_error": error, "worst": values and _worst(name, values)}
+    return {"mean": statistics.fmean(values), "standard_error": error, "worst": _worst(name, values)}
 
 
 def _worst(name: str, values: list[float]) -> float:
@@ -154,7 +162,9 @@ def pictures(context: Context, path: Path, title: str) -> None:
     for unit in _quantized_units(context):
         rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
         got = tensors.read(manifest.unit_folder(unit), ["pictures"])["pictures"].numpy()
-        wanted = tensors.read(manifest.unit_folder(unit.replace("quantized", "reference")), ["pictures"])["pictures"].numpy()
+        wanted = tensors.read(manifest.unit_folder(unit.replace("quantized", "reference")), ["pictures"])[
+            "pictures"
+        ].numpy()
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]
     figure, axes = plt.subplots(2, len(columns), figsize=(1.7 * len(columns), 4.1), squeeze=False)
@@ -184,7 +194,9 @@ def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mappi
     policy = context.manifest("search").read("front").value["policy"]
     kept = [i for i in range(len(policy[0])) if any(row[i] < 16 for row in policy)]
     figure, axis = plt.subplots(figsize=(7, 4))
-    image = axis.imshow([[row[i] for row in policy] for i in kept], aspect="auto", cmap="viridis", interpolation="nearest")
+    image = axis.imshow(
+        [[row[i] for row in policy] for i in kept], aspect="auto", cmap="viridis", interpolation="nearest"
+    )
     axis.set_xlabel("denoising step")
     axis.set_ylabel("layer")
     figure.colorbar(image, label="activation bits")

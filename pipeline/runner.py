@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,7 +70,9 @@ class Executors:
             self.made.close()
 
 
-def execute(config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen) -> tuple[list[Step], bool]:
+def execute(
+    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen
+) -> tuple[list[Step], bool]:
     """Do what is missing of `stages`. Returns the plan as it then stands, and whether anything ran."""
     ran = False
     for _ in range(REPAIRS):
@@ -141,5 +142,3 @@ def _publish(context: Context, run: RunDir) -> None:
         folder = manifest.unit_folder("model")
         if not run.model.is_symlink() or run.model.resolve() != folder.resolve():
             point(run.model, folder)
-
-

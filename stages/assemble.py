@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adatsq_pipe.stages import capture, search
-from adatsq_pipe.stages.base import Context, Executor, ModelSettings, Report, Settings, Stage, StageError, fan_out, unit_of
+from adatsq_pipe.stages.base import (
+    Context,
+    Executor,
+    ModelSettings,
+    Report,
+    Settings,
+    Stage,
+    StageError,
+    fan_out,
+    unit_of,
+)
 from adatsq_pipe.storage.fingerprint import Plain
 
 _CARD = """# {name}, quantized
@@ -19,15 +29,17 @@ _CARD = """# {name}, quantized
 Made by adatsq-pipe from `{name}` ({pipeline}). Its licence is that of the original model.
 
 - weights: {weight_bits:.2f} bits on average with scales and zero points
-- activations: {mean_bits:.2f} bits on average over timesteps and layers ({mac_bits:.2f} weighted by multiply-accumulates)
+- activations: {mean_bits:.2f} bits on average over timesteps and layers, {mac_bits:.2f} weighted by MACs
 - transformer: {ratio:.2f} times smaller than in bfloat16 (its quantized layers {layer_ratio:.2f} times)
 
 ```python
-import adatsq_pipe.stages.runtime  # registers the quantizer; "Unknown quantization type, got adatsq" means it is missing
+import adatsq_pipe.stages.runtime  # registers the quantizer
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("this folder")
 ```
+
+Without the first line diffusers stops with "Unknown quantization type, got adatsq".
 """
 
 
@@ -92,9 +104,9 @@ class Assemble:
             after += sum(tensor.nbytes for tensor in parts.values())
         rest = sum(t.numel() * 2 for name, t in stored.items() if name.rpartition(".")[0] not in specs)
         rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)
-        bits = sum(
-            8 * stored[f"{name}.{part}"].nbytes for name in specs for part in ("codes", "scale", "zero")
-        ) / weights
+        bits = (
+            sum(8 * stored[f"{name}.{part}"].nbytes for name in specs for part in ("codes", "scale", "zero")) / weights
+        )
         sizes = {
             "layers": len(specs),
             "weight_bits": bits,

@@ -108,29 +108,43 @@ class Capture:
         self.shards = calibration_shards(context)
         self.layers = quantizable_linears(self.denoiser.transformer)
         if not self.layers:
-            raise StageError("the transformer has no linear layers inside repeated blocks; there is nothing to quantize")
+            raise StageError(
+                "the transformer has no linear layers inside repeated blocks; there is nothing to quantize"
+            )
 
     def __call__(self, key: str) -> None:
         kind, _, rest = key.partition("/")
         {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}[kind](key, rest)
 
     def _trajectory(self, key: str, shard: str) -> None:
+        from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.trajectories import write_trajectory
 
         with unit_of(self.context, self.stage, key) as unit:
             with unit.timed("model"):
                 run = self.denoiser.record(self.shards[int(shard)])
             for j, output in enumerate(run.outputs):
-                self._refuse_nan(output, f"output of denoiser call {j} (timestep {run.timesteps[j]:g})")
+                if not all(leaf.isfinite().all() for leaf in leaves(output)):
+                    raise self._blame(int(shard), run, j)
             write_trajectory(unit.folder, run)
             unit.value = {"calls": len(run.outputs), "samples": len(self.shards[int(shard)].prompts)}
 
-    @staticmethod
-    def _refuse_nan(value: Any, where: str) -> None:
-        from adatsq_pipe.stages.denoiser import leaves
+    def _blame(self, shard: int, run: Any, j: int) -> StageError:
+        """The error for a call whose output is not finite: it names the first layer that is fed such values."""
+        import torch
 
-        if not all(leaf.isfinite().all() for leaf in leaves(value)):
-            raise StageError(f"NaN or infinity in the {where}; check the model, or set compute.dtype to float32")
+        from adatsq_pipe.stages.denoiser import Call
+
+        call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
+        assert isinstance(call, Call)
+        listener = Listener(self.layers)
+        try:
+            with torch.no_grad():
+                self.denoiser.transformer.forward(*call.args, **call.kwargs)
+        finally:
+            listener.close()
+        fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
+        return _not_finite(next(fed, "after the last block"), call)
 
     def _calls(self, shard: int, steps: range) -> list[Call]:
         from adatsq_pipe.stages.trajectories import read_trajectory
@@ -176,7 +190,9 @@ class Capture:
                 "unused": sorted(set(self.layers) - set(listener.source)),
                 "steps": steps,
                 "calls": list(run.steps),
-                "timesteps": [max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == i) for i in range(steps)],
+                "timesteps": [
+                    max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == i) for i in range(steps)
+                ],
                 "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
             }
 
@@ -201,10 +217,7 @@ class Capture:
                     sampler.close()
                 for name in sampler.rows:
                     if not sampler.peaks[name].isfinite().all():
-                        raise StageError(
-                            f"NaN or infinity in the input of layer {name} at step {call.step} "
-                            f"(timestep {call.timestep:g}); check the model, or set compute.dtype to float32"
-                        )
+                        raise _not_finite(name, call)
                     kept.setdefault(name, []).append(sampler.rows[name])
                     peaks.setdefault(name, []).append(sampler.peaks[name])
             stacked = {f"rows:{name}": torch.stack(rows) for name, rows in kept.items()}
@@ -213,6 +226,13 @@ class Capture:
 
     def _rows_per_call(self, calls: int) -> int:
         return max(1, self.context.settings("capture", CaptureSettings).rows // calls)
+
+
+def _not_finite(layer: str, call: Call) -> StageError:
+    return StageError(
+        f"NaN or infinity in the input of layer {layer} at step {call.step} (timestep {call.timestep:g}); "
+        "check the model, or set compute.dtype to float32"
+    )
 
 
 class _Sampler(Listener):
@@ -262,6 +282,4 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     return {**identity(tables, "data", "compute", "capture"), "model": model, "call": tables["model"]["call"]}
 
 
-STAGE = Stage(
-    name="capture", version=1, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings
-)
+STAGE = Stage(name="capture", version=1, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings)

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from diffusers.utils import BaseOutput
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -197,7 +197,7 @@ class Denoiser:
                 if holder is not None:
                     holder.__dict__.pop(name, None)
 
-    def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Tensor]:
+    def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Any]:
         """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
         given: list[Any] = list(conditions.prompts)
         if self._condition == "class_labels":
@@ -212,15 +212,16 @@ class Denoiser:
                 pictures = torch.from_numpy(next(iter(result.values())))
             except _Reached:
                 pass
-        latents = seen.get("latents", pictures)
-        return pictures, latents
+        return pictures, seen.get("latents", pictures)
 
     @torch.no_grad()
     def record(
         self, conditions: Conditions, *, decode: bool = False, see: Callable[[int, Call], None] | None = None
     ) -> Trajectory:
         """Run the real denoiser and keep what it returned; `see(j, call)` gets the inputs of call j."""
-        outputs, steps, timesteps = [], [], []
+        outputs: list[Output] = []
+        steps: list[int] = []
+        timesteps: list[float] = []
         real = self.transformer.forward
 
         def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
@@ -246,7 +247,7 @@ class Denoiser:
         see: Callable[[int, Call], None] | None = None,
         decode: bool = False,
     ) -> tuple[Tensor, Any]:
-        """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets all inputs."""
+        """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets inputs."""
         given, real, place = iter(outputs), self.transformer.forward, 0
 
         def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:

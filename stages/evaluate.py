@@ -115,7 +115,9 @@ class Evaluate:
                 )
             for t, (state, reference) in enumerate(zip(states[:-1], wanted["states"], strict=True)):
                 error = relative_error(state, reference)
-                steps.append({"step": t, "error": error, "psnr": min(psnr(state, reference, peak=_range(reference)), 100.0)})
+                steps.append(
+                    {"step": t, "error": error, "psnr": min(psnr(state, reference, peak=_range(reference)), 100.0)}
+                )
             tables.write(unit.folder / "samples.parquet", samples)
             tables.write(unit.folder / "steps.parquet", steps)
             tensors.write(unit.folder, {"pictures": pictures})

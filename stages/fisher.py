@@ -104,7 +104,9 @@ class Fisher:
         handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers.values())]
         try:
             with torch.enable_grad():
-                outputs = [o for o in leaves(self.denoiser.transformer.forward(*call.args, **call.kwargs)) if o.requires_grad]
+                outputs = [
+                    o for o in leaves(self.denoiser.transformer.forward(*call.args, **call.kwargs)) if o.requires_grad
+                ]
                 noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
                 torch.autograd.backward(outputs, [-n for n in noise])
         finally:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from adatsq_pipe.stages import capture, fisher
-from adatsq_pipe.stages.base import ComputeSettings, Context, Executor, Report, Settings, Stage, fan_out, identity, unit_of
+from adatsq_pipe.stages.base import (
+    ComputeSettings,
+    Context,
+    Executor,
+    Report,
+    Settings,
+    Stage,
+    fan_out,
+    identity,
+    unit_of,
+)
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from adatsq_pipe.storage.fingerprint import Plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adatsq_pipe.stages.denoiser import Call
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
     from adatsq_pipe.stages.numerics.policy import Policy
 
@@ -59,7 +60,9 @@ class SearchSettings(Settings):
             raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
         for shares in self.candidates:
             if len(shares) != len(self.bits) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
-                raise ValueError(f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1")
+                raise ValueError(
+                    f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1"
+                )
         means = [sum(b * s for b, s in zip(self.bits, shares, strict=True)) for shares in self.candidates]
         if self.budget < min(means) - 1e-9:
             raise ValueError(
@@ -157,11 +160,11 @@ class Evaluate:
         """The full-precision run's latents before every step and at the end."""
         if self._states is None:
             states: dict[int, list[Tensor]] = {}
-            latents, _ = self.denoiser.replay(
-                self.trellis,
-                self.reference.outputs,
-                see=lambda j, call: states.setdefault(call.step, [x.clone() for x in self.denoiser.state(call)]),
-            )
+
+            def see(j: int, call: Call) -> None:
+                states.setdefault(call.step, [x.clone() for x in self.denoiser.state(call)])
+
+            latents, _ = self.denoiser.replay(self.trellis, self.reference.outputs, see=see)
             self._states = [states[t] for t in range(len(states))] + [[latents]]
         return self._states
 

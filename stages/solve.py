@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from adatsq_pipe.stages import capture
-from adatsq_pipe.stages.base import ComputeSettings, Context, Executor, Report, Settings, Stage, StageError, fan_out, identity, unit_of
+from adatsq_pipe.stages.base import (
+    ComputeSettings,
+    Context,
+    Executor,
+    Report,
+    Settings,
+    Stage,
+    StageError,
+    fan_out,
+    identity,
+    unit_of,
+)
 from adatsq_pipe.stages.methods._recipe import WEIGHT_FIELDS, Recipe, resolve
 from adatsq_pipe.storage.fingerprint import Plain
 

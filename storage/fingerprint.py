@@ -11,9 +11,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-Plain: TypeAlias = "None | bool | int | float | str | Sequence[Plain] | Mapping[str, Plain]"
+Plain: TypeAlias = "bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] | None"
 
 
 def canonical(value: Plain) -> str:
@@ -77,7 +77,7 @@ def folder_digest(folder: Path, memory: Path) -> str:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):
         known = {}
-    seen = {}
+    seen: dict[str, list[Any]] = {}
     for path in files_below(folder):
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]

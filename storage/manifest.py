@@ -67,7 +67,13 @@ class Manifest:
             str(path.relative_to(folder)): (path.stat().st_size, file_digest(path)) for path in files_below(folder)
         }
         marker = Marker(unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname())
-        body = {"unit": unit, "files": files, "value": value, "seconds": marker.seconds, "host": marker.host}
+        body: dict[str, Any] = {
+            "unit": unit,
+            "files": files,
+            "value": value,
+            "seconds": marker.seconds,
+            "host": marker.host,
+        }
         write_text(self._marker(unit), json.dumps({**body, "self": digest(body)}, indent=1))
         return marker
 

@@ -22,4 +22,5 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of `path`."""
-    return pq.read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows

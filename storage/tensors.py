@@ -25,7 +25,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, 
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()
         viewed = _VIEWED.get(plain.dtype)
-        marks = {"dtype": str(plain.dtype).removeprefix("torch.")} if viewed else {}
+        marks: dict[str, Any] = {"dtype": str(plain.dtype).removeprefix("torch.")} if viewed else {}
         data = (plain.view(viewed) if viewed else plain).numpy()
         chunks = tuple(max(1, n) for n in data.shape)
         array = group.create_array(

@@ -76,9 +76,9 @@ def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_orde
             s, z = scale[:, i], zero[:, i]
             code = (torch.round(w[:, i] / s) + z).clamp_(0, grid.levels)
             codes[:, i] = code
-            error = (w[:, i] - (code - z) * s) / factor[i, i]
-            errors[:, i - start] = error
-            w[:, i + 1 : stop] -= error.unsqueeze(1) * factor[i, i + 1 : stop]
+            error_O = (w[:, i] - (code - z) * s) / factor[i, i]
+            errors[:, i - start] = error_O
+            w[:, i + 1 : stop] -= error_O.unsqueeze(1) * factor[i, i + 1 : stop]
         w[:, stop:] -= errors @ factor[start:stop, stop:]
     values = (codes - zero) * scale
     back = torch.argsort(order)

@@ -27,7 +27,7 @@ class Grid:
 
     @property
     def levels(self) -> int:
-        return 2**self.bits - 1
+        return int(2**self.bits - 1)
 
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every column, `[O, width]`."""

@@ -20,7 +20,8 @@ def pack(codes_OI: Tensor, bits: int) -> Tensor:
     stream = ((codes_OI.unsqueeze(-1) >> shifts) & 1).reshape(out, width * bits)
     padding = packed_bytes(width, bits) * 8 - width * bits
     stream = torch.nn.functional.pad(stream, (0, padding)).reshape(out, -1, 8)
-    return (stream << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (stream << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -30,4 +31,5 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
         raise ValueError(f"rows of {packed.shape[1]} bytes do not hold {width} codes of {bits} bits ({bytes_per_row})")
     eight = torch.arange(8, dtype=torch.uint8, device=packed.device)
     stream = ((packed.unsqueeze(-1) >> eight) & 1).flatten(1)[:, : width * bits].unflatten(1, (width, bits))
-    return (stream << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(-1, dtype=torch.uint8)
+    codes: Tensor = (stream << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(-1, dtype=torch.uint8)
+    return codes

@@ -23,7 +23,8 @@ def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cp
     h = torch.ones(1, 1, dtype=torch.float64)
     while h.shape[0] < block:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
-    return (h / block**0.5).to(device=device, dtype=dtype)
+    normalised: Tensor = h / block**0.5
+    return normalised.to(device=device, dtype=dtype)
 
 
 def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
     block = h_BB.shape[0]
     if block == 1:
         return x
-    return (x.unflatten(-1, (-1, block)) @ h_BB).flatten(-2)
+    rotated: Tensor = x.unflatten(-1, (-1, block)) @ h_BB
+    return rotated.flatten(-2)
 
 
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:

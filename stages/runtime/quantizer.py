@@ -6,7 +6,7 @@ Importing `adatsq_pipe.stages.runtime` registers it. Tensors of quantized layers
 from __future__ import annotations
 
 import copy
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from adatsq_pipe.stages.runtime.linear import LayerSpec, replace_linears
 FORMAT = 1
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """diffusers asks for a text enumeration."""
 
     ADATSQ = "adatsq"
@@ -93,7 +93,8 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def check_quantized_param_shape(self, param_name: str, current: Tensor, given: Tensor) -> bool:
         if current.shape != given.shape:
             raise ValueError(
-                f"{param_name} has shape {list(given.shape)}, expected {list(current.shape)}: the file is not this model's"
+                f"{param_name} has shape {list(given.shape)}, expected {list(current.shape)}: "
+                "the file is not this model's"
             )
         return True
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -98,13 +99,13 @@ def _seed(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
 
 
-def _save(path: Path, state: dict[str, object]) -> None:
+def _save(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _load(path: Path) -> dict[str, object] | None:
+def _load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
 
 
@@ -172,7 +173,8 @@ def _with_latent_statistics(vae: AutoencoderKL, plan: Plan) -> AutoencoderKL:
 
 
 def _pack(latents_BCHW: Tensor) -> Tensor:
-    return FluxPipeline._pack_latents(latents_BCHW, *latents_BCHW.shape)
+    packed: Tensor = FluxPipeline._pack_latents(latents_BCHW, *latents_BCHW.shape)
+    return packed
 
 
 class FluxTraining:
@@ -235,7 +237,7 @@ class FluxTraining:
         keep = min(self.plan.average, (index + 1) / (index + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
-        return loss.item()
+        return float(loss)
 
     def _guided(self, captions: list[str], x: Tensor, t: Tensor, scale: Tensor) -> Tensor:
         assert self.teacher is not None
@@ -243,15 +245,21 @@ class FluxTraining:
         ids = self._ids(captions + [""] * size, length)
         both = self.teacher(ids, ids, x.repeat(2, 1, 1), t.repeat(2), torch.ones(2 * size))
         with_text, without = both.chunk(2)
-        return without + guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
+        guided: Tensor = without + guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
+        return guided
 
-    def state(self) -> dict[str, object]:
-        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer, "schedule": self.schedule}
+    def state(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
         if self.teacher is not None:
             parts["teacher"] = self.teacher
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def load(self, state: dict[str, dict[str, object]]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         if "teacher" in state:
             self.teacher = copy.deepcopy(self.average)
             self.teacher.load_state_dict(state["teacher"])

@@ -38,8 +38,7 @@ def place(request: Request, rng: np.random.Generator) -> tuple[Thing, ...]:
         radii = base * rng.uniform(0.92, 1.08, len(kinds))
         xs, ys = (rng.uniform(radii + 0.8, SIZE - radii - 0.8) for _ in range(2))
         gaps = [
-            np.hypot(xs[i] - xs[j], ys[i] - ys[j]) - radii[i] - radii[j]
-            for i, j in combinations(range(len(kinds)), 2)
+            np.hypot(xs[i] - xs[j], ys[i] - ys[j]) - radii[i] - radii[j] for i, j in combinations(range(len(kinds)), 2)
         ]
         if min(gaps, default=SIZE) < 1.6:
             continue

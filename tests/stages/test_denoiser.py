@@ -72,9 +72,7 @@ def test_a_different_output_leads_elsewhere(family: Callable[[str], Path]) -> No
 def test_outputs_survive_as_plain_structure_and_tensors(name: str, family: Callable[[str], Path]) -> None:
     denoiser, conditions = _open(family(name)), _conditions(name)
     outputs = denoiser.record(conditions).outputs
-    again = tuple(
-        rebuild(json.loads(json.dumps(structure(output))), iter(leaves(output))) for output in outputs
-    )
+    again = tuple(rebuild(json.loads(json.dumps(structure(output))), iter(leaves(output))) for output in outputs)
     latents, _ = denoiser.replay(conditions, again)
     assert torch.equal(latents, denoiser.record(conditions).latents)
 
@@ -87,5 +85,5 @@ def test_only_classes_of_diffusers_are_made_from_a_name() -> None:
 
 
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="model_index.json"):
+    with pytest.raises(StorageError, match="no diffusers pipeline folder"):
         Denoiser(str(tmp_path), dtype="float32", device="cpu", call={})

@@ -42,7 +42,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def count(run_dir: Path, stage: str) -> int:
     """Markers of a stage."""
-    return len([p for p in run_dir.glob(f"{stage}/*/markers/**/*.json")])
+    return len(list(run_dir.glob(f"{stage}/*/markers/**/*.json")))
 
 
 def last_line(text: str) -> str:

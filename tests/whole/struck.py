@@ -1,4 +1,4 @@
-"""The command line with a kill -9 built in: `python -m tests.whole.struck stage:n ...` dies in that unit, bytes half written."""
+"""The command line with a kill -9 built in: `python -m tests.whole.struck stage:n ...` dies in that unit."""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
 
 def test_a_pipeline_without_a_transformer(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "X", "unet": ["diffusers", "UNet2DModel"]}))
-    _refused(harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 1, "no transformer", "unet")
+    _refused(
+        harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 1, "no transformer", "unet"
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_damage_is_named_and_done_again(damage: str, captured: Path, tmp_path: P
     run = tmp_path / "run"
     shutil.copytree(captured, run, symlinks=True)
     folder = next(run.glob("capture/*/units/activations/000-000"))
-    chunk = sorted(p for p in folder.rglob("*") if p.is_file() and "/c/" in str(p))[0]
+    chunk = sorted(p for p in folder.rglob("*") if p.is_file() and "rows:" in str(p) and "/c/" in str(p))[0]
     marker = next(run.glob("capture/*/markers/activations/000-000.json"))
     whole = chunk.read_bytes()
     if damage == "truncated chunk":

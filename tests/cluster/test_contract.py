@@ -1,0 +1,107 @@
+"""One contract for both executors; and what only Ray can suffer: dead workers, fractions of GPUs, dead addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adatsq_pipe.cluster.inline import Inline, Stopped
+from adatsq_pipe.cluster.pool import ClusterUnreachable, Pool, WorkerLost, connect
+from adatsq_pipe.cluster.resources import Resources
+from tests.cluster.fakes import Recorder, Script, drive, failing_drive
+
+
+@pytest.fixture(scope="module")
+def ray_pool() -> Iterator[Pool]:
+    """Two workers that hold half of a (fake) GPU each."""
+    pool = Pool(Resources(workers=2, gpus=1, gpus_per_worker=0.5, retries=2), "contract")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(params=["inline", "ray"])
+def executor(request: pytest.FixtureRequest, ray_pool: Pool) -> Iterator[Any]:
+    made = Inline() if request.param == "inline" else ray_pool
+    yield made
+    made.stopping = made._stopping = False
+    if isinstance(made, Pool):
+        made._crew.stopping = False
+
+
+def _calls(folder: Path, key: str) -> int:
+    path = folder / f"call-{key}"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_every_key_once_with_its_result(executor: Any, tmp_path: Path) -> None:
+    keys = [f"k{i}" for i in range(7)]
+    assert dict(executor.stream(Recorder, Script(str(tmp_path)), keys)) == {k: k.upper() for k in keys}
+    assert [_calls(tmp_path, k) for k in keys] == [1] * 7
+
+
+def test_no_keys_open_no_worker(executor: Any, tmp_path: Path) -> None:
+    assert list(executor.stream(Recorder, Script(str(tmp_path)), [])) == []
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_worker_stays_open_between_streams(executor: Any, tmp_path: Path) -> None:
+    for keys in (["a", "b", "c"], ["d", "e", "f"]):
+        list(executor.stream(Recorder, Script(str(tmp_path)), keys))
+    opened = (tmp_path / "opened").read_text().splitlines()
+    assert len(opened) == len(set(opened)) <= 2
+
+
+def test_an_error_arrives_as_it_was_raised(executor: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no good: b"):
+        list(executor.stream(Recorder, Script(str(tmp_path), fail=("b",)), ["a", "b"]))
+
+
+def test_a_stop_lets_the_unit_in_hand_finish(executor: Any, tmp_path: Path) -> None:
+    got: list[str] = []
+
+    def consume() -> None:
+        for key, _ in executor.stream(Recorder, Script(str(tmp_path)), [f"k{i}" for i in range(20)]):
+            got.append(key)
+            executor.stop()
+
+    with pytest.raises(Stopped):
+        consume()
+    assert 1 <= len(got) <= 3
+    assert sum(_calls(tmp_path, f"k{i}") for i in range(20)) == len(got)
+
+
+def test_a_drive_dispatches_and_reports(executor: Any, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    executor.conduct(drive, Script(str(tmp_path)), lambda done, total: seen.append((done, total)))
+    assert (tmp_path / "result").read_text() == "AX,BX" and seen[-1] == (4, 4)
+
+
+def test_a_failing_drive_says_why(executor: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the drive"):
+        executor.conduct(failing_drive, Script(str(tmp_path)), lambda done, total: None)
+
+
+def test_a_dead_workers_key_is_done_by_another(ray_pool: Pool, tmp_path: Path) -> None:
+    script = Script(str(tmp_path), kill=("b",))
+    assert dict(ray_pool.stream(Recorder, script, ["a", "b", "c"])) == {"a": "A", "b": "B", "c": "C"}
+    assert _calls(tmp_path, "b") == 2
+
+
+def test_a_key_that_always_kills_is_named(ray_pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost, match="'b' died 3 times"):
+        list(ray_pool.stream(Recorder, Script(str(tmp_path), kill=("b",), kills=99), ["b"]))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_dead_address_is_one_line(address: str) -> None:
+    with pytest.raises(ClusterUnreachable, match=address):
+        connect(Resources(address=address))
+
+
+def test_width_follows_cpus_or_gpus() -> None:
+    assert Resources(workers=5).width == 5
+    assert Resources(gpus=2, gpus_per_worker=0.5).width == 4
+    assert Resources().width >= 1

@@ -1,0 +1,78 @@
+"""The built-in world: the split holds, pictures are what was asked, and the shipped model draws what it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adatsq_pipe.pipeline.config import built_in_model
+from adatsq_pipe.stages.scenes import captions, components, world
+
+
+def test_held_out_combinations_are_in_no_training_caption() -> None:
+    train = {r.combination for r in captions.EVERY_REQUEST if not captions.held_out(r)}
+    held = {r.combination for r in captions.EVERY_REQUEST if captions.held_out(r)}
+    assert held and train and not held & train
+    drawn = {r.combination for r in captions.requests(400, split="train", seed=1)}
+    assert not drawn & held
+    with pytest.raises(ValueError, match="'test'"):
+        captions.requests(1, split="test", seed=0)
+
+
+def test_a_longer_list_begins_with_the_shorter() -> None:
+    assert captions.requests(30, split="held_out", seed=2)[:10] == captions.requests(10, split="held_out", seed=2)
+
+
+@pytest.mark.parametrize("relation", captions.RELATIONS)
+def test_relations_hold_where_things_are_placed(relation: str) -> None:
+    request = captions.Request(task="position", things=(("red", "circle"), ("blue", "square")), relation=relation)
+    first, second = world.place(request, np.random.default_rng(0))
+    assert {"left of": first.x < second.x, "right of": first.x > second.x, "above": first.y < second.y}.get(
+        relation, first.y > second.y
+    )
+    picture = (world.render([(first, second)])[0] + 1) / 2
+    red, green, blue = picture[:, int(first.y), int(first.x)]
+    assert red > 0.8 and max(green, blue) < 0.3
+
+
+def test_counts_are_drawn() -> None:
+    from skimage.measure import label
+
+    request = captions.Request(task="counting", things=(("green", "cross"),), count=3)
+    picture = world.render([world.place(request, np.random.default_rng(4))])[0]
+    assert label((picture[1] > 0).numpy()).max() == 3
+
+
+def test_a_batch_is_its_seed() -> None:
+    (a, x), (b, y) = world.batch((1, 2), 6), world.batch((1, 2), 6)
+    assert a == b and torch.equal(x, y) and world.batch((1, 3), 6)[0] != a
+
+
+def test_words_outside_the_grammar_become_unknown() -> None:
+    words = components.tokenizer()
+    assert words.unk_token_id in words("a pink elephant").input_ids
+    assert words.unk_token_id not in words("four yellow triangles").input_ids
+
+
+def test_the_shipped_model_is_small_and_draws_what_it_is_told() -> None:
+    """A colour test any reader can follow; the full scorer is another matter."""
+    from diffusers import FluxPipeline
+
+    folder = built_in_model()
+    assert sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()) < 8 * 2**20
+    pipe = FluxPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    call = json.loads((folder / "sampling.json").read_text())["call"] | {"num_inference_steps": 20}
+    seeds = [torch.Generator().manual_seed(i) for i in range(6)]
+    pictures = pipe(["a red circle left of a blue square"] * 6, **call, generator=seeds, output_type="pt").images
+    right = 0
+    for picture in pictures:
+        red = (picture[0] > 0.6) & (picture[1] < 0.4) & (picture[2] < 0.4)
+        blue = (picture[2] > 0.6) & (picture[0] < 0.45)
+        if red.sum() > 15 and blue.sum() > 15:
+            right += int(red.nonzero()[:, 1].float().mean() < blue.nonzero()[:, 1].float().mean())
+    assert right >= 4, f"{right} of 6 pictures have red left of blue"

@@ -1,0 +1,129 @@
+"""Fingerprints refuse to guess, markers are written last, bf16 survives Zarr, locks name their holder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from adatsq_pipe.storage import tables, tensors
+from adatsq_pipe.storage.errors import DamagedUnit, StorageError
+from adatsq_pipe.storage.files import write_bytes
+from adatsq_pipe.storage.fingerprint import canonical, differences, digest, folder_digest
+from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.rundir import RunDir
+
+
+def test_equal_values_have_equal_digests() -> None:
+    assert digest({"b": (1, 2.5), "a": None}) == digest({"a": None, "b": [1, 2.5]})
+    assert digest({"a": 1}) != digest({"a": 1.0}) != digest({"a": "1"}) != digest({"a": True})
+
+
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), float("inf"), {1: "a"}, object(), Path("x"), b"x"])
+def test_what_has_no_identity_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"value\.key"):
+        canonical({"key": value})  # type: ignore[dict-item]
+
+
+def test_differences_name_fields() -> None:
+    found = differences({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"x": 1, "y": 3}, "c": 1})
+    assert found == [("a.y", 2, 3), ("b", 1, None), ("c", None, 1)]
+
+
+def test_a_folder_is_its_contents(tmp_path: Path) -> None:
+    model, memory = tmp_path / "model", tmp_path / "memory.json"
+    (model / "vae").mkdir(parents=True)
+    (model / "vae" / "w").write_bytes(b"one")
+    first = folder_digest(model, memory)
+    assert folder_digest(model, memory) == first == folder_digest(model, tmp_path / "other.json")
+    (model / "vae" / "w").write_bytes(b"two")
+    assert folder_digest(model, memory) != first
+    memory.write_text("torn{")
+    assert folder_digest(model, memory) != first
+
+
+def _unit(tmp_path: Path) -> Manifest:
+    manifest = Manifest("capture", tmp_path)
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"hello")
+    assert not manifest.done("a/0")
+    manifest.commit("a/0", value={"x": 1}, seconds={"total": 2.0})
+    return manifest
+
+
+def test_a_marker_vouches(tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    assert manifest.done("a/0") and manifest.verify("a/0").value == {"x": 1} and list(manifest.units()) == ["a/0"]
+    with pytest.raises(KeyError):
+        manifest.read("a/1")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove", "marker", "marker field"])
+def test_damage_is_never_served(damage: str, tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    path, marker = tmp_path / "units/a/0/bytes", tmp_path / "markers/a/0.json"
+    if damage == "truncate":
+        path.write_bytes(b"hell")
+    elif damage == "alter":
+        path.write_bytes(b"jello")
+    elif damage == "remove":
+        path.unlink()
+    elif damage == "marker":
+        marker.write_text(marker.read_text()[:30])
+    else:
+        marker.write_text(marker.read_text().replace('"x": 1', '"x": 2'))
+    with pytest.raises(DamagedUnit, match="a/0"):
+        manifest.verify("a/0")
+    assert manifest.done("a/0") is (damage == "alter")
+
+
+def test_opening_a_unit_again_withdraws_it(tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    manifest.open_unit("a/0")
+    assert not manifest.done("a/0") and not (tmp_path / "units/a/0/bytes").exists()
+
+
+def test_times_do_not_enter_a_units_digest(tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    before = manifest.read("a/0").digest
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"hello")
+    assert manifest.commit("a/0", value={"x": 1}, seconds={"total": 9.0}).digest == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8, torch.float64])
+def test_tensors_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = (torch.randn(3, 5) * 3).to(dtype)
+    tensors.write(tmp_path, {"a.b:c": x, "zeros": torch.zeros(4)}, {"n": [1, 2]})
+    back = tensors.read(tmp_path)
+    assert back["a.b:c"].dtype == dtype and torch.equal(back["a.b:c"].float(), x.float())
+    assert torch.equal(back["zeros"], torch.zeros(4)) and tensors.attributes(tmp_path)["n"] == [1, 2]
+    assert list((tmp_path / "tensors.zarr" / "zeros").rglob("c/*")), "a chunk of zeros must be written too"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    write_bytes(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_come_back(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": [1.5], "c": None}, {"a": 2, "b": [], "c": "x"}]
+    tables.write(tmp_path / "t.parquet", rows)
+    assert tables.read(tmp_path / "t.parquet") == rows
+
+
+def test_a_second_lock_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    with run.lock(), pytest.raises(StorageError, match="in use by process"), RunDir(run.path).lock():
+        pass
+    with run.lock():
+        assert json.loads((run.path / "run.json").read_text())["format"] == 1
