@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from adatsq_pipe.cluster.inline import Stopped
-from adatsq_pipe.cluster.pool import Crew, WorkerLost, _cause
+from adatsq_pipe.cluster.errors import Stopped, WorkerLost
+from adatsq_pipe.cluster.pool import Crew, cause
 
 ATTEMPTS = 10
 
@@ -52,7 +52,7 @@ def conduct(
                 _attend(actor, crew, drive, context, report, stopping)
                 return
             except RayTaskError as error:
-                raise _cause(error) from None
+                raise cause(error) from None
             except (ActorDiedError, ActorUnavailableError):
                 if stopping():
                     raise Stopped from None

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-
-class Stopped(Exception):
-    """A stop was asked for; the unit in hand was finished and committed."""
+from adatsq_pipe.cluster.errors import Stopped
 
 
 class Inline:

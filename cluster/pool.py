@@ -15,18 +15,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from adatsq_pipe.cluster.inline import Stopped
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
 from adatsq_pipe.cluster.resources import Resources
 
 _LOST = (ActorDiedError, ActorUnavailableError)
-
-
-class WorkerLost(RuntimeError):
-    """A unit's worker died more often than the retries allow."""
-
-
-class ClusterUnreachable(RuntimeError):
-    """No Ray cluster answers at the given address."""
 
 
 class _Host:
@@ -76,14 +68,14 @@ class Crew:
                         ) from None
                     waiting.append(key)
                 except RayTaskError as error:
-                    raise _cause(error) from None
+                    raise cause(error) from None
                 else:
                     yield key, result
         if self.stopping:
             raise Stopped
 
 
-def _cause(error: RayTaskError) -> BaseException:
+def cause(error: RayTaskError) -> BaseException:
     """The exception as the worker raised it, not wrapped."""
     return error.cause if isinstance(error.cause, BaseException) else error
 

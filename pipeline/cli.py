@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -64,7 +64,7 @@ def _plainly(command: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
@@ -113,48 +113,33 @@ def run(
 
 
 def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
-    from adatsq_pipe.cluster.inline import Stopped
+    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
     from adatsq_pipe.pipeline import report, runner
     from adatsq_pipe.pipeline.screen import Screen
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    screen, executors = Screen(), runner.Executors(config, place)
+    screen = Screen()
 
     def stop(number: int, frame: object) -> None:
         executors.stop()
         screen.say("stopping: the units in hand are finished and committed first")
 
+    executors = runner.Executors(config, place, on_made=lambda: signal.signal(signal.SIGTERM, stop))
     signal.signal(signal.SIGTERM, stop)
     try:
-        steps, ran = runner.execute(config, place, chosen, _armed(executors, stop), screen)
+        steps, ran = runner.execute(config, place, chosen, executors, screen)
         _, context = planning.plan(config, place)
         finished = report.write(config, place, steps, context)
     except (Stopped, KeyboardInterrupt):
         screen.say(f"stopped; everything finished is kept. Go on with: adatsq-pipe run --run-dir {place.path}")
         return STOPPED
-    except Exception as error:
-        lost = type(error).__name__ in ("WorkerLost", "ClusterUnreachable")
-        if not lost:
-            raise
+    except (WorkerLost, ClusterUnreachable) as error:
         _fail(str(error), 1)
     finally:
         executors.close()
     _closing(place, ran, finished)
     return 0
-
-
-def _armed(executors: Any, stop: Callable[[int, object], None]) -> Any:
-    """Ray takes SIGTERM for itself when it starts; take it back."""
-    make = executors._make
-
-    def made() -> Any:
-        executor = make()
-        signal.signal(signal.SIGTERM, stop)
-        return executor
-
-    executors._make = made
-    return executors
 
 
 def _closing(place: RunDir, ran: bool, finished: bool) -> None:

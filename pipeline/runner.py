@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,12 +39,15 @@ class Executors:
 
     config: RunConfig
     run: RunDir
+    on_made: Callable[[], object] = lambda: None
+    """Called when the executor has been made: Ray takes over signal handlers, for one."""
     made: Any = None
     stopping: bool = False
 
     def get(self) -> Any:
         if self.made is None:
             self.made = self._make()
+            self.on_made()
             if self.stopping:
                 self.made.stop()
         return self.made

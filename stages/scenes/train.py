@@ -1,9 +1,15 @@
 """Train a built-in pipeline: `python -m adatsq_pipe.stages.scenes.train flux-dev --out FOLDER`.
 
 Two parts, each resumable from FOLDER/.work and seeded per step, so that a run killed anywhere ends the same way:
-the autoencoder, then the transformer together with its text encoders (flow matching on logit-normal times, then
-guidance distillation: the student learns the classifier-free-guided field of its own frozen average, Meng et al.
-2210.03142, so that one call per step is enough). The folder ends with bf16 weights, the loss curve and samples.
+the autoencoder, then the transformer together with its text encoders, in three phases:
+
+1. flow matching on logit-normal times, with a plain T5 encoder. It learns to draw, but treats a caption as a bag of
+   words: after 9,000 steps relations came out right 16 times and mirrored 12 times in 64.
+2. the same from the averaged weights, with a T5 encoder whose heads start at fixed offsets: order and binding.
+3. guidance distillation: the student learns the classifier-free-guided field of its own frozen average (Meng et al.
+   2210.03142), so that one call per step is enough.
+
+The folder ends with bf16 weights, the loss curve and samples.
 """
 
 from __future__ import annotations
@@ -40,7 +46,8 @@ class Plan:
 
     autoencoder_steps: int = 1600
     flow_steps: int = 9000
-    guidance_steps: int = 900
+    order_steps: int = 3000
+    guidance_steps: int = 400
     batch: int = 48
     rate: float = 1.2e-3
     average: float = 0.999
@@ -48,7 +55,7 @@ class Plan:
 
     @property
     def transformer_steps(self) -> int:
-        return self.flow_steps + self.guidance_steps
+        return self.flow_steps + self.order_steps + self.guidance_steps
 
 
 def guidance_weight(scale: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ class FluxDenoiser(nn.Module):
         super().__init__()
         self.transformer = flux_transformer()
         self.text_encoder = components.clip_text_encoder()
-        self.text_encoder_2 = components.t5_text_encoder()
+        self.text_encoder_2 = components.t5_text_encoder(heads=4)
         self.call: Callable[..., tuple[Tensor]] = self.transformer.__call__
 
     def forward(self, ids_pooled: Tensor, ids: Tensor, x_BNC: Tensor, t_B: Tensor, scale_B: Tensor) -> Tensor:
@@ -187,24 +194,41 @@ class FluxTraining:
         self.model = FluxDenoiser()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.teacher: FluxDenoiser | None = None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=plan.rate, weight_decay=0.01, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self._schedule(1.0, plan.flow_steps)
+
+    def _schedule(self, peak: float, steps: int) -> None:
+        """A new optimizer: warm-up, cosine from `peak` to 5 % of it over `steps`, then that low rate."""
+
+        def rate(step: int) -> float:
+            warm = 300
+            if step < warm:
+                return peak * (step + 1) / warm
+            return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min((step - warm) / (steps - warm), 1.0))))
+
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.plan.rate, weight_decay=0.01, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+
+    def _learn_order(self) -> None:
+        """Begin the second phase: the averaged weights, a new text encoder, a new schedule."""
+        torch.manual_seed(self.plan.seed + 2)
+        self.model.load_state_dict(self.average.state_dict())
+        self.model.text_encoder_2 = components.order_aware_text_encoder()
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average.call = self.average.transformer.__call__
+        self._schedule(0.5, self.plan.order_steps)
 
     def compile(self) -> None:
-        self.model.call = torch.compile(self.model.transformer, dynamic=False)
-
-    def _rate(self, step: int) -> float:
-        """Warm-up, then cosine to 5 % over the flow steps, then that low rate for the distillation."""
-        warm, end = 300, self.plan.flow_steps
-        if step < warm:
-            return (step + 1) / warm
-        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min((step - warm) / (end - warm), 1.0)))
+        """Compile the training forward; kept out of the modules, so that the state keeps its names."""
+        compiled = torch.compile(self.model.transformer, dynamic=False)
+        self.model.call = lambda **inputs: compiled(**inputs)
 
     def _ids(self, captions: list[str], length: int) -> Tensor:
         return torch.tensor(self.words(captions, padding="max_length", max_length=length).input_ids)
 
     def step(self, index: int) -> float:
-        plan, distil = self.plan, index >= self.plan.flow_steps
+        if index == self.plan.flow_steps:
+            self._learn_order()
+        plan, distil = self.plan, index >= self.plan.flow_steps + self.plan.order_steps
         if distil and self.teacher is None:
             self.teacher = copy.deepcopy(self.average)
         long = index % LONG_EVERY == LONG_EVERY - 1
@@ -216,7 +240,7 @@ class FluxTraining:
             clean = (posterior.mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
             clean = _pack(clean)
             noise = torch.randn(clean.shape, generator=noise_from)
-            t = torch.sigmoid(torch.randn(size, generator=noise_from) + 0.3)
+            t = torch.sigmoid(torch.randn(size, generator=noise_from) + (0.3 if index < plan.flow_steps else 0.6))
             scale = 1 + 5 * torch.rand(size, generator=noise_from) if distil else torch.ones(size)
             dropped = torch.rand(size, generator=noise_from) < (0.0 if distil else 0.1)
             x = torch.lerp(clean, noise, t.view(-1, 1, 1))
@@ -234,7 +258,8 @@ class FluxTraining:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
-        keep = min(self.plan.average, (index + 1) / (index + 10))
+        since = index - plan.flow_steps if index >= plan.flow_steps else index
+        keep = min(plan.average, (since + 1) / (since + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         return float(loss)
@@ -259,7 +284,9 @@ class FluxTraining:
             parts["teacher"] = self.teacher
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], step: int) -> None:
+        if step > self.plan.flow_steps:
+            self._learn_order()
         if "teacher" in state:
             self.teacher = copy.deepcopy(self.average)
             self.teacher.load_state_dict(state["teacher"])
@@ -327,22 +354,35 @@ def _grid(pipeline: FluxPipeline, out: Path, steps: int) -> None:
 @click.argument("family", type=click.Choice(["flux-dev"]))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pipeline.")
 @click.option("--flow-steps", default=Plan.flow_steps, show_default=True)
+@click.option("--order-steps", default=Plan.order_steps, show_default=True)
 @click.option("--guidance-steps", default=Plan.guidance_steps, show_default=True)
 @click.option("--autoencoder-steps", default=Plan.autoencoder_steps, show_default=True)
 @click.option("--every", default=250, show_default=True, help="Steps between checkpoints.")
 @click.option("--compile/--eager", default=True, show_default=True)
 def main(
-    family: str, out: Path, flow_steps: int, guidance_steps: int, autoencoder_steps: int, every: int, compile: bool
+    family: str,
+    out: Path,
+    flow_steps: int,
+    order_steps: int,
+    guidance_steps: int,
+    autoencoder_steps: int,
+    every: int,
+    compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY from nothing and write it to --out. Run again to go on."""
-    plan = Plan(flow_steps=flow_steps, guidance_steps=guidance_steps, autoencoder_steps=autoencoder_steps)
+    plan = Plan(
+        flow_steps=flow_steps,
+        order_steps=order_steps,
+        guidance_steps=guidance_steps,
+        autoencoder_steps=autoencoder_steps,
+    )
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     vae = train_autoencoder(plan, work, every)
     training, path, start = FluxTraining(plan, vae), work / "transformer.pt", 0
     curve = Curve(out / "loss.csv", [])
     if saved := _load(path):
-        training.load(saved["training"])
+        training.load(saved["training"], saved["step"])
         start, curve.rows = saved["step"], saved["rows"]
     if compile:
         training.compile()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from adatsq_pipe.cluster.inline import Inline, Stopped
-from adatsq_pipe.cluster.pool import ClusterUnreachable, Pool, WorkerLost, connect
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
+from adatsq_pipe.cluster.inline import Inline
+from adatsq_pipe.cluster.pool import Pool, connect
 from adatsq_pipe.cluster.resources import Resources
 from tests.cluster.fakes import Recorder, Script, drive, failing_drive
 

@@ -1,0 +1,61 @@
+"""The table of README: `python -m tests.bench.quality --run-dir DIR [--captions 24]`.
+
+Every row is a run of the same command in one run directory, so all share one capture, and is scored on the same
+held-out captions and seeds of the built-in model. Writes the rows to DIR/table.json and prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+UNIFORM = ("recipe.allocation='uniform'",)
+ROWS: dict[str, tuple[str, ...]] = {
+    "W4A4 round to nearest": ("w4a4", "recipe.method='rtn'"),
+    "W4A4 base + GPTQ, uniform A4": ("w4a4", *UNIFORM),
+    "W4A4 AdaTSQ, 4.0 bits": ("w4a4",),
+    "W3A3 round to nearest": ("w3a3", "recipe.method='rtn'"),
+    "W3A3 base + GPTQ, uniform A3": ("w3a3", *UNIFORM),
+    "W3A3 AdaTSQ, 3.1 bits": ("w3a3",),
+    "W3A3 AdaTSQ, 3.6 bits": ("w3a3", "search.budget=3.6"),
+}
+
+
+@click.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--captions", default=24, show_default=True)
+@click.option("--only", default="", help="Rows whose name contains this.")
+def main(run_dir: Path, captions: int, only: str) -> None:
+    """Run the rows and print the table."""
+    table = []
+    for name, (preset, *sets) in ROWS.items():
+        if only not in name:
+            continue
+        command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir)]
+        options = [f"--set={s}" for s in (*sets, f"evaluate.count={captions}")]
+        subprocess.run([*command, "--preset", preset, *options], check=True, stdout=subprocess.DEVNULL)
+        summary = json.loads((run_dir / "report" / "summary.json").read_text())
+        picture = run_dir / "report" / "side_by_side.png"
+        picture.rename(run_dir / f"{name.replace(' ', '_').replace(',', '').replace('+', 'and')}.png")
+        (run_dir / "report" / "summary.json").unlink()
+        table.append({"name": name, **{key: summary[key] for key in ("quality", "bits", "size", "search")}})
+    (run_dir / "table.json").write_text(json.dumps(table, indent=1))
+    click.echo(
+        "| | weights | activations | layers smaller | PSNR, dB | SSIM | latent error |\n|---|---|---|---|---|---|---|"
+    )
+    for row in table:
+        quality, bits = row["quality"], row["bits"]
+        psnr, ssim, error = (quality[k] for k in ("psnr", "ssim", "latent_error"))
+        click.echo(
+            f"| {row['name']} | {bits['weights_with_scales']:.2f} | {bits['activations_mean']:.2f} "
+            f"| {row['size']['layer_ratio']:.2f}x | {psnr['mean']:.1f} ± {psnr['standard_error']:.1f} "
+            f"| {ssim['mean']:.3f} | {error['mean']:.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
