@@ -9,24 +9,21 @@ Units: `path/<digest>` (one evaluated extension and its outputs), `level/<step>`
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
-
-from adatsq_pipe.stages import capture, fisher
+from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import (
     Context,
     Executor,
     Report,
-    Settings,
     Stage,
     Unit,
     identity,
     unit_of,
 )
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.trellis import SearchSettings, Trellis, digest_of
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -35,90 +32,6 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.denoiser import Call
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
     from adatsq_pipe.stages.numerics.policy import Policy
-
-
-class SearchSettings(Settings):
-    """[search]"""
-
-    bits: tuple[int, ...] = (3, 4, 8)
-    """Activation bit-widths to choose from, rising."""
-    budget: float = 4.0
-    """Mean activation bits over steps and layers that the policy may have."""
-    candidates: tuple[tuple[float, ...], ...] = ((0.25, 0.75, 0.0), (0.0, 1.0, 0.0), (0.35, 0.45, 0.2))
-    """Configurations of one step: the share of layers at each bit-width. Fisher rank decides which layers."""
-    width: int = Field(default=2, ge=1)
-    """Paths kept per level."""
-    error: Literal["state", "output"] = "state"
-    """Error of a step: of the latents it leads to, or of the denoiser's output."""
-    rollout_prompts: int = Field(default=4, ge=1)
-    """Captions on which survivors are re-scored, of the second calibration batch if there is one. The trellis itself
-    is evaluated on the whole first batch."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> SearchSettings:
-        if list(self.bits) != sorted(set(self.bits)) or not all(2 <= b <= 8 for b in self.bits):
-            raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
-        for shares in self.candidates:
-            if len(shares) != len(self.bits) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
-                raise ValueError(
-                    f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1"
-                )
-        means = [sum(b * s for b, s in zip(self.bits, shares, strict=True)) for shares in self.candidates]
-        if self.budget < min(means) - 1e-9:
-            raise ValueError(
-                f"a budget of {self.budget:g} mean bits cannot be met: the cheapest of the candidates over bits "
-                f"{list(self.bits)} has {min(means):g}; raise search.budget or add a cheaper candidate"
-            )
-        return self
-
-
-def _digest(choices: Choices) -> str:
-    return hashlib.sha256(repr(tuple(choices)).encode()).hexdigest()[:24]
-
-
-class _Space:
-    """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
-
-    def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, assign
-
-        self.settings = context.settings("search", SearchSettings)
-        self.survey = capture.survey_of(context)
-        rows = self.survey["layers"]
-        self.rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
-        scores_TL = fisher.fisher_scores(context)[:, self.rounded].tolist()
-        self.bits = [
-            [assign(scores, self.settings.bits, shares) for shares in self.settings.candidates] for scores in scores_TL
-        ]
-        self._base = [WEIGHT_ONLY] * len(rows)
-        self.macs = [rows[i]["macs"] for i in self.rounded]
-
-    @property
-    def prices(self) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(sum(row) / len(row) for row in step) for step in self.bits)
-
-    def whole_row(self, bits: tuple[int, ...]) -> tuple[int, ...]:
-        """Bits of all layers: those of the rounded ones, and 16 for the weight-only ones."""
-        row = list(self._base)
-        for i, b in zip(self.rounded, bits, strict=True):
-            row[i] = b
-        return tuple(row)
-
-    def policy(self, choices: Choices) -> Policy:
-        """The policy of a whole path, over the rounded layers."""
-        from adatsq_pipe.stages.numerics.policy import Policy
-
-        return Policy(tuple(self.bits[t][c] for t, c in enumerate(choices)))
-
-    def whole(self, policy: Policy) -> Policy:
-        from adatsq_pipe.stages.numerics.policy import Policy
-
-        return Policy(tuple(self.whole_row(row) for row in policy.bits))
-
-    def beam(self) -> Beam:
-        from adatsq_pipe.stages.numerics.beam import Beam
-
-        return Beam(prices=self.prices, budget=self.settings.budget, width=self.settings.width)
 
 
 class Evaluate:
@@ -131,7 +44,7 @@ class Evaluate:
         from adatsq_pipe.stages.solve import load_solved
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of, read_trajectory
 
-        self.context, self.space = context, _Space(context)
+        self.context, self.space = context, Trellis(context)
         settings, steps = self.space.settings, self.space.survey["steps"]
         shards = calibration_shards(context)
         self.denoiser = denoiser_of(context, to_change=True)
@@ -178,11 +91,11 @@ class Evaluate:
         if not choices:
             return []
         if choices not in self._outputs:
-            if not self.context.manifest("search").done(f"path/{_digest(choices)}"):
+            if not self.context.manifest("search").done(f"path/{digest_of(choices)}"):
                 self._extend(choices)
                 return self._outputs[choices]
             before = self._outputs_of(choices[:-1])
-            _, folder = self.context.read("search", f"path/{_digest(choices)}")
+            _, folder = self.context.read("search", f"path/{digest_of(choices)}")
             stored = tensors.read(folder)
             shape = json.loads(json.dumps(structure(self.reference.outputs[0])))
             calls = self.space.survey["calls"].count(len(choices) - 1)
@@ -204,7 +117,7 @@ class Evaluate:
         for kept in (self._outputs, self._arrived):
             for old in [path for path in kept if len(path) < step]:
                 del kept[old]
-        with unit_of(self.context, self.stage, f"path/{_digest(choices)}") as unit, torch.no_grad():
+        with unit_of(self.context, self.stage, f"path/{digest_of(choices)}") as unit, torch.no_grad():
             self._set_bits(self.space.whole_row(self.space.bits[step][choices[-1]]))
             outputs = list(self._outputs_of(choices[:-1]))
             calls = self.space.survey["calls"].count(step)
@@ -245,7 +158,7 @@ class Evaluate:
         from adatsq_pipe.stages.numerics.metrics import relative_error
         from adatsq_pipe.stages.trajectories import read_trajectory
 
-        with unit_of(self.context, self.stage, f"rollout/{_digest(choices)}") as unit:
+        with unit_of(self.context, self.stage, f"rollout/{digest_of(choices)}") as unit:
             rows = [self.space.whole_row(self.space.bits[t][c]) for t, c in enumerate(choices)]
             with unit.timed("model"):
                 run = self.denoiser.record(self.rollouts, see=lambda j, call: self._set_bits(rows[call.step]))
@@ -263,7 +176,7 @@ def _first(conditions: Any, count: int) -> Any:
 
 def drive(executor: Executor, context: Context, report: Report) -> None:
     """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
-    space, manifest = _Space(context), context.manifest("search")
+    space, manifest = Trellis(context), context.manifest("search")
     beam, asked = space.beam(), 0
     while not beam.finished:
         level = f"level/{beam.level:03d}"
@@ -274,8 +187,8 @@ def drive(executor: Executor, context: Context, report: Report) -> None:
             told = _evaluated(context, executor, "path", paths)
             with unit_of(context, "search", level) as unit:
                 unit.value = told
-                _count_in(context, unit, [f"path/{_digest(path)}" for path in paths])
-        beam = beam.tell({path: told[_digest(path)] for path in paths})
+                _count_in(context, unit, [f"path/{digest_of(path)}" for path in paths])
+        beam = beam.tell({path: told[digest_of(path)] for path in paths})
         asked += len(paths)
         report(beam.level, len(beam.prices) + 1)
     rollouts = _evaluated(context, executor, "rollout", [path.choices for path in beam.paths])
@@ -299,14 +212,14 @@ def _count_in(context: Context, unit: Unit, parts: list[str]) -> None:
 def _evaluated(context: Context, executor: Executor, kind: str, paths: list[Choices]) -> dict[str, float]:
     """Errors by digest; evaluations already committed are not done again."""
     manifest = context.manifest("search")
-    missing = [path for path in paths if not manifest.done(f"{kind}/{_digest(path)}")]
+    missing = [path for path in paths if not manifest.done(f"{kind}/{digest_of(path)}")]
     keys = [f"{kind}/{'.'.join(map(str, path))}" for path in missing]
     for _ in executor.stream(Evaluate, context, keys):
         pass
-    return {_digest(p): context.read("search", f"{kind}/{_digest(p)}")[0].value["error"] for p in paths}
+    return {digest_of(p): context.read("search", f"{kind}/{digest_of(p)}")[0].value["error"] for p in paths}
 
 
-def _write_front(context: Context, space: _Space, beam: Beam, rollouts: Mapping[str, float]) -> None:
+def _write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[str, float]) -> None:
     from adatsq_pipe.storage import tables
 
     steps = len(beam.prices)
@@ -316,22 +229,22 @@ def _write_front(context: Context, space: _Space, beam: Beam, rollouts: Mapping[
             policy = space.policy(path.choices)
             rows.append(
                 {
-                    "digest": _digest(path.choices),
+                    "digest": digest_of(path.choices),
                     "choices": list(path.choices),
                     "mean_bits": path.price / steps,
                     "mac_weighted_bits": policy.weighted_mean(space.macs),
                     "trellis_error": path.error,
-                    "rollout_error": rollouts.get(_digest(path.choices)),
+                    "rollout_error": rollouts.get(digest_of(path.choices)),
                     "bits": [b for row in policy.bits for b in row],
                 }
             )
         tables.write(unit.folder / "front.parquet", rows)
-        best = min(beam.paths, key=lambda p: (rollouts[_digest(p.choices)], p.price, p.choices))
+        best = min(beam.paths, key=lambda p: (rollouts[digest_of(p.choices)], p.price, p.choices))
         unit.value = {
             "policy": [list(row) for row in space.whole(space.policy(best.choices)).bits],
             "mean_bits": best.price / steps,
             "mac_weighted_bits": space.policy(best.choices).weighted_mean(space.macs),
-            "rollout_error": rollouts[_digest(best.choices)],
+            "rollout_error": rollouts[digest_of(best.choices)],
             "front": len(rows),
         }
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from adatsq_pipe.stages.scenes import captions, world
 
-TEXT_LENGTH = 16
+TEXT_LENGTH = 12
 TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
@@ -61,7 +61,7 @@ OFFSETS = (-2, -1, 0, 1, 2, 3, 4)
 """Relative positions that heads of the order-aware text encoder start out looking at; one more head looks anywhere."""
 
 
-def t5_text_encoder(*, heads: int = len(OFFSETS) + 1) -> T5EncoderModel:
+def t5_text_encoder(*, heads: int) -> T5EncoderModel:
     """A one-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
     words = tokenizer()
     return T5EncoderModel(
@@ -85,7 +85,7 @@ def t5_text_encoder(*, heads: int = len(OFFSETS) + 1) -> T5EncoderModel:
 
 def order_aware_text_encoder() -> T5EncoderModel:
     """A T5 encoder whose heads start by looking at one offset each: word order need not be discovered first."""
-    encoder = t5_text_encoder()
+    encoder = t5_text_encoder(heads=len(OFFSETS) + 1)
     attention = encoder.encoder.block[0].layer[0].SelfAttention
     with torch.no_grad():
         for head, offset in enumerate(OFFSETS):

@@ -1,13 +1,12 @@
 """Train a built-in pipeline: `python -m adatsq_pipe.stages.scenes.train flux-dev --out FOLDER`.
 
 Two parts, each resumable from FOLDER/.work and seeded per step, so that a run killed anywhere ends the same way:
-the autoencoder, then the transformer together with its text encoders, in three phases:
 
-1. flow matching on logit-normal times, with a plain T5 encoder. It learns to draw, but treats a caption as a bag of
-   words: after 9,000 steps relations came out right 16 times and mirrored 12 times in 64.
-2. the same from the averaged weights, with a T5 encoder whose heads start at fixed offsets: order and binding.
-3. guidance distillation: the student learns the classifier-free-guided field of its own frozen average (Meng et al.
-   2210.03142), so that one call per step is enough.
+1. the autoencoder, taught a fixed latent space: the picture's 2x2 pixel blocks as channels, standardised. Nothing is
+   left for the transformer to learn of an autoencoder's peculiarities, which at this size cost more than they taught.
+2. the transformer with its text encoders: flow matching on logit-normal times, then guidance distillation (the student
+   learns the classifier-free-guided field of its own frozen average, Meng et al. 2210.03142), so that one call per step
+   is enough.
 
 The folder ends with bf16 weights, the loss curve and samples.
 """
@@ -16,9 +15,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,80 +24,37 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxPipeline
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import components, world
+from adatsq_pipe.stages.scenes import components, flux, world
 
-LATENT_CHANNELS = 8
 LONG_TEXT = 512
 """Plain pipeline calls pad captions to 512 tokens; every LONG_EVERY-th batch is padded so, and smaller."""
-LONG_EVERY = 16
-DEFAULT_GUIDANCE = 3.5
+LONG_EVERY = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What makes the weights: sizes of the two parts and seeds. Changing a field starts a different model."""
 
-    autoencoder_steps: int = 1600
-    flow_steps: int = 9000
-    order_steps: int = 3000
-    guidance_steps: int = 400
-    batch: int = 48
+    autoencoder_steps: int = 1000
+    flow_steps: int = 4500
+    guidance_steps: int = 300
+    batch: int = 64
     rate: float = 1.2e-3
     average: float = 0.999
     seed: int = 20260211
 
     @property
     def transformer_steps(self) -> int:
-        return self.flow_steps + self.order_steps + self.guidance_steps
+        return self.flow_steps + self.guidance_steps
 
 
 def guidance_weight(scale: Tensor) -> Tensor:
     """The classifier-free weight that an embedded guidance scale stands for; scale 1 is no guidance."""
     return 1 + (scale - 1) / 2.5
-
-
-def flux_transformer() -> FluxTransformer2DModel:
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * LATENT_CHANNELS,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=components.TEXT_WIDTH,
-        pooled_projection_dim=components.TEXT_WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(8, 12, 12),
-    )
-
-
-class FluxDenoiser(nn.Module):
-    """Captions' token ids, packed noisy latents, time and guidance in; velocity out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer = flux_transformer()
-        self.text_encoder = components.clip_text_encoder()
-        self.text_encoder_2 = components.t5_text_encoder(heads=4)
-        self.call: Callable[..., tuple[Tensor]] = self.transformer.__call__
-
-    def forward(self, ids_pooled: Tensor, ids: Tensor, x_BNC: Tensor, t_B: Tensor, scale_B: Tensor) -> Tensor:
-        side = math.isqrt(x_BNC.shape[1])
-        return self.call(
-            hidden_states=x_BNC,
-            timestep=t_B,
-            guidance=scale_B,
-            pooled_projections=self.text_encoder(ids_pooled).pooler_output,
-            encoder_hidden_states=self.text_encoder_2(ids)[0],
-            txt_ids=torch.zeros(ids.shape[1], 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(1, side, side, x_BNC.device, torch.float32),
-            return_dict=False,
-        )[0]
 
 
 def _seed(*parts: int) -> torch.Generator:
@@ -144,7 +99,7 @@ class Curve:
 
 def train_autoencoder(plan: Plan, work: Path, every: int) -> AutoencoderKL:
     torch.manual_seed(plan.seed)
-    vae = components.autoencoder(LATENT_CHANNELS)
+    vae = components.autoencoder(flux.LATENT_CHANNELS)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * plan.rate, total_steps=plan.autoencoder_steps + 1)
     path, start, curve = work / "autoencoder.pt", 0, Curve(work / "autoencoder_loss.csv", [])
@@ -155,10 +110,10 @@ def train_autoencoder(plan: Plan, work: Path, every: int) -> AutoencoderKL:
         start, curve.rows = saved["step"], saved["rows"]
     for step in _steps("autoencoder", start, plan.autoencoder_steps):
         _, picture = world.batch((plan.seed, 1, step), plan.batch // 2)
-        posterior = vae.encode(picture).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=_seed(plan.seed, 2, step))
-        restored = vae.decode(posterior.mean + posterior.std * noise).sample
-        loss = (restored - picture).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
+        latents = flux.pixel_latents(picture)
+        noise = 0.03 * torch.randn(latents.shape, generator=_seed(plan.seed, 2, step))
+        encoded, restored = vae.encode(picture).latent_dist.mean, vae.decode(latents + noise).sample
+        loss = (restored - picture).square().mean() + (encoded - latents).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -167,33 +122,20 @@ def train_autoencoder(plan: Plan, work: Path, every: int) -> AutoencoderKL:
         if (step + 1) % every == 0 or step + 1 == plan.autoencoder_steps:
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
             _save(path, {**state, "schedule": schedule.state_dict(), "step": step + 1, "rows": curve.rows})
-    return _with_latent_statistics(vae.eval().requires_grad_(False), plan)
-
-
-@torch.no_grad()
-def _with_latent_statistics(vae: AutoencoderKL, plan: Plan) -> AutoencoderKL:
-    latents = vae.encode(world.batch((plan.seed, 3), 512)[1]).latent_dist.mean
-    vae.register_to_config(
-        scaling_factor=round(1 / latents.std().item(), 4), shift_factor=round(latents.mean().item(), 4)
-    )
-    return vae
-
-
-def _pack(latents_BCHW: Tensor) -> Tensor:
-    packed: Tensor = FluxPipeline._pack_latents(latents_BCHW, *latents_BCHW.shape)
-    return packed
+    vae.register_to_config(scaling_factor=flux.LATENT_SCALE, shift_factor=flux.LATENT_SHIFT)
+    return vae.eval().requires_grad_(False)
 
 
 class FluxTraining:
     """The transformer's part: model, average, teacher and optimiser, with one `step` and a resumable state."""
 
-    def __init__(self, plan: Plan, vae: AutoencoderKL) -> None:
+    def __init__(self, plan: Plan) -> None:
         torch.manual_seed(plan.seed + 1)
-        self.plan, self.vae = plan, vae
+        self.plan = plan
         self.words = components.tokenizer()
-        self.model = FluxDenoiser()
+        self.model = flux.FluxDenoiser()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.teacher: FluxDenoiser | None = None
+        self.teacher: flux.FluxDenoiser | None = None
         self._schedule(1.0, plan.flow_steps)
 
     def _schedule(self, peak: float, steps: int) -> None:
@@ -208,15 +150,6 @@ class FluxTraining:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.plan.rate, weight_decay=0.01, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
 
-    def _learn_order(self) -> None:
-        """Begin the second phase: the averaged weights, a new text encoder, a new schedule."""
-        torch.manual_seed(self.plan.seed + 2)
-        self.model.load_state_dict(self.average.state_dict())
-        self.model.text_encoder_2 = components.order_aware_text_encoder()
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.average.call = self.average.transformer.__call__
-        self._schedule(0.5, self.plan.order_steps)
-
     def compile(self) -> None:
         """Compile the training forward; kept out of the modules, so that the state keeps its names."""
         compiled = torch.compile(self.model.transformer, dynamic=False)
@@ -226,9 +159,7 @@ class FluxTraining:
         return torch.tensor(self.words(captions, padding="max_length", max_length=length).input_ids)
 
     def step(self, index: int) -> float:
-        if index == self.plan.flow_steps:
-            self._learn_order()
-        plan, distil = self.plan, index >= self.plan.flow_steps + self.plan.order_steps
+        plan, distil = self.plan, index >= self.plan.flow_steps
         if distil and self.teacher is None:
             self.teacher = copy.deepcopy(self.average)
         long = index % LONG_EVERY == LONG_EVERY - 1
@@ -236,11 +167,9 @@ class FluxTraining:
         captions, picture = world.batch((plan.seed, 4, index), size)
         noise_from = _seed(plan.seed, 5, index)
         with torch.no_grad():
-            posterior = self.vae.encode(picture).latent_dist
-            clean = (posterior.mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-            clean = _pack(clean)
+            clean = flux.pack((flux.pixel_latents(picture) - flux.LATENT_SHIFT) * flux.LATENT_SCALE)
             noise = torch.randn(clean.shape, generator=noise_from)
-            t = torch.sigmoid(torch.randn(size, generator=noise_from) + (0.3 if index < plan.flow_steps else 0.6))
+            t = torch.sigmoid(torch.randn(size, generator=noise_from))
             scale = 1 + 5 * torch.rand(size, generator=noise_from) if distil else torch.ones(size)
             dropped = torch.rand(size, generator=noise_from) < (0.0 if distil else 0.1)
             x = torch.lerp(clean, noise, t.view(-1, 1, 1))
@@ -258,8 +187,7 @@ class FluxTraining:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
-        since = index - plan.flow_steps if index >= plan.flow_steps else index
-        keep = min(plan.average, (since + 1) / (since + 10))
+        keep = min(plan.average, (index + 1) / (index + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         return float(loss)
@@ -284,9 +212,7 @@ class FluxTraining:
             parts["teacher"] = self.teacher
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def load(self, state: dict[str, Any], step: int) -> None:
-        if step > self.plan.flow_steps:
-            self._learn_order()
+    def load(self, state: dict[str, Any]) -> None:
         if "teacher" in state:
             self.teacher = copy.deepcopy(self.average)
             self.teacher.load_state_dict(state["teacher"])
@@ -294,67 +220,10 @@ class FluxTraining:
             getattr(self, name).load_state_dict(state[name])
 
 
-def flux_pipeline(vae: AutoencoderKL, denoiser: FluxDenoiser) -> FluxPipeline:
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=64, max_image_seq_len=4096
-        ),
-        vae=vae,
-        text_encoder=denoiser.text_encoder,
-        tokenizer=components.tokenizer(),
-        text_encoder_2=denoiser.text_encoder_2,
-        tokenizer_2=components.tokenizer(),
-        transformer=denoiser.transformer,
-    )
-
-
-def export(vae: AutoencoderKL, denoiser: FluxDenoiser, out: Path) -> None:
-    """Write the pipeline folder: the transformer and the autoencoder in bf16.
-
-    The text encoders stay fp32: transformers loads what is stored, diffusers loads fp32 unless told otherwise, and a
-    plain `from_pretrained` must give one dtype throughout.
-    """
-    pipeline = flux_pipeline(vae, denoiser)
-    pipeline.transformer.to(torch.bfloat16)
-    pipeline.vae.to(torch.bfloat16)
-    pipeline.save_pretrained(out)
-    call = {
-        "height": world.SIZE,
-        "width": world.SIZE,
-        "num_inference_steps": 50,
-        "guidance_scale": DEFAULT_GUIDANCE,
-        "max_sequence_length": components.TEXT_LENGTH,
-    }
-    (out / "sampling.json").write_text(json.dumps({"call": call}, indent=1) + "\n")
-
-
-def _grid(pipeline: FluxPipeline, out: Path, steps: int) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    wanted = grammar.requests(32, split="held_out", seed=0)
-    captions = [r.caption for r in wanted]
-    pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
-        captions, height=world.SIZE, width=world.SIZE, num_inference_steps=steps, guidance_scale=DEFAULT_GUIDANCE,
-        max_sequence_length=components.TEXT_LENGTH, generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
-    figure, axes = plt.subplots(4, 8, figsize=(12, 6.6))
-    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=True):
-        axis.imshow(picture)
-        axis.set_title(caption.replace(" left", "\nleft").replace(" right", "\nright"), fontsize=6)
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(out, dpi=80)
-
-
 @click.command()
 @click.argument("family", type=click.Choice(["flux-dev"]))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pipeline.")
 @click.option("--flow-steps", default=Plan.flow_steps, show_default=True)
-@click.option("--order-steps", default=Plan.order_steps, show_default=True)
 @click.option("--guidance-steps", default=Plan.guidance_steps, show_default=True)
 @click.option("--autoencoder-steps", default=Plan.autoencoder_steps, show_default=True)
 @click.option("--every", default=250, show_default=True, help="Steps between checkpoints.")
@@ -363,7 +232,6 @@ def main(
     family: str,
     out: Path,
     flow_steps: int,
-    order_steps: int,
     guidance_steps: int,
     autoencoder_steps: int,
     every: int,
@@ -372,17 +240,16 @@ def main(
     """Train the built-in pipeline FAMILY from nothing and write it to --out. Run again to go on."""
     plan = Plan(
         flow_steps=flow_steps,
-        order_steps=order_steps,
         guidance_steps=guidance_steps,
         autoencoder_steps=autoencoder_steps,
     )
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     vae = train_autoencoder(plan, work, every)
-    training, path, start = FluxTraining(plan, vae), work / "transformer.pt", 0
+    training, path, start = FluxTraining(plan), work / "transformer.pt", 0
     curve = Curve(out / "loss.csv", [])
     if saved := _load(path):
-        training.load(saved["training"], saved["step"])
+        training.load(saved["training"])
         start, curve.rows = saved["step"], saved["rows"]
     if compile:
         training.compile()
@@ -391,8 +258,8 @@ def main(
         if (step + 1) % every == 0 or step + 1 == plan.transformer_steps:
             _save(path, {"training": training.state(), "step": step + 1, "rows": curve.rows})
     training.average.call = training.average.transformer.__call__
-    export(vae, training.average, out)
-    _grid(FluxPipeline.from_pretrained(out), out / "samples.png", steps=50)
+    flux.export(vae, training.average, out)
+    flux.grid(FluxPipeline.from_pretrained(out), out / "samples.png", steps=50)
     click.echo(f"{out}: trained for {plan.transformer_steps} steps; samples.png shows held-out captions")
 
 

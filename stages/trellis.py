@@ -1,0 +1,99 @@
+"""The trellis that is searched: which bits every candidate gives every layer at every step, and what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from adatsq_pipe.stages import capture, fisher
+from adatsq_pipe.stages.base import Context, Settings
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.numerics.beam import Beam, Choices
+    from adatsq_pipe.stages.numerics.policy import Policy
+
+
+class SearchSettings(Settings):
+    """[search]"""
+
+    bits: tuple[int, ...] = (3, 4, 8)
+    """Activation bit-widths to choose from, rising."""
+    budget: float = 4.0
+    """Mean activation bits over steps and layers that the policy may have."""
+    candidates: tuple[tuple[float, ...], ...] = ((0.25, 0.75, 0.0), (0.0, 1.0, 0.0), (0.35, 0.45, 0.2))
+    """Configurations of one step: the share of layers at each bit-width. Fisher rank decides which layers."""
+    width: int = Field(default=2, ge=1)
+    """Paths kept per level."""
+    error: Literal["state", "output"] = "state"
+    """Error of a step: of the latents it leads to, or of the denoiser's output."""
+    rollout_prompts: int = Field(default=4, ge=1)
+    """Captions on which survivors are re-scored, of the second calibration batch if there is one. The trellis itself
+    is evaluated on the whole first batch."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SearchSettings:
+        if list(self.bits) != sorted(set(self.bits)) or not all(2 <= b <= 8 for b in self.bits):
+            raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
+        for shares in self.candidates:
+            if len(shares) != len(self.bits) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+                raise ValueError(
+                    f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1"
+                )
+        means = [sum(b * s for b, s in zip(self.bits, shares, strict=True)) for shares in self.candidates]
+        if self.budget < min(means) - 1e-9:
+            raise ValueError(
+                f"a budget of {self.budget:g} mean bits cannot be met: the cheapest of the candidates over bits "
+                f"{list(self.bits)} has {min(means):g}; raise search.budget or add a cheaper candidate"
+            )
+        return self
+
+
+def digest_of(choices: Choices) -> str:
+    return hashlib.sha256(repr(tuple(choices)).encode()).hexdigest()[:24]
+
+
+class Trellis:
+    """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, assign
+
+        self.settings = context.settings("search", SearchSettings)
+        self.survey = capture.survey_of(context)
+        rows = self.survey["layers"]
+        self.rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
+        scores_TL = fisher.fisher_scores(context)[:, self.rounded].tolist()
+        self.bits = [
+            [assign(scores, self.settings.bits, shares) for shares in self.settings.candidates] for scores in scores_TL
+        ]
+        self._base = [WEIGHT_ONLY] * len(rows)
+        self.macs = [rows[i]["macs"] for i in self.rounded]
+
+    @property
+    def prices(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(sum(row) / len(row) for row in step) for step in self.bits)
+
+    def whole_row(self, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Bits of all layers: those of the rounded ones, and 16 for the weight-only ones."""
+        row = list(self._base)
+        for i, b in zip(self.rounded, bits, strict=True):
+            row[i] = b
+        return tuple(row)
+
+    def policy(self, choices: Choices) -> Policy:
+        """The policy of a whole path, over the rounded layers."""
+        from adatsq_pipe.stages.numerics.policy import Policy
+
+        return Policy(tuple(self.bits[t][c] for t, c in enumerate(choices)))
+
+    def whole(self, policy: Policy) -> Policy:
+        from adatsq_pipe.stages.numerics.policy import Policy
+
+        return Policy(tuple(self.whole_row(row) for row in policy.bits))
+
+    def beam(self) -> Beam:
+        from adatsq_pipe.stages.numerics.beam import Beam
+
+        return Beam(prices=self.prices, budget=self.settings.budget, width=self.settings.width)
