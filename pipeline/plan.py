@@ -60,6 +60,9 @@ def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
         }
         fingerprint = digest(identity)
         context = replace(context, fingerprints={**context.fingerprints, stage.name: fingerprint})
+        for name, reads in stage.shares.items():
+            shared: dict[str, Plain] = {"stage": name, "version": stage.version, "reads": reads(config.tables, model)}
+            context = replace(context, fingerprints={**context.fingerprints, name: digest(shared)})
         ready = all(step.complete for step in steps if step.stage.name in stage.needs)
         steps.append(_look(stage, identity, fingerprint, context, run, ready))
     return steps, context

@@ -101,6 +101,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "damping_raised": damped,
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
         },
+        "capture_over_bare_forwards": capture_cost(context),
         "seconds": seconds(run, context),
     }
 
@@ -136,6 +137,14 @@ def search_cost(context: Context) -> dict[str, float]:
     }
 
 
+def capture_cost(context: Context) -> float:
+    """Worker seconds of the capture over its bare forwards: each trajectory's calls, made once and repeated once."""
+    manifest = context.manifest("capture")
+    units = [manifest.read(unit) for unit in manifest.units()]
+    bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
+    return sum(m.seconds["total"] for m in units) / bare
+
+
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
     """Per stage: wall time over all tries, and the workers' seconds split into model, linear algebra and overhead."""
     walls: dict[str, float] = {}
@@ -162,9 +171,8 @@ def pictures(context: Context, path: Path, title: str) -> None:
     for unit in _quantized_units(context):
         rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
         got = tensors.read(manifest.unit_folder(unit), ["pictures"])["pictures"].numpy()
-        wanted = tensors.read(manifest.unit_folder(unit.replace("quantized", "reference")), ["pictures"])[
-            "pictures"
-        ].numpy()
+        drawn = context.manifest("reference").unit_folder(unit.replace("quantized", "draw"))
+        wanted = tensors.read(drawn, ["pictures"])["pictures"].numpy()
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]
     figure, axes = plt.subplots(2, len(columns), figsize=(1.7 * len(columns), 4.1), squeeze=False)

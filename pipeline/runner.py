@@ -87,7 +87,8 @@ def execute(
             screen.say(f"{error}: it is withdrawn and done again")
             steps, context = plan(config, run)
             context.manifest(error.stage).withdraw(error.unit)
-            stages = [s.stage.name for s in steps if s.stage.name in stages or s.stage.name == error.stage]
+            owner = error.stage
+            stages = [s.stage.name for s in steps if s.stage.name in (*stages, owner) or owner in s.stage.shares]
             ran = True
     raise StorageError(f"units were found damaged {REPAIRS} times in one run; check the disk that holds {run.path}")
 

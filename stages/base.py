@@ -132,6 +132,8 @@ class Stage:
     run: Callable[[Context, Executor, Report], None]
     expected: Callable[[Context], int | None]
     settings: type[Settings]
+    shares: Mapping[str, Callable[[Mapping[str, Any], str], Plain]] = field(default_factory=dict)
+    """Further folders of units, by name, with what *their* bytes depend on: for results that outlive the stage's."""
 
 
 def identity(tables: Mapping[str, Mapping[str, Any]], *names: str) -> dict[str, Plain]:

@@ -1,7 +1,8 @@
 """Evaluate: held-out captions, paired seeds, the assembled model against full precision.
 
-Units: `reference/<shard>` (full-precision latents before every step, and pictures) and `quantized/<shard>` (the
-same draws through the folder as a user loads it; one row of metrics a sample, one of latent error and PSNR a step).
+Units: `quantized/<shard>` (the draws through the folder as a user loads it: one row of metrics a sample, one of latent
+error and PSNR a step), and, in the shared folder `reference`, `draw/<shard>` (full-precision latents before every step,
+and pictures), which do not depend on the quantized model and are drawn once for all of a run directory's models.
 """
 
 from __future__ import annotations
@@ -49,8 +50,48 @@ def draws(context: Context) -> list[Conditions]:
     ]
 
 
+def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> tuple[list[Tensor], Any]:
+    """Latents before every step and at the end, [samples, ...] each, and pictures, of the model in `folder`."""
+    import torch
+
+    import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+    from adatsq_pipe.stages.trajectories import denoiser_of
+
+    denoiser = denoiser_of(context, folder=folder)
+    states: dict[int, Tensor] = {}
+
+    def see(j: int, call: Any) -> None:
+        if call.step not in states:
+            found = denoiser.state(call)
+            states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
+
+    with unit.timed("model"):
+        run = denoiser.record(conditions, decode=True, see=see)
+    return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures
+
+
+class Reference:
+    """Worker of the full-precision draws."""
+
+    stage: ClassVar[str] = "reference"
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.batches = draws(context)
+
+    def __call__(self, key: str) -> None:
+        import torch
+
+        from adatsq_pipe.storage import tensors
+
+        with unit_of(self.context, self.stage, key) as unit:
+            states, pictures = _drawn(self.context, "", self.batches[int(key.partition("/")[2])], unit)
+            stacked = {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
+            tensors.write(unit.folder, stacked)
+
+
 class Evaluate:
-    """The stage's worker. Holds one model at a time: units of the reference come first."""
+    """Worker of the quantized draws."""
 
     stage: ClassVar[str] = "evaluate"
 
@@ -59,47 +100,14 @@ class Evaluate:
         self.batches = draws(context)
 
     def __call__(self, key: str) -> None:
-        kind, _, shard = key.partition("/")
-        (self._reference if kind == "reference" else self._quantized)(key, int(shard))
-
-    def _drawn(self, folder: str, conditions: Conditions, unit: Any) -> tuple[list[Tensor], Any]:
-        """Latents before every step and at the end, [samples, ...] each, and pictures."""
-        import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
-        from adatsq_pipe.stages.trajectories import denoiser_of
-
-        denoiser = denoiser_of(self.context, folder=folder)
-        states: dict[int, Tensor] = {}
-
-        def see(j: int, call: Any) -> None:
-            import torch
-
-            if call.step not in states:
-                found = denoiser.state(call)
-                states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
-
-        with unit.timed("model"):
-            run = denoiser.record(conditions, decode=True, see=see)
-        return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures
-
-    def _reference(self, key: str, shard: int) -> None:
-        import torch
-
-        from adatsq_pipe.storage import tensors
-
-        with unit_of(self.context, self.stage, key) as unit:
-            states, pictures = self._drawn("", self.batches[shard], unit)
-            tensors.write(
-                unit.folder, {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
-            )
-
-    def _quantized(self, key: str, shard: int) -> None:
         from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
         from adatsq_pipe.storage import tables, tensors
 
+        shard = int(key.partition("/")[2])
         model = self.context.read("assemble", "model")[1]
-        wanted = tensors.read(self.context.read("evaluate", f"reference/{shard:03d}")[1])
+        wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])
         with unit_of(self.context, self.stage, key) as unit:
-            states, pictures = self._drawn(str(model), self.batches[shard], unit)
+            states, pictures = _drawn(self.context, str(model), self.batches[shard], unit)
             samples, steps = [], []
             for i, prompt in enumerate(self.batches[shard].prompts):
                 picture, reference = pictures[i], wanted["pictures"][i]
@@ -139,17 +147,17 @@ def _ssim(picture: Any, reference: Any) -> float:
     )
 
 
-def _units(context: Context) -> list[str]:
+def _units(context: Context, kind: str) -> list[str]:
     settings = context.settings("evaluate", EvaluateSettings)
     count = len(shards(len(settings.prompts) * settings.seeds, settings.batch))
-    return [f"{kind}/{i:03d}" for kind in ("reference", "quantized") for i in range(count)]
+    return [f"{kind}/{i:03d}" for i in range(count)]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    keys = _units(context)
-    half = len(keys) // 2
-    fan_out(context, executor, Evaluate, keys[:half], lambda done, n: report(done, len(keys)))
-    fan_out(context, executor, Evaluate, keys[half:], lambda done, n: report(half + done, len(keys)))
+    reference, quantized = _units(context, "draw"), _units(context, "quantized")
+    both = len(reference) + len(quantized)
+    fan_out(context, executor, Reference, reference, lambda done, n: report(done, both))
+    fan_out(context, executor, Evaluate, quantized, lambda done, n: report(len(reference) + done, both))
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
@@ -162,6 +170,7 @@ STAGE = Stage(
     needs=("assemble",),
     reads=_reads,
     run=run,
-    expected=lambda context: len(_units(context)),
+    expected=lambda context: len(_units(context, "quantized")),
     settings=EvaluateSettings,
+    shares={"reference": _reads},
 )

@@ -41,7 +41,7 @@ def _same(run: Path, reference: Path) -> None:
 
 def test_outputs(undisturbed: Path) -> None:
     summary = json.loads((undisturbed / "report" / "summary.json").read_text())
-    assert set(summary["seconds"]) == set(STAGES)
+    assert set(summary["seconds"]) == {*STAGES, "reference"}
     assert 3 <= summary["bits"]["activations_mean"] <= summary["bits"]["budget"]
     assert summary["size"]["layer_ratio"] > 2
     config = json.loads((undisturbed / "model" / "transformer" / "config.json").read_text())
@@ -153,6 +153,20 @@ def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigte
         _ray_process(third, "ray::_Director").kill()
     _, errors = third.communicate(timeout=200)
     assert third.returncode == 0, errors
+    _same(run, undisturbed)
+
+
+def test_a_running_cluster_is_joined(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    try:
+        run = tmp_path / "run"
+        arguments = harness.tiny(run, tiny_flux, "--address", cluster.address, executor="ray")
+        done = harness.run(*arguments, "--set", "cluster.workers=2")
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
     _same(run, undisturbed)
 
 
