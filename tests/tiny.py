@@ -38,11 +38,11 @@ def flux() -> Built:
         vae=components.autoencoder(4),
         text_encoder=components.clip_text_encoder(),
         tokenizer=components.tokenizer(),
-        text_encoder_2=components.t5_text_encoder(heads=4),
+        text_encoder_2=components.t5_text_encoder(),
         tokenizer_2=components.tokenizer(),
         transformer=transformer,
     )
-    return pipe, {"height": 16, "width": 16, "num_inference_steps": 4, "max_sequence_length": 12}
+    return pipe, {"height": 16, "width": 16, "num_inference_steps": 4, "max_sequence_length": 16}
 
 
 def z_image() -> Built:
@@ -70,7 +70,7 @@ def z_image() -> Built:
         transformer=transformer,
     )
     return pipe, {
-        "height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 3.0, "max_sequence_length": 12,
+        "height": 16, "width": 16, "num_inference_steps": 3, "guidance_scale": 3.0, "max_sequence_length": 16,
     }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def wan() -> Built:
     )  # fmt: skip
     return pipe, {
         "height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": 3.0,
-        "max_sequence_length": 12,
+        "max_sequence_length": 16,
     }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ All are the stock classes of transformers and diffusers with small configs, so p
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -18,7 +17,7 @@ from transformers import (
 
 from adatsq_pipe.stages.scenes import captions, world
 
-TEXT_LENGTH = 12
+TEXT_LENGTH = 16
 TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
@@ -57,11 +56,7 @@ def clip_text_encoder() -> CLIPTextModel:
     )
 
 
-OFFSETS = (-2, -1, 0, 1, 2, 3, 4)
-"""Relative positions that heads of the order-aware text encoder start out looking at; one more head looks anywhere."""
-
-
-def t5_text_encoder(*, heads: int) -> T5EncoderModel:
+def t5_text_encoder() -> T5EncoderModel:
     """A one-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
     words = tokenizer()
     return T5EncoderModel(
@@ -71,7 +66,7 @@ def t5_text_encoder(*, heads: int) -> T5EncoderModel:
             d_kv=16,
             d_ff=2 * TEXT_WIDTH,
             num_layers=1,
-            num_heads=heads,
+            num_heads=4,
             relative_attention_num_buckets=32,
             relative_attention_max_distance=32,
             feed_forward_proj="gated-gelu",
@@ -81,17 +76,6 @@ def t5_text_encoder(*, heads: int) -> T5EncoderModel:
             decoder_start_token_id=words.pad_token_id,
         )
     )
-
-
-def order_aware_text_encoder() -> T5EncoderModel:
-    """A T5 encoder whose heads start by looking at one offset each: word order need not be discovered first."""
-    encoder = t5_text_encoder(heads=len(OFFSETS) + 1)
-    attention = encoder.encoder.block[0].layer[0].SelfAttention
-    with torch.no_grad():
-        for head, offset in enumerate(OFFSETS):
-            bucket = attention._relative_position_bucket(torch.tensor(offset), num_buckets=32, max_distance=32)
-            attention.relative_attention_bias.weight[bucket, head] += 6.0
-    return encoder
 
 
 def autoencoder(latent_channels: int) -> AutoencoderKL:

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import components, world
 
-LATENT_CHANNELS = 12
-LATENT_SHIFT, LATENT_SCALE = -0.75, 2.2
-"""Mean and inverse deviation of the world's pixels, which the latents are."""
+LATENT_CHANNELS = 8
 DEFAULT_GUIDANCE = 3.5
 
 
@@ -42,7 +40,7 @@ class FluxDenoiser(nn.Module):
         super().__init__()
         self.transformer = flux_transformer()
         self.text_encoder = components.clip_text_encoder()
-        self.text_encoder_2 = components.order_aware_text_encoder()
+        self.text_encoder_2 = components.t5_text_encoder()
         self.call: Callable[..., tuple[Tensor]] = self.transformer.__call__
 
     def forward(self, ids_pooled: Tensor, ids: Tensor, x_BNC: Tensor, t_B: Tensor, scale_B: Tensor) -> Tensor:
@@ -57,11 +55,6 @@ class FluxDenoiser(nn.Module):
             img_ids=FluxPipeline._prepare_latent_image_ids(1, side, side, x_BNC.device, torch.float32),
             return_dict=False,
         )[0]
-
-
-def pixel_latents(picture_B3HW: Tensor) -> Tensor:
-    """The latent space: 2x2 pixel blocks as channels, `[B, 12, H/2, W/2]`."""
-    return torch.nn.functional.pixel_unshuffle(picture_B3HW, 2)
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 Two parts, each resumable from FOLDER/.work and seeded per step, so that a run killed anywhere ends the same way:
 
-1. the autoencoder, taught a fixed latent space: the picture's 2x2 pixel blocks as channels, standardised. Nothing is
-   left for the transformer to learn of an autoencoder's peculiarities, which at this size cost more than they taught.
+1. the autoencoder;
 2. the transformer with its text encoders: flow matching on logit-normal times, then guidance distillation (the student
    learns the classifier-free-guided field of its own frozen average, Meng et al. 2210.03142), so that one call per step
    is enough.
@@ -32,17 +31,17 @@ from adatsq_pipe.stages.scenes import components, flux, world
 
 LONG_TEXT = 512
 """Plain pipeline calls pad captions to 512 tokens; every LONG_EVERY-th batch is padded so, and smaller."""
-LONG_EVERY = 32
+LONG_EVERY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What makes the weights: sizes of the two parts and seeds. Changing a field starts a different model."""
 
-    autoencoder_steps: int = 1000
-    flow_steps: int = 4500
-    guidance_steps: int = 300
-    batch: int = 64
+    autoencoder_steps: int = 1600
+    flow_steps: int = 9000
+    guidance_steps: int = 900
+    batch: int = 48
     rate: float = 1.2e-3
     average: float = 0.999
     seed: int = 20260211
@@ -110,10 +109,10 @@ def train_autoencoder(plan: Plan, work: Path, every: int) -> AutoencoderKL:
         start, curve.rows = saved["step"], saved["rows"]
     for step in _steps("autoencoder", start, plan.autoencoder_steps):
         _, picture = world.batch((plan.seed, 1, step), plan.batch // 2)
-        latents = flux.pixel_latents(picture)
-        noise = 0.03 * torch.randn(latents.shape, generator=_seed(plan.seed, 2, step))
-        encoded, restored = vae.encode(picture).latent_dist.mean, vae.decode(latents + noise).sample
-        loss = (restored - picture).square().mean() + (encoded - latents).square().mean()
+        posterior = vae.encode(picture).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=_seed(plan.seed, 2, step))
+        restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        loss = (restored - picture).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -122,16 +121,24 @@ def train_autoencoder(plan: Plan, work: Path, every: int) -> AutoencoderKL:
         if (step + 1) % every == 0 or step + 1 == plan.autoencoder_steps:
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict()}
             _save(path, {**state, "schedule": schedule.state_dict(), "step": step + 1, "rows": curve.rows})
-    vae.register_to_config(scaling_factor=flux.LATENT_SCALE, shift_factor=flux.LATENT_SHIFT)
-    return vae.eval().requires_grad_(False)
+    return _with_latent_statistics(vae.eval().requires_grad_(False), plan)
+
+
+@torch.no_grad()
+def _with_latent_statistics(vae: AutoencoderKL, plan: Plan) -> AutoencoderKL:
+    latents = vae.encode(world.batch((plan.seed, 3), 512)[1]).latent_dist.mean
+    vae.register_to_config(
+        scaling_factor=round(1 / latents.std().item(), 4), shift_factor=round(latents.mean().item(), 4)
+    )
+    return vae
 
 
 class FluxTraining:
     """The transformer's part: model, average, teacher and optimiser, with one `step` and a resumable state."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, vae: AutoencoderKL) -> None:
         torch.manual_seed(plan.seed + 1)
-        self.plan = plan
+        self.plan, self.vae = plan, vae
         self.words = components.tokenizer()
         self.model = flux.FluxDenoiser()
         self.average = copy.deepcopy(self.model).requires_grad_(False)
@@ -167,9 +174,10 @@ class FluxTraining:
         captions, picture = world.batch((plan.seed, 4, index), size)
         noise_from = _seed(plan.seed, 5, index)
         with torch.no_grad():
-            clean = flux.pack((flux.pixel_latents(picture) - flux.LATENT_SHIFT) * flux.LATENT_SCALE)
+            posterior = self.vae.encode(picture).latent_dist
+            clean = flux.pack((posterior.mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
             noise = torch.randn(clean.shape, generator=noise_from)
-            t = torch.sigmoid(torch.randn(size, generator=noise_from))
+            t = torch.sigmoid(torch.randn(size, generator=noise_from) + 0.3)
             scale = 1 + 5 * torch.rand(size, generator=noise_from) if distil else torch.ones(size)
             dropped = torch.rand(size, generator=noise_from) < (0.0 if distil else 0.1)
             x = torch.lerp(clean, noise, t.view(-1, 1, 1))
@@ -190,7 +198,7 @@ class FluxTraining:
         keep = min(plan.average, (index + 1) / (index + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
-        return float(loss)
+        return float(loss.item())
 
     def _guided(self, captions: list[str], x: Tensor, t: Tensor, scale: Tensor) -> Tensor:
         assert self.teacher is not None
@@ -246,7 +254,7 @@ def main(
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     vae = train_autoencoder(plan, work, every)
-    training, path, start = FluxTraining(plan), work / "transformer.pt", 0
+    training, path, start = FluxTraining(plan, vae), work / "transformer.pt", 0
     curve = Curve(out / "loss.csv", [])
     if saved := _load(path):
         training.load(saved["training"])
