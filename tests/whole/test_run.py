@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,7 +180,7 @@ def test_nothing_to_do_imports_no_torch_and_starts_no_ray(undisturbed: Path, tin
         "heavy = sorted({'torch', 'ray', 'diffusers', 'zarr'} & set(sys.modules))\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run(["python", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stdout
 
