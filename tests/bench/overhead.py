@@ -54,7 +54,7 @@ def main(workers: int) -> None:
         shares = ", ".join(f"{kind} {part[kind]:6.1f}" for kind in ("model", "algebra", "overhead"))
         click.echo(f"{name:9} wall {part['wall']:6.1f} s   workers: {shares} s")
     click.echo(
-        f"wall of the whole command {wall:.1f} s, work / {workers} workers {work / workers:.1f} s, start-up {fixed:.1f} s"
+        f"wall of the command {wall:.1f} s, work / {workers} workers {work / workers:.1f} s, start-up {fixed:.1f} s"
     )
     click.echo(f"wall beyond start-up over work / workers   {(wall - fixed) / (work / workers):.2f}   (aim 1.25)")
     click.echo(f"capture over its bare forwards             {summary['capture_over_bare_forwards']:.2f}   (aim 1.30)")
