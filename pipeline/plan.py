@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
@@ -133,11 +132,6 @@ def choose(text: str) -> list[str]:
             raise ConfigError(f"--stages: {first} comes after {last}; write {last}..{first}")
         chosen += span
     return [name for name in names if name in chosen]
-
-
-def model_link(run: RunDir) -> Path | None:
-    """The published model, if there is one."""
-    return run.model if run.model.is_symlink() and run.model.exists() else None
 
 
 def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:

@@ -90,7 +90,6 @@ class QuantizedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
         self.bits = WEIGHT_ONLY
         self.shared: SharedInput | None = None
-        self.keeps_weight = True
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
 
@@ -102,10 +101,8 @@ class QuantizedLinear(nn.Module):
         groups = self.scale.shape[1]
         codes = unpack(self.codes, self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
         values = decode(codes, self.scale.float().unsqueeze(2), self.zero.float().unsqueeze(2))
-        weight = values.flatten(1).to(dtype)
-        if self.keeps_weight:
-            self._weight = weight
-        return weight
+        self._weight = values.flatten(1).to(dtype)
+        return self._weight
 
     def set_codes(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
         """Take a solved weight (uint8 codes not yet packed)."""
