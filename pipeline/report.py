@@ -97,6 +97,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "search": {**search_cost(context), "front": found["front"], "rollout_error": found["rollout_error"]},
         "facts": {
             "layers_not_called": survey["unused"],
+            "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),

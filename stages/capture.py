@@ -61,20 +61,23 @@ def batches(context: Context) -> int:
 
 
 class Listener:
-    """Watches the inputs of linear layers during one call. `seen` maps a layer to the layer that stored its input."""
+    """Watches the inputs of linear layers during one call. `source` maps a layer to the layer that stored its input;
+    `repeated` are layers that ran more than once, whose input is not one thing."""
 
     KEEP = 8
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self.source: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
+        self.repeated: set[str] = set()
         self._recent: list[tuple[Tensor, str]] = []
         self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
 
     def _hook(self, name: str) -> Any:
         def see(module: nn.Module, args: tuple[Any, ...]) -> None:
             if name in self.source:
-                raise StageError(f"layer {name} runs twice in one denoiser call, which calibration does not support")
+                self.repeated.add(name)
+                return
             for tensor, owner in self._recent:
                 if tensor is args[0]:
                     self.source[name] = owner
@@ -137,14 +140,19 @@ class Capture:
 
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
-        listener = Listener(self.layers)
-        try:
-            with torch.no_grad():
-                self.denoiser.transformer.forward(*call.args, **call.kwargs)
-        finally:
-            listener.close()
+        with torch.no_grad():
+            listener = self._listen(call, self.layers)
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
+
+    def _listen(self, call: Call, layers: Mapping[str, nn.Linear]) -> Listener:
+        """What the linear layers are fed in one forward pass."""
+        listener = Listener(layers)
+        try:
+            self.denoiser.transformer.forward(*call.args, **call.kwargs)
+        finally:
+            listener.close()
+        return listener
 
     def _calls(self, shard: int, steps: range) -> list[Call]:
         from adatsq_pipe.stages.trajectories import read_trajectory
@@ -163,12 +171,11 @@ class Capture:
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
             call = self._calls(0, range(1))[0]
-            listener = Listener(self.layers)
-            try:
-                with unit.timed("model"):
-                    self.denoiser.transformer.forward(*call.args, **call.kwargs)
-            finally:
-                listener.close()
+            with unit.timed("model"):
+                listener = self._listen(call, self.layers)
+                repeated = sorted(listener.repeated)
+                if repeated:
+                    listener = self._listen(call, {n: x for n, x in self.layers.items() if n not in repeated})
             rows = []
             for name, source in listener.source.items():
                 layer, x = self.layers[name], listener.inputs[source]
@@ -187,7 +194,8 @@ class Capture:
             steps = run.steps[-1] + 1
             unit.value = {
                 "layers": rows,
-                "unused": sorted(set(self.layers) - set(listener.source)),
+                "unused": sorted(set(self.layers) - set(listener.source) - set(repeated)),
+                "repeated": repeated,
                 "steps": steps,
                 "calls": list(run.steps),
                 "timesteps": [
@@ -204,12 +212,13 @@ class Capture:
         block, shard = (int(part) for part in place.split("-"))
         survey = survey_of(self.context)
         steps = blocks_of(self.context, survey["steps"])[block]
+        layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             kept: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
             per_step = survey["calls"].count(steps.start)
             for call in self._calls(shard, steps):
-                sampler = _Sampler(self.layers, self._rows_per_call(per_step), (block, shard, call.step))
+                sampler = _Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
                 try:
                     with unit.timed("model"):
                         self.denoiser.transformer.forward(*call.args, **call.kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ class Follow:
         self._now: list[int] | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        steps = nearest_step(timestep_of(inspect.unwrap(module.forward), args, kwargs), self.calibrated_T)
+        steps = nearest_step(timestep_of(module.forward, args, kwargs), self.calibrated_T)
         if steps != self._now:
             self._now = steps
             for layer, bits in zip(self._layers, self._bits, strict=True):
