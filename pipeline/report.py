@@ -149,9 +149,7 @@ def capture_cost(context: Context) -> float:
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
     """Per stage: wall time over all tries, and the workers' seconds split into model, linear algebra and overhead."""
     walls: dict[str, float] = {}
-    log = run.path / "log.jsonl"
-    for line in log.read_text().splitlines() if log.exists() else []:
-        entry = json.loads(line)
+    for entry in run.logged():
         if context.fingerprints.get(entry["stage"]) == entry["fingerprint"]:
             walls[entry["stage"]] = walls.get(entry["stage"], 0.0) + entry["wall"]
     return {stage: {"wall": walls.get(stage, 0.0), **_spent(context.manifest(stage))} for stage in context.fingerprints}

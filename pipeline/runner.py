@@ -5,7 +5,6 @@ The executor is made when the first unit is missing, and not before: a run with 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -130,14 +129,8 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)
     finally:
-        entry = {
-            "stage": name,
-            "fingerprint": step.fingerprint,
-            "wall": round(time.perf_counter() - start, 3),
-            "executor": executors.config.cluster.executor,
-        }
-        with (run.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        wall = round(time.perf_counter() - start, 3)
+        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall})
     complete(context, name)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import write_text
-from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.storage.fingerprint import Plain, canonical
 from adatsq_pipe.storage.manifest import Manifest
 
 FORMAT = 1
@@ -85,6 +86,22 @@ class RunDir:
             except (OSError, ValueError, KeyError):
                 named = "another process"
             raise StorageError(f"{self.path} is in use by {named}; wait for it or name another --run-dir") from None
+
+    def log(self, entry: Mapping[str, Plain]) -> None:
+        """Append one line to the run's log, which vouches for nothing: it is where wall times are looked up."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(canonical(entry) + "\n")
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """The log's entries; a line that a kill has torn is passed over."""
+        path = self.path / "log.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
 
     def record_identity(self, stage: str, fingerprint: str, identity: Plain) -> None:
         """Keep what a fingerprint was made of, so that a later change can be shown field by field."""

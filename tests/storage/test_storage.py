@@ -120,6 +120,15 @@ def test_tables_come_back(tmp_path: Path) -> None:
     assert tables.read(tmp_path / "t.parquet") == rows
 
 
+def test_a_torn_line_of_the_log_is_passed_over(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.log({"stage": "capture", "wall": 1.5})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"stage": "fis\n')
+    run.log({"stage": "solve", "wall": 2.0})
+    assert [entry["stage"] for entry in run.logged()] == ["capture", "solve"]
+
+
 def test_a_second_lock_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,8 +159,6 @@ def test_a_full_disk(tiny_flux: Path, tmp_path: Path) -> None:
 
 
 def test_status_reads_files_alone(captured: Path) -> None:
-    start = time.monotonic()
     rows = json.loads(harness.run("status", "--run-dir", str(captured), "--json").stdout)
-    assert time.monotonic() - start < 30
     assert [row["state"] for row in rows][:2] == ["done", "missing"]
     assert rows[0]["units"] == rows[0]["expected"]
