@@ -12,7 +12,7 @@ from typing import Any
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.base import Context
-from adatsq_pipe.storage import tables
+from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 from adatsq_pipe.storage.rundir import RunDir
@@ -75,6 +75,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "captions": len(config.tables["evaluate"]["prompts"]),
             "seeds": config.tables["evaluate"]["seeds"],
             **{name: _mean(samples, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
+            "asked_for": _asked_for(config, context, samples),
             "per_step": {
                 "latent_relative_error": [statistics.fmean(r["error"] for r in rows) for rows in by_step],
                 "latent_psnr_db": [statistics.fmean(r["psnr"] for r in rows) for rows in by_step],
@@ -105,6 +106,27 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "capture_over_bare_forwards": capture_cost(context),
         "seconds": seconds(run, context),
     }
+
+
+def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """GenEval's tasks and Frechet distances, where a program can read the pictures."""
+    if not config.tables["model"]["world"]:
+        return None
+    import numpy as np
+
+    from adatsq_pipe.stages.scenes.tally import compare, frechet
+
+    folders = [context.manifest("evaluate").unit_folder(unit) for unit in _quantized_units(context)]
+    quantized, reference = (
+        np.concatenate([arrays.read(folder, name) for folder in folders]) for name in ("features", "reference_features")
+    )
+    truth = arrays.read(context.manifest("reference").unit_folder("truth"), "features")
+    distances = {
+        "full_precision_to_truth": frechet(reference, truth),
+        "quantized_to_truth": frechet(quantized, truth),
+        "quantized_to_full_precision": frechet(quantized, reference),
+    }
+    return {**compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
@@ -164,14 +186,12 @@ def _spent(manifest: Manifest) -> dict[str, float]:
 def pictures(context: Context, path: Path, title: str) -> None:
     """The first captions, full precision above quantized, captions under. Videos show their middle frame."""
     plt = _pyplot()
-    from adatsq_pipe.storage import tensors
-
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
     for unit in _quantized_units(context):
         rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
-        got = tensors.read(manifest.unit_folder(unit), ["pictures"])["pictures"].numpy()
+        got = arrays.read(manifest.unit_folder(unit), "pictures")
         drawn = context.manifest("reference").unit_folder(unit.replace("quantized", "draw"))
-        wanted = tensors.read(drawn, ["pictures"])["pictures"].numpy()
+        wanted = arrays.read(drawn, "pictures")
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]
     figure, axes = plt.subplots(2, len(columns), figsize=(1.7 * len(columns), 4.1), squeeze=False)

@@ -5,15 +5,16 @@ The executor is made when the first unit is missing, and not before: a run with 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
-from adatsq_pipe.stages.base import Context, Report, complete
+from adatsq_pipe.stages.base import Context, Report, complete, discover
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.files import point
 from adatsq_pipe.storage.fingerprint import digest
@@ -69,19 +70,30 @@ class Executors:
             self.made.stop()
 
     def close(self) -> None:
-        if self.made is not None:
-            self.made.close()
+        made, self.made = self.made, None
+        if made is not None:
+            made.close()
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close while the body, which needs no executor, does its work."""
+        thread = threading.Thread(target=self.close)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
 
 def execute(
     config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen
-) -> tuple[list[Step], bool]:
-    """Do what is missing of `stages`. Returns the plan as it then stands, and whether anything ran."""
+) -> tuple[list[Step], Context, bool]:
+    """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran."""
     ran = False
     for _ in range(REPAIRS):
         try:
             ran = _once(config, run, stages, executors, screen) or ran
-            return plan(config, run)[0], ran
+            return *plan(config, run), ran
         except DamagedUnit as error:
             screen.say(f"{error}: it is withdrawn and done again")
             steps, context = plan(config, run)
@@ -94,9 +106,7 @@ def execute(
 
 def _once(config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen) -> bool:
     ran, completed = False, set[str]()
-    for name in [step.stage.name for step in plan(config, run)[0]]:
-        if name not in stages:
-            continue
+    for name in [name for name in discover() if name in stages]:
         steps, context = plan(config, run)
         step = next(s for s in steps if s.stage.name == name)
         completed |= {s.stage.name for s in steps if s.complete}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,9 @@ class ModelSettings(Settings):
     """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
     call: dict[str, bool | int | float | str] = {}
     """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale."""
+    world: Literal["", "scenes", "classes"] = ""
+    """What the model draws, if a program can score it: captioned "scenes" or "classes" of things (the folder's
+    sampling.json says it); else empty."""
 
 
 class DataSettings(Settings):

@@ -17,6 +17,8 @@ from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, 
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor, nn
 
     from adatsq_pipe.stages.denoiser import Call
@@ -115,19 +117,23 @@ class Fisher:
         return found
 
 
-def fisher_scores(context: Context) -> Tensor:
-    """I[t, l], float64 [steps, layers in survey order]: the mean over batches of captions, in their order."""
-    import torch
+def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
+    """I[t, l], [steps, layers in survey order]: the mean over batches of captions, in their order.
 
-    from adatsq_pipe.storage import tensors
+    Read without torch: the search's director has no other use for it.
+    """
+    import numpy as np
+
+    from adatsq_pipe.storage import arrays
 
     survey = capture.survey_of(context)
-    total = torch.zeros(survey["steps"], len(survey["layers"]), dtype=torch.float64)
+    total = np.zeros((survey["steps"], len(survey["layers"])))
     for key in _units(context):
         folder = context.read("fisher", key)[1]
-        marks = tensors.attributes(folder)
-        total[marks["start"] : marks["stop"]] += tensors.read(folder)["scores"]
-    return total / capture.batches(context)
+        marks = arrays.attributes(folder)
+        total[marks["start"] : marks["stop"]] += arrays.read(folder, "scores")
+    mean: npt.NDArray[np.float64] = total / capture.batches(context)
+    return mean
 
 
 def _units(context: Context) -> list[str]:

@@ -52,7 +52,7 @@ class Hessian:
         torch.set_num_threads(compute.threads)
         self.device = compute.device
         self.survey = capture.survey_of(context)
-        self.fisher_TL = fisher.fisher_scores(context)
+        self.fisher_TL = torch.from_numpy(fisher.fisher_scores(context))
 
     def __call__(self, key: str) -> None:
         import torch

@@ -10,6 +10,7 @@ Units: `path/<digest>` (one evaluated extension and its outputs), `level/<step>`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adatsq_pipe.stages import capture
@@ -96,7 +97,7 @@ class Evaluate:
                 return self._outputs[choices]
             before = self._outputs_of(choices[:-1])
             _, folder = self.context.read("search", f"path/{digest_of(choices)}")
-            stored = tensors.read(folder)
+            stored = tensors.read_scratch(folder)
             shape = json.loads(json.dumps(structure(self.reference.outputs[0])))
             calls = self.space.survey["calls"].count(len(choices) - 1)
             parts = [stored[f"output{i}"] for i in range(len(stored))]
@@ -130,7 +131,8 @@ class Evaluate:
             self._arrived[choices] = arrived
             error = self._error(step, outputs, calls, arrived)
             flat = [leaves(output) for output in outputs[-calls:]]
-            tensors.write(unit.folder, {f"output{i}": torch.stack([c[i] for c in flat]) for i in range(len(flat[0]))})
+            stacked = {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
+            tensors.write_scratch(unit.folder, stacked)
             unit.value = {"choices": list(choices), "error": error, "calls": calls}
         self._outputs[choices] = outputs
         return error
@@ -211,12 +213,24 @@ def _count_in(context: Context, unit: Unit, parts: list[str]) -> None:
 
 def _evaluated(context: Context, executor: Executor, kind: str, paths: list[Choices]) -> dict[str, float]:
     """Errors by digest; evaluations already committed are not done again."""
-    manifest = context.manifest("search")
-    missing = [path for path in paths if not manifest.done(f"{kind}/{digest_of(path)}")]
-    keys = [f"{kind}/{'.'.join(map(str, path))}" for path in missing]
-    for _ in executor.stream(Evaluate, context, keys):
-        pass
-    return {digest_of(p): context.read("search", f"{kind}/{digest_of(p)}")[0].value["error"] for p in paths}
+    manifest, errors = context.manifest("search"), dict[str, float]()
+    missing = dict[str, str]()
+    for path in _dealt(paths):
+        if manifest.done(f"{kind}/{digest_of(path)}"):
+            errors[digest_of(path)] = context.read("search", f"{kind}/{digest_of(path)}")[0].value["error"]
+        else:
+            missing[f"{kind}/{'.'.join(map(str, path))}"] = digest_of(path)
+    for key, error in executor.stream(Evaluate, context, missing):
+        errors[missing[key]] = error
+    return errors
+
+
+def _dealt(paths: list[Choices]) -> list[Choices]:
+    """The paths in turn of their parents, so that of two workers each tends to stay with one parent's state."""
+    families: dict[Choices, list[Choices]] = {}
+    for path in paths:
+        families.setdefault(path[:-1], []).append(path)
+    return [path for row in zip_longest(*families.values()) for path in row if path is not None]
 
 
 def _write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[str, float]) -> None:

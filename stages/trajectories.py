@@ -18,7 +18,7 @@ from adatsq_pipe.stages.denoiser import (
     structure,
     take_denoiser,
 )
-from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage import arrays, tensors
 
 
 def denoiser_of(context: Context, *, folder: str = "", to_change: bool = False) -> Denoiser:
@@ -61,7 +61,7 @@ def write_trajectory(folder: Path, run: Trajectory) -> None:
 def read_trajectory(context: Context, shard: int) -> Trajectory:
     """A recorded calibration run, verified."""
     _, folder = context.read("capture", f"trajectory/{shard:03d}")
-    stored, marks = tensors.read(folder), tensors.attributes(folder)
+    stored, marks = tensors.read(folder), arrays.attributes(folder)
     shape, count = json.loads(marks["structure"]), len(marks["steps"])
     parts = [stored[f"output{i}"] for i in range(len(stored) - 1)]
     device = context.settings("compute", ComputeSettings).device

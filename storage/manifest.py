@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ class Marker:
     def digest(self) -> str:
         """Identity of the result, free of times and hosts."""
         return digest({"files": {name: entry[1] for name, entry in self.files.items()}, "value": self.value})
+
+
+@lru_cache(maxsize=8192)
+def _parsed(path: Path, stamp: tuple[int, int, int]) -> Marker | None:
+    """The marker in the file `path` as of `stamp` (inode, mtime, size); None if it is not as it was written."""
+    try:
+        body = json.loads(path.read_text())
+        own = body.pop("self")
+        if own != digest(body):
+            return None
+        files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
+        return Marker(files=files, **body)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _belongs(name: str, tensors: Sequence[str]) -> bool:
+    """Whether a file is of one of the named arrays, or of none in particular."""
+    parts = name.split("/")
+    return len(parts) <= 2 or parts[1] in tensors
 
 
 @dataclass(frozen=True)
@@ -89,22 +110,18 @@ class Manifest:
         """The unit's marker. KeyError if there is none, DamagedUnit if it cannot be trusted."""
         path = self._marker(unit)
         try:
-            text = path.read_text()
+            stat = path.stat()
+            marker = _parsed(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
         except FileNotFoundError:
             raise KeyError(f"unit {unit!r} of stage {self.stage} is not done") from None
-        try:
-            body = json.loads(text)
-            own = body.pop("self")
-            if own != digest(body) or body["unit"] != unit:
-                raise ValueError("altered")
-            files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
-            return Marker(files=files, **body)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DamagedUnit(self.stage, unit, f"its marker {path} is not readable as written") from None
+        if marker is None or marker.unit != unit:
+            raise DamagedUnit(self.stage, unit, f"its marker {path} is not readable as written")
+        return marker
 
-    def _wrong_sizes(self, marker: Marker) -> list[str]:
+    def _wrong_sizes(self, marker: Marker, names: Iterable[str] | None = None) -> list[str]:
         folder, wrong = self.unit_folder(marker.unit), []
-        for name, (size, _) in marker.files.items():
+        for name in marker.files if names is None else names:
+            size, _ = marker.files[name]
             path = folder / name
             if not path.is_file():
                 wrong.append(f"{path} is missing")
@@ -118,15 +135,15 @@ class Manifest:
         With `tensors`, of a unit's arrays only those named are hashed: for who reads one array of a large unit.
         """
         marker = self.read(unit)
-        wrong = self._wrong_sizes(marker)
+        names = [name for name in marker.files if tensors is None or _belongs(name, tensors)]
+        wrong = self._wrong_sizes(marker, names)
         if not wrong:
             folder = self.unit_folder(unit)
-            for name, (_, sha) in marker.files.items():
-                parts = Path(name).parts
-                if tensors is not None and len(parts) > 2 and parts[1] not in tensors:
-                    continue
-                if file_digest(folder / name) != sha:
-                    wrong.append(f"{folder / name} does not have the digest its marker vouches for")
+            wrong = [
+                f"{folder / name} does not have the digest its marker vouches for"
+                for name in names
+                if file_digest(folder / name) != marker.files[name][1]
+            ]
         if wrong:
             raise DamagedUnit(self.stage, unit, wrong[0])
         return marker

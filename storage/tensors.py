@@ -1,7 +1,8 @@
 """Named tensors of one unit, as a Zarr group that only that unit's worker writes.
 
 bf16 has no Zarr type: it is stored as its uint16 bits with the attribute `dtype`. Arrays are one chunk each, not
-compressed (activations do not compress), so a group's files are the same bytes whenever the tensors are.
+compressed (activations do not compress), so a group's files are the same bytes whenever the tensors are. Who wants
+plain numbers and no torch reads them with `adatsq_pipe.storage.arrays`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 
 import torch
 import zarr
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from adatsq_pipe.storage.arrays import GROUP, open_group
 
 _VIEWED = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _VIEWED}
@@ -21,7 +25,7 @@ _NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _VIEWED}
 
 def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Any] | None = None) -> None:
     """Write `tensors` (any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`."""
-    group = zarr.open_group(folder / "tensors.zarr", mode="w", attributes=dict(attributes or {}))
+    group = zarr.open_group(folder / GROUP, mode="w", attributes=dict(attributes or {}))
     for name, tensor in tensors.items():
         plain = tensor.detach().cpu().contiguous()
         viewed = _VIEWED.get(plain.dtype)
@@ -37,17 +41,22 @@ def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, 
 
 def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
     """The tensors of `<folder>/tensors.zarr`, all of them or `names`."""
-    group = _open(folder)
+    group = open_group(folder)
     return {name: _tensor(group[name]) for name in (names if names is not None else sorted(group.array_keys()))}
 
 
-def attributes(folder: Path) -> dict[str, Any]:
-    """The JSON attributes of `<folder>/tensors.zarr`."""
-    return dict(_open(folder).attrs)
+def write_scratch(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As `write`, in one safetensors file: for units that come by the hundred and are soon discarded.
+
+    A Zarr group costs several times the milliseconds of a small evaluation's bytes.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / "scratch.safetensors")
 
 
-def _open(folder: Path) -> zarr.Group:
-    return zarr.open_group(folder / "tensors.zarr", mode="r")
+def read_scratch(folder: Path) -> dict[str, Tensor]:
+    """What `write_scratch` wrote."""
+    return dict(sorted(load_file(folder / "scratch.safetensors").items()))
 
 
 def _tensor(array: Any) -> Tensor:

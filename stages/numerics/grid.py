@@ -101,4 +101,4 @@ def quantize_tokens(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool) ->
     scale = (high - low).div_(levels).clamp_(min=1e-12)
     floor = torch.round(low / scale)
     codes = torch.div(x, scale).round_()
-    return codes.clamp_(floor, floor + levels).mul_(scale).to(x_NI.dtype)
+    return torch.minimum(codes, floor + levels).mul_(scale).to(x_NI.dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.storage import tables, tensors
+from adatsq_pipe.storage import arrays, tables, tensors
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.files import write_bytes
 from adatsq_pipe.storage.fingerprint import canonical, differences, digest, folder_digest
@@ -97,7 +97,7 @@ def test_tensors_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> N
     tensors.write(tmp_path, {"a.b:c": x, "zeros": torch.zeros(4)}, {"n": [1, 2]})
     back = tensors.read(tmp_path)
     assert back["a.b:c"].dtype == dtype and torch.equal(back["a.b:c"].float(), x.float())
-    assert torch.equal(back["zeros"], torch.zeros(4)) and tensors.attributes(tmp_path)["n"] == [1, 2]
+    assert torch.equal(back["zeros"], torch.zeros(4)) and arrays.attributes(tmp_path)["n"] == [1, 2]
     assert list((tmp_path / "tensors.zarr" / "zeros").rglob("c/*")), "a chunk of zeros must be written too"
 
 
