@@ -1,7 +1,9 @@
 """What can be asked of the built-in world: captions like "a red circle left of a blue square".
 
-A `Request` is what a caption asks for. Combinations are split once and for all by a hash: a held-out pair, count or
-object never appears in training, in no wording. Imports no torch.
+A `Request` is what a caption asks for. The six tasks are GenEval's (Ghosh et al. 2310.11513): single object, two
+objects, counting, colours, position, colour attribution. Combinations are split once and for all by a hash: a held-out
+pair, count or coloured object never appears in training, in no wording; only the four captions of a single object
+("a circle") are in both splits, being too few. Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ HELD_OUT_ONE_IN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a caption asks for, before anything is placed. `task` is one of single, two, counting, position."""
+    """What a caption asks for, before anything is placed. A thing is (colour, shape); colour "" leaves it open."""
 
     task: str
     things: tuple[tuple[str, str], ...]
@@ -42,12 +44,12 @@ class Request:
 
     @property
     def caption(self) -> str:
-        names = [f"{colour} {shape}" for colour, shape in self.things]
-        if self.task == "single":
-            return f"a {names[0]}"
-        if self.task == "counting":
+        names = [f"{colour} {shape}".strip() for colour, shape in self.things]
+        if self.count > 1:
             colour, shape = self.things[0]
             return f"{COUNTS[self.count]} {colour} {PLURALS[shape]}"
+        if len(names) == 1:
+            return f"a {names[0]}"
         return f"a {names[0]} {self.relation or 'and'} a {names[1]}"
 
     @property
@@ -57,35 +59,45 @@ class Request:
 
 
 def held_out(request: Request) -> bool:
+    """Whether `request` is of a combination that training never sees."""
     digest = hashlib.sha256(request.combination.encode()).digest()
     return digest[0] % HELD_OUT_ONE_IN == 0
 
 
 def _every_request() -> tuple[Request, ...]:
     things = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    singles = [Request(task="single", things=(thing,)) for thing in things]
-    counting = [Request(task="counting", things=(thing,), count=n) for thing in things for n in COUNTS]
     pairs = [pair for a, b in combinations(things, 2) for pair in ((a, b), (b, a))]
-    two = [Request(task="two", things=pair) for pair in pairs]
-    position = [Request(task="position", things=pair, relation=r) for pair in pairs for r in RELATIONS]
-    return (*singles, *counting, *two, *position)
+    shapes = [pair for a, b in combinations(SHAPES, 2) for pair in ((a, b), (b, a))]
+    return (
+        *(Request(task="single", things=(("", shape),)) for shape in SHAPES),
+        *(Request(task="two", things=(("", a), ("", b))) for a, b in shapes),
+        *(Request(task="counting", things=(thing,), count=n) for thing in things for n in COUNTS),
+        *(Request(task="colours", things=(thing,)) for thing in things),
+        *(Request(task="position", things=pair, relation=r) for pair in pairs for r in RELATIONS),
+        *(Request(task="attribution", things=pair) for pair in pairs),
+    )
 
 
 EVERY_REQUEST = _every_request()
-TASKS = ("single", "two", "counting", "position")
+TASKS = ("single", "two", "counting", "colours", "position", "attribution")
+_DRAWN = (0.06, 0.1, 0.24, 0.1, 0.32, 0.18)
+"""How often training draws each task: relations most, being the hardest to learn."""
+SPLITS = ("train", "held_out")
 _POOLS = {
-    (split, task): tuple(r for r in EVERY_REQUEST if r.task == task and held_out(r) is (split == "held_out"))
-    for split in ("train", "held_out")
+    (split, task): tuple(
+        r for r in EVERY_REQUEST if r.task == task and (task == "single" or held_out(r) is (split == "held_out"))
+    )
+    for split in SPLITS
     for task in TASKS
 }
 
 
 def requests(count: int, *, split: str, seed: int) -> tuple[Request, ...]:
-    """`count` requests of `split` ("train" or "held_out"), the four tasks in turn, seeded.
+    """`count` requests of `split` ("train" or "held_out"), the six tasks in turn, seeded.
 
     Each task's order is its own shuffle, so a longer list begins with the shorter one.
     """
-    if split not in ("train", "held_out"):
+    if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'held_out'")
     orders = {
         task: np.random.default_rng([seed, i]).permutation(len(_POOLS[split, task])) for i, task in enumerate(TASKS)
@@ -98,8 +110,53 @@ def requests(count: int, *, split: str, seed: int) -> tuple[Request, ...]:
     return tuple(chosen)
 
 
+CLASSES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+"""What the class-conditional model's labels 0, 1, ... mean."""
+
+
+def of_class(label: int) -> Request:
+    """What a class label asks for. ValueError for a label that is none."""
+    if not 0 <= label < len(CLASSES):
+        raise ValueError(f"there is no class {label}; the built-in world has 0 to {len(CLASSES) - 1} (colour x shape)")
+    return Request(task="colours", things=(CLASSES[label],))
+
+
+_BY_CAPTION = {request.caption: request for request in EVERY_REQUEST}
+
+
+def parse(caption: str) -> Request:
+    """What `caption` asks for. Raises ValueError, in one line, for a caption outside the grammar."""
+    text = " ".join(caption.lower().replace(".", " ").split())
+    if request := _BY_CAPTION.get(text):
+        return request
+    unknown = [word for word in text.split() if word not in WORDS]
+    reason = f"it has no word {unknown[0]!r}" if unknown else "its words do not come in that order"
+    raise ValueError(
+        f"the built-in world has no picture of {caption!r}: {reason}; ask for something like 'a circle', "
+        "'three green crosses' or 'a red circle left of a blue square' "
+        f"(colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; {', '.join(RELATIONS)}, and)"
+    )
+
+
+def asked(prompt: str, world: str) -> Request:
+    """What a caption (world "scenes") or a class label (world "classes") asks for. ValueError if neither."""
+    if world == "scenes":
+        return parse(prompt)
+    if not prompt.strip().isdigit():
+        raise ValueError(f"{prompt!r} is no class label; this model takes 0 to {len(CLASSES) - 1} (colour x shape)")
+    return of_class(int(prompt))
+
+
+def prompts(count: int, *, world: str, split: str, seed: int) -> tuple[str, ...]:
+    """`count` captions, or class labels, for calibration ("train") or evaluation ("held_out")."""
+    if world == "scenes":
+        return tuple(request.caption for request in requests(count, split=split, seed=seed))
+    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(CLASSES))
+    return tuple(str(order[i % len(order)]) for i in range(count))
+
+
 def draw_request(rng: np.random.Generator, *, split: str) -> Request:
-    """One random request; relations are drawn most often because they are the hardest to learn."""
-    task = TASKS[rng.choice(4, p=(0.15, 0.2, 0.25, 0.4))]
+    """One random request of `split`."""
+    task = TASKS[np.searchsorted(np.cumsum(_DRAWN[:-1]), rng.random())]
     pool = _POOLS[split, task]
     return pool[rng.integers(len(pool))]

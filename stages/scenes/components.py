@@ -11,13 +11,15 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
 
 from adatsq_pipe.stages.scenes import captions, world
 
-TEXT_LENGTH = 16
+TEXT_LENGTH = 12
 TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
@@ -57,7 +59,7 @@ def clip_text_encoder() -> CLIPTextModel:
 
 
 def t5_text_encoder() -> T5EncoderModel:
-    """A one-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
+    """A two-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
     words = tokenizer()
     return T5EncoderModel(
         T5Config(
@@ -65,15 +67,34 @@ def t5_text_encoder() -> T5EncoderModel:
             d_model=TEXT_WIDTH,
             d_kv=16,
             d_ff=2 * TEXT_WIDTH,
-            num_layers=1,
+            num_layers=2,
             num_heads=4,
             relative_attention_num_buckets=32,
-            relative_attention_max_distance=32,
+            relative_attention_max_distance=64,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             pad_token_id=words.pad_token_id,
             eos_token_id=words.eos_token_id,
             decoder_start_token_id=words.pad_token_id,
+        )
+    )
+
+
+def qwen_text_encoder() -> Qwen3Model:
+    """A causal language model of three layers; pipelines take the state after the second."""
+    words = tokenizer()
+    return Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(words),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=16,
+            max_position_embeddings=64,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
         )
     )
 

@@ -1,60 +1,55 @@
-"""scenes/flux-dev: its transformer, the fixed latent space, and the pipeline folder they become."""
+"""scenes/flux-dev: how its transformer is trained, and the pipeline folder it becomes.
+
+Flow matching on logit-normal times; then guidance distillation: the student learns the classifier-free-guided field of
+the frozen average (Meng et al. 2210.03142), so that one call per step is enough.
+"""
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import components, world
+from adatsq_pipe.stages.scenes import components, latents, world
+from adatsq_pipe.stages.scenes.language import Reader
+from adatsq_pipe.stages.scenes.training import generator, train_part
 
-LATENT_CHANNELS = 8
 DEFAULT_GUIDANCE = 3.5
+LONG_TEXT = 512
+"""Plain pipeline calls pad captions to 512 tokens; every so many batches one is padded so, and smaller."""
+LONG_EVERY = 16
+LONG_EVERY_GUIDED = 2
+"""In distillation, whose targets are read from short captions, so that the long reading learns from the short one."""
+TIME_SHIFT = 0.4
+"""Logit-normal times are moved towards noise, where it is decided what goes where."""
+
+Field = Callable[..., tuple[Tensor]]
 
 
-def flux_transformer() -> FluxTransformer2DModel:
+def transformer(*, guidance: bool = True) -> FluxTransformer2DModel:
+    """2.4 M parameters over 64 image tokens."""
     return FluxTransformer2DModel(
         patch_size=1,
-        in_channels=4 * LATENT_CHANNELS,
+        in_channels=4 * latents.CHANNELS,
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=components.TEXT_WIDTH,
         pooled_projection_dim=components.TEXT_WIDTH,
-        guidance_embeds=True,
+        guidance_embeds=guidance,
         axes_dims_rope=(8, 12, 12),
     )
 
 
-class FluxDenoiser(nn.Module):
-    """Captions' token ids, packed noisy latents, time and guidance in; velocity out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer = flux_transformer()
-        self.text_encoder = components.clip_text_encoder()
-        self.text_encoder_2 = components.t5_text_encoder()
-        self.call: Callable[..., tuple[Tensor]] = self.transformer.__call__
-
-    def forward(self, ids_pooled: Tensor, ids: Tensor, x_BNC: Tensor, t_B: Tensor, scale_B: Tensor) -> Tensor:
-        side = math.isqrt(x_BNC.shape[1])
-        return self.call(
-            hidden_states=x_BNC,
-            timestep=t_B,
-            guidance=scale_B,
-            pooled_projections=self.text_encoder(ids_pooled).pooler_output,
-            encoder_hidden_states=self.text_encoder_2(ids)[0],
-            txt_ids=torch.zeros(ids.shape[1], 3),
-            img_ids=FluxPipeline._prepare_latent_image_ids(1, side, side, x_BNC.device, torch.float32),
-            return_dict=False,
-        )[0]
+def guidance_weight(scale: Tensor) -> Tensor:
+    """The classifier-free weight that an embedded guidance scale stands for; scale 1 is no guidance."""
+    return 1 + (scale - 1) / 2.5
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:
@@ -62,57 +57,107 @@ def pack(latents_BCHW: Tensor) -> Tensor:
     return packed
 
 
-def flux_pipeline(vae: AutoencoderKL, denoiser: FluxDenoiser) -> FluxPipeline:
+class Batches:
+    """Seeded batches of the training set, with what the frozen readers say of their captions."""
+
+    def __init__(self, reader: Reader | FluxPipeline, scenes: dict[str, Tensor], *, seed: int, size: int) -> None:
+        self.reader, self.seed, self.size = reader, seed, size
+        self.clean, self.ids = pack(scenes["latents"]), scenes["ids"].long()
+        words = components.tokenizer()
+        empty = words("", padding="max_length", max_length=components.TEXT_LENGTH).input_ids
+        self.empty, self.pad = torch.tensor(empty), words.pad_token_id
+
+    @torch.no_grad()
+    def read(self, ids: Tensor, length: int) -> dict[str, Tensor]:
+        """The transformer's text inputs for token ids `[B, TEXT_LENGTH]`, padded to `length`."""
+        longer = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=self.pad)
+        return {
+            "pooled_projections": self.reader.text_encoder(ids).pooler_output,
+            "encoder_hidden_states": self.reader.text_encoder_2(longer)[0],
+            "txt_ids": torch.zeros(length, 3),
+        }
+
+    def __call__(
+        self, name: str, step: int, long_every: int = LONG_EVERY
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, torch.Generator]:
+        """Token ids, clean latents, noise, times, text length, and the step's generator for further draws."""
+        source = generator(self.seed, name, step)
+        long = step % long_every == long_every - 1
+        size, length = (self.size // 8, LONG_TEXT) if long else (self.size, components.TEXT_LENGTH)
+        rows = torch.randint(len(self.ids), (size,), generator=source)
+        clean = self.clean[rows].float()
+        noise = torch.randn(clean.shape, generator=source)
+        t = torch.sigmoid(torch.randn(size, generator=source) + TIME_SHIFT)
+        return self.ids[rows], clean, noise, t, length, source
+
+
+def velocity(field: Field, text: dict[str, Tensor], x_BNC: Tensor, t_B: Tensor, scale_B: Tensor | None) -> Tensor:
+    """What the transformer predicts for packed latents at times `t_B` (1 = noise) and guidance scales."""
+    side = math.isqrt(x_BNC.shape[1])
+    image = FluxPipeline._prepare_latent_image_ids(1, side, side, x_BNC.device, torch.float32)
+    return field(hidden_states=x_BNC, timestep=t_B, guidance=scale_B, img_ids=image, return_dict=False, **text)[0]
+
+
+def train_flow(batches: Batches, work: Path, *, steps: int, rate: float, seed: int, compile: bool) -> torch.nn.Module:
+    """The transformer's running average after `steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(seed)
+    model = transformer()
+    field: Field = torch.compile(model, dynamic=False) if compile else model
+
+    def loss(step: int) -> Tensor:
+        ids, clean, noise, t, length, source = batches("flow", step)
+        dropped = torch.rand(len(ids), generator=source) < 0.1
+        text = batches.read(torch.where(dropped[:, None], batches.empty, ids), length)
+        x = torch.lerp(clean, noise, t.view(-1, 1, 1))
+        return (velocity(field, text, x, t, torch.ones_like(t)) - (noise - clean)).square().mean()
+
+    return train_part("flow", model, loss, steps=steps, rate=rate, work=work)
+
+
+def train_guidance(
+    teacher: torch.nn.Module, batches: Batches, work: Path, *, steps: int, rate: float, compile: bool
+) -> FluxTransformer2DModel:
+    """A copy of `teacher` that gives its guided field in one call, for scales 1 to 6."""
+    model = copy.deepcopy(teacher).requires_grad_(True).train()
+    field: Field = torch.compile(model, dynamic=False) if compile else model
+    guide: Field = torch.compile(teacher, dynamic=False) if compile else teacher
+
+    def loss(step: int) -> Tensor:
+        ids, clean, noise, t, length, source = batches("guidance", step, LONG_EVERY_GUIDED)
+        scale = 1 + 5 * torch.rand(len(ids), generator=source)
+        x = torch.lerp(clean, noise, t.view(-1, 1, 1))
+        with torch.no_grad():
+            asked = batches.read(torch.cat([ids, batches.empty.expand_as(ids)]), components.TEXT_LENGTH)
+            both = velocity(guide, asked, x.repeat(2, 1, 1), t.repeat(2), torch.ones(2 * len(ids)))
+            with_text, without = both.chunk(2)
+            target = without + guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
+        return (velocity(field, batches.read(ids, length), x, t, scale) - target).square().mean()
+
+    smooth = train_part("guidance", model, loss, steps=steps, rate=rate, work=work, average=0.99)
+    assert isinstance(smooth, FluxTransformer2DModel)
+    return smooth
+
+
+def pipeline(vae: AutoencoderKL, reader: Reader, denoiser: FluxTransformer2DModel) -> FluxPipeline:
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=64, max_image_seq_len=4096
         ),
         vae=vae,
-        text_encoder=denoiser.text_encoder,
+        text_encoder=reader.text_encoder,
         tokenizer=components.tokenizer(),
-        text_encoder_2=denoiser.text_encoder_2,
+        text_encoder_2=reader.text_encoder_2,
         tokenizer_2=components.tokenizer(),
-        transformer=denoiser.transformer,
+        transformer=denoiser,
     )
 
 
-def export(vae: AutoencoderKL, denoiser: FluxDenoiser, out: Path) -> None:
-    """Write the pipeline folder: the transformer and the autoencoder in bf16.
-
-    The text encoders stay fp32: transformers loads what is stored, diffusers loads fp32 unless told otherwise, and a
-    plain `from_pretrained` must give one dtype throughout.
-    """
-    pipeline = flux_pipeline(vae, denoiser)
-    pipeline.transformer.to(torch.bfloat16)
-    pipeline.vae.to(torch.bfloat16)
-    pipeline.save_pretrained(out)
-    call = {
+def call() -> dict[str, int | float]:
+    """What a call of this pipeline needs to be told; kept beside it as sampling.json."""
+    return {
         "height": world.SIZE,
         "width": world.SIZE,
         "num_inference_steps": 50,
         "guidance_scale": DEFAULT_GUIDANCE,
         "max_sequence_length": components.TEXT_LENGTH,
     }
-    (out / "sampling.json").write_text(json.dumps({"call": call}, indent=1) + "\n")
-
-
-def grid(pipeline: FluxPipeline, out: Path, steps: int) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    wanted = grammar.requests(32, split="held_out", seed=0)
-    captions = [r.caption for r in wanted]
-    pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
-        captions, height=world.SIZE, width=world.SIZE, num_inference_steps=steps, guidance_scale=DEFAULT_GUIDANCE,
-        max_sequence_length=components.TEXT_LENGTH, generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
-    figure, axes = plt.subplots(4, 8, figsize=(12, 6.6))
-    for axis, picture, caption in zip(axes.flat, pictures, captions, strict=True):
-        axis.imshow(picture)
-        axis.set_title(caption.replace(" left", "\nleft").replace(" right", "\nright"), fontsize=6)
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(out, dpi=80)

@@ -31,8 +31,12 @@ class Thing:
 
 
 def place(request: Request, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Positions for what `request` asks: apart from each other, inside the picture, the relation clear."""
-    kinds = request.things * request.count if request.task == "counting" else request.things
+    """Positions for what `request` asks: apart from each other, inside the picture, the relation clear.
+
+    A colour that was left open is drawn.
+    """
+    every = tuple(COLOURS)
+    kinds = [(colour or every[rng.integers(len(every))], shape) for colour, shape in request.things * request.count]
     base = 6.0 if len(kinds) == 1 else 5.2 if len(kinds) == 2 else 4.4
     while True:
         radii = base * rng.uniform(0.92, 1.08, len(kinds))
@@ -61,7 +65,7 @@ def holds(relation: str, dx: float, dy: float) -> bool:
     }[relation]
 
 
-def _distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
+def distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     """Signed distance in pixels (negative inside), up to corners, for shapes of equal visual weight."""
     if shape == "circle":
         return torch.hypot(x, y) - r
@@ -87,7 +91,7 @@ def render(scenes: Sequence[Sequence[Thing]]) -> Tensor:
                 continue
             things = [scenes[i][slot] for i in rows]
             x, y, r = (torch.tensor([getattr(t, k) for t in things]).view(-1, 1, 1) for k in ("x", "y", "radius"))
-            inside = (0.5 - _distance(shape, centres.view(1, 1, -1) - x, centres.view(1, -1, 1) - y, r)).clamp(0, 1)
+            inside = (0.5 - distance(shape, centres.view(1, 1, -1) - x, centres.view(1, -1, 1) - y, r)).clamp(0, 1)
             colour = torch.tensor([COLOURS[t.colour] for t in things]).view(-1, 3, 1, 1)
             mask = inside.unsqueeze(1)
             picture[rows] = picture[rows] * (1 - mask) + colour * mask

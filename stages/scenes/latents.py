@@ -1,0 +1,60 @@
+"""The latent space that the image families share, and the training set in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from adatsq_pipe.stages.scenes import components, world
+from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.storage.files import write_bytes
+
+CHANNELS = 8
+SCENES = 65536
+_CHUNK = 512
+
+
+def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
+    """A KL autoencoder of scenes, frozen; its latents' mean and deviation are in its config."""
+    torch.manual_seed(seed)
+    vae = components.autoencoder(CHANNELS)
+
+    def loss(step: int) -> Tensor:
+        _, picture = world.batch((seed, 1, step), 24)
+        posterior = vae.encode(picture).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step))
+        restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        error: Tensor = (restored - picture).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
+        return error
+
+    smooth = train_part("autoencoder", vae, loss, steps=steps, rate=2.4e-3, work=work, average=0.99, decay=0.0)
+    assert isinstance(smooth, AutoencoderKL)
+    with torch.no_grad():
+        latents = smooth.encode(world.batch((seed, 3), 512)[1]).latent_dist.mean
+    smooth.register_to_config(
+        scaling_factor=round(1 / latents.std().item(), 4), shift_factor=round(latents.mean().item(), 4)
+    )
+    return smooth
+
+
+@torch.no_grad()
+def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCENES) -> dict[str, Tensor]:
+    """`scenes` captioned training scenes: `latents` fp16 `[N, C, H, W]`, normalised, and `ids` `[N, TEXT_LENGTH]`."""
+    path = work / "training_set.safetensors"
+    if path.exists():
+        held: dict[str, Tensor] = load_file(path)
+        return held
+    vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    words, latents, ids = components.tokenizer(), [], []
+    for chunk in range(scenes // _CHUNK):
+        captions, picture = world.batch((seed, 4, chunk), _CHUNK)
+        z = vae.encode(picture.to(memory_format=torch.channels_last)).latent_dist.mean
+        latents.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
+        ids.append(torch.tensor(words(captions, padding="max_length", max_length=components.TEXT_LENGTH).input_ids))
+    made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
+    write_bytes(path, save(made))
+    return made

@@ -1,0 +1,110 @@
+"""scenes/z-image: a single-stream transformer on captions that a causal language model has read; 10 steps.
+
+Flow matching as in flux-dev, in flux-dev's latents; the stock pipeline's sign and clock: t runs from 0 (noise) to 1,
+and the model predicts the velocity towards the picture. Guidance is classifier-free, both calls in one batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor, nn
+
+from adatsq_pipe.stages.scenes import components, flux, latents, world
+from adatsq_pipe.stages.scenes.language import CausalReader
+from adatsq_pipe.stages.scenes.training import generator, train_part
+
+STEPS = 10
+GUIDANCE = 1.0
+"""The stock pipeline adds this much of the difference: 1 is a classifier-free weight of 2."""
+SHIFT = 1.65
+"""The scheduler's static shift; what flux-dev's dynamic one comes to at 64 tokens."""
+
+
+def transformer() -> ZImageTransformer2DModel:
+    """2 M parameters; captions are padded to 32 tokens by the model itself."""
+    model = ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=latents.CHANNELS,
+        dim=128,
+        n_layers=6,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        qk_norm=True,
+        cap_feat_dim=components.TEXT_WIDTH,
+        rope_theta=256.0,
+        t_scale=1000.0,
+        axes_dims=[8, 12, 12],
+        axes_lens=[128, 32, 32],
+    )
+    with torch.no_grad():
+        for token in (model.x_pad_token, model.cap_pad_token):
+            nn.init.normal_(token, std=0.02)
+    return model
+
+
+def train(
+    reader: CausalReader,
+    scenes: dict[str, Tensor],
+    work: Path,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    compile: bool,
+) -> ZImageTransformer2DModel:
+    """The running average after `steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(seed)
+    model = transformer()
+    if compile:
+        model.compile_repeated_blocks(dynamic=False)
+    words = components.tokenizer()
+    closing = torch.full((1, components.TEXT_LENGTH), int(words.pad_token_id))
+    closing[0, 0] = words.eos_token_id
+
+    def loss(step: int) -> Tensor:
+        source = generator(seed, "z-image", step)
+        rows = torch.randint(len(scenes["ids"]), (batch,), generator=source)
+        clean, ids = scenes["latents"][rows].float(), scenes["ids"][rows].long()
+        noise = torch.randn(clean.shape, generator=source)
+        sigma = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
+        ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, closing, ids)
+        x = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
+        with torch.no_grad():
+            text = reader.states(ids)
+        said = [state[row != words.pad_token_id] for state, row in zip(text, ids, strict=True)]
+        got = model(list(x.unsqueeze(2).unbind(0)), 1 - sigma, said, return_dict=False)[0]
+        error: Tensor = (torch.stack(got).squeeze(2) - (clean - noise)).square().mean()
+        return error
+
+    smooth = train_part("z-image", model, loss, steps=steps, rate=rate, work=work)
+    assert isinstance(smooth, ZImageTransformer2DModel)
+    return smooth
+
+
+def pipeline(vae: AutoencoderKL, reader: CausalReader, denoiser: ZImageTransformer2DModel) -> ZImagePipeline:
+    words = components.tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=reader.text_encoder,
+        tokenizer=words,
+        transformer=denoiser,
+    )
+
+
+def call() -> dict[str, int | float]:
+    """What a call of this pipeline needs to be told."""
+    return {
+        "height": world.SIZE,
+        "width": world.SIZE,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "max_sequence_length": components.TEXT_LENGTH,
+    }

@@ -1,0 +1,97 @@
+"""Training: a part that was killed and run again ends with the bytes of one left alone; what a part hands on holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adatsq_pipe.stages.scenes import captions, components, flux, language, schnell
+from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
+
+
+class Killed(Exception):
+    pass
+
+
+def _train(work: Path, *, kill_at: int = -1) -> Tensor:
+    torch.manual_seed(3)
+    model = nn.Linear(4, 2)
+
+    def loss(step: int) -> Tensor:
+        if step == kill_at:
+            raise Killed
+        x = torch.randn(8, 4, generator=generator(1, "x", step))
+        error: Tensor = (model(x) - x[:, :2] * 2).square().mean()
+        return error
+
+    return train_part("part", model, loss, steps=230, rate=0.05, work=work, every=20).state_dict()["weight"]
+
+
+def test_a_killed_part_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    wanted = _train(alone)
+    for at in (3, 67, 140):
+        with pytest.raises(Killed):
+            _train(killed, kill_at=at)
+    assert torch.equal(_train(killed), wanted)
+    assert (killed / "part.safetensors").read_bytes() == (alone / "part.safetensors").read_bytes()
+    assert (killed / "part_loss.csv").read_text() == (alone / "part_loss.csv").read_text()
+
+
+def test_a_finished_part_is_only_loaded(tmp_path: Path) -> None:
+    wanted = _train(tmp_path)
+    assert torch.equal(_train(tmp_path, kill_at=0), wanted)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    _train(tmp_path)
+    weight = load_file(tmp_path / "part.safetensors")["model.weight"]
+    assert (weight - torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]])).abs().max() < 0.1
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [rate_at(step, 1000) for step in range(1000)]
+    assert max(rates) == rates[200] == 1.0 and rates[0] < 0.01 and rates[-1] < 0.02
+
+
+def test_questions_name_the_thing_each_word_belongs_to() -> None:
+    wanted = captions.Request(task="", things=(("red", "circle"), ("", "square")), relation="left of")
+    ids, of_word, of_all = language.questions([wanted], 12)
+    assert ids.shape == (1, 12)
+    assert of_word["colour"][0, :8].tolist() == [0, 0, 0, 0, 0, 6, 6, -100]
+    assert of_word["place"][0, :7].tolist() == [2] * 5 + [3] * 2
+    assert of_all["shape1"].item() == 1 and of_all["count0"].item() == 1
+    alone = language.questions([captions.parse("four green crosses")], 12)[2]
+    assert alone["count0"].item() == 4 and alone["shape1"].item() == len(captions.SHAPES)
+
+
+def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
+    torch.manual_seed(0)
+    teacher = flux.transformer().eval()
+    student = schnell.without_guidance(teacher, flux.DEFAULT_GUIDANCE).eval()
+    scenes = {"latents": torch.zeros(1, 8, 16, 16), "ids": torch.zeros(1, components.TEXT_LENGTH)}
+    reader = language.Reader().eval()
+    batches = flux.Batches(reader, scenes, seed=0, size=1)
+    text = batches.read(batches.empty.expand(3, -1), components.TEXT_LENGTH)
+    x, t = torch.randn(3, 64, 32), torch.rand(3)
+    with torch.no_grad():
+        wanted = flux.velocity(teacher, text, x, t, torch.full((3,), flux.DEFAULT_GUIDANCE))
+        got = flux.velocity(student, text, x, t, None)
+    assert not any("guidance" in name for name in student.state_dict())
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_are_their_step() -> None:
+    scenes = {
+        "latents": torch.randn(50, 8, 16, 16, generator=generator(1)).half(),
+        "ids": torch.from_numpy(np.random.default_rng(0).integers(4, 20, (50, components.TEXT_LENGTH))),
+    }
+    batches = flux.Batches(language.Reader(), scenes, seed=5, size=16)
+    first, again, other = batches("flow", 3), batches("flow", 3), batches("flow", 4)
+    assert torch.equal(first[2], again[2]) and not torch.equal(first[2], other[2])
+    assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
