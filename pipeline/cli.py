@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
@@ -82,6 +83,8 @@ def _load(run: RunDir, model: str | None, preset: str | None, file: Path | None,
 @click.version_option(package_name="adatsq-pipe")
 def main() -> None:
     """Quantize a diffusion transformer, in stages that resume."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 @main.command()
@@ -117,8 +120,6 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
     from adatsq_pipe.pipeline import report, runner
     from adatsq_pipe.pipeline.screen import Screen
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     screen = Screen()
 
     def stop(number: int, frame: object) -> None:
@@ -128,9 +129,9 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
     executors = runner.Executors(config, place, on_made=lambda: signal.signal(signal.SIGTERM, stop))
     signal.signal(signal.SIGTERM, stop)
     try:
-        steps, ran = runner.execute(config, place, chosen, executors, screen)
-        _, context = planning.plan(config, place)
-        finished = report.write(config, place, steps, context)
+        steps, context, ran = runner.execute(config, place, chosen, executors, screen)
+        with executors.closing():
+            finished = report.write(config, place, steps, context)
     except (Stopped, KeyboardInterrupt):
         screen.say(f"stopped; everything finished is kept. Go on with: adatsq-pipe run --run-dir {place.path}")
         return STOPPED
@@ -156,11 +157,64 @@ def _closing(place: RunDir, ran: bool, finished: bool) -> None:
         f"quantized layers {size['layer_ratio']:.2f}x smaller; PSNR to full precision "
         f"{quality['psnr']['mean']:.1f} dB on {quality['captions']} captions x {quality['seeds']} seeds"
     )
+    if asked := quality["asked_for"]:
+        click.echo("shows what was asked for: " + _scores(asked))
     click.echo(f"model     {here / 'model'}")
     click.echo(f"summary   {here / 'report' / 'summary.json'}")
     click.echo(f"pictures  {here / 'report' / 'side_by_side.png'}")
     click.echo("load it   import adatsq_pipe.stages.runtime; then from_pretrained on the model folder, as ever")
     click.echo(f"next      adatsq-pipe run --run-dir {here} --set search.budget=3.6   (another budget, same weights)")
+
+
+def _scores(asked: dict[str, Any]) -> str:
+    """Totals over the tasks, with 95 % intervals."""
+    parts = [
+        f"{name} {asked[key]['total']['mean']:.3f} +- {1.96 * asked[key]['total']['standard_error']:.3f}"
+        for name, key in (("full precision", "full_precision"), ("quantized", "quantized"))
+    ]
+    difference = asked["difference"]
+    return (
+        f"{', '.join(parts)}, paired difference {difference['mean']:+.3f} +- {1.96 * difference['standard_error']:.3f}"
+    )
+
+
+@main.command()
+@click.argument("model", default="")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; repeat for several.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="x.png, or x.gif of a video."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", type=int, help="Denoising steps [default: what the folder recommends].")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--scale", default=8, show_default=True, help="Size of a drawn pixel, for small pictures.")
+@_plainly
+def sample(
+    model: str,
+    prompts: tuple[str, ...],
+    out: Path,
+    seed: int,
+    steps: int | None,
+    device: str,
+    dtype: str,
+    scale: int,
+) -> None:
+    """Draw from MODEL: a pipeline folder, full precision or quantized, or a built-in name such as scenes/flux-dev."""
+    folder = configuration.model_folder(model)
+    said = configuration.sampling(folder)
+    if said.get("world"):
+        configuration.in_the_world(prompts, said["world"], "--prompt")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is no picture format; write .png, or .gif")
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.resolve().parent}; make it first")
+    from adatsq_pipe.stages import draw
+
+    call = {**said.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
+    pictures = draw.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
+    draw.save(pictures, out, scale=scale)
+    click.echo(f"{out}: {len(prompts)} drawn from {folder}")
 
 
 def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:

@@ -74,9 +74,22 @@ class RunConfig:
         return ClusterSettings.model_validate(self.tables["cluster"])
 
 
-def built_in_model() -> Path:
-    """The trained pipeline that ships with the package."""
-    return Path(str(resources.files("adatsq_pipe.stages.scenes") / "models" / "flux-dev"))
+def _built_ins() -> dict[str, Path]:
+    """The trained pipelines that ship with the package, by name (scenes/<family>)."""
+    shelf = Path(str(resources.files("adatsq_pipe.stages.scenes") / "models"))
+    return {f"scenes/{folder.name}": folder for folder in sorted(shelf.iterdir()) if folder.is_dir()}
+
+
+def model_folder(given: str) -> Path:
+    """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
+    built_ins = _built_ins()
+    name = given or BUILT_IN
+    if name in built_ins:
+        return built_ins[name]
+    path = Path(given).expanduser()
+    if given.startswith("scenes/") and not path.exists():
+        raise ConfigError(f"there is no built-in model {given!r}{_nearest(given, built_ins)}")
+    return path.resolve()
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,13 +178,16 @@ def _nearest(word: str, words: Any) -> str:
 
 def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
     given = str(tables.get("model", {}).get("path", ""))
-    model = built_in_model() if given in ("", BUILT_IN) else Path(given).expanduser().resolve()
+    model = model_folder(given)
     filled = merged(tables, {"model": {"path": "" if given == BUILT_IN else given}})
-    filled["model"]["call"] = {**_sampling(model), **filled["model"].get("call", {})}
+    filled["model"] = merged(sampling(model), filled["model"])
     checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
+    world = checked["model"]["world"]
     for table, held_out in (("data", False), ("evaluate", True)):
         if not checked[table]["prompts"]:
-            checked[table]["prompts"] = list(_captions(checked[table], given in ("", BUILT_IN), held_out))
+            checked[table]["prompts"] = list(_captions(checked[table], world, held_out))
+        elif world:
+            in_the_world(checked[table]["prompts"], world, f"{table}.prompts")
         del checked[table]["count"]
     try:
         resolve(checked["recipe"])
@@ -196,22 +212,34 @@ def _first_line(error: Exception, table: str) -> str:
     return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (given {first['input']!r})")
 
 
-def _sampling(model: Path) -> dict[str, Any]:
-    """Call arguments that a model folder recommends (sampling.json), if it does."""
+def sampling(model: Path) -> dict[str, Any]:
+    """What a model folder says of itself in sampling.json, if it does: how to call it, and what world it draws."""
     try:
-        return dict(json.loads((model / "sampling.json").read_text())["call"])
+        said = json.loads((model / "sampling.json").read_text())
+        return {"call": dict(said["call"]), "world": str(said.get("world", ""))}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f'{model / "sampling.json"} is not {{"call": {{...}}}}; mend or remove it') from None
 
 
-def _captions(table: Mapping[str, Any], built_in: bool, held_out: bool) -> Sequence[str]:
-    if built_in:
+def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
+    """Refuse captions (or labels) that the built-in world has no pictures of."""
+    from adatsq_pipe.stages.scenes.captions import asked
+
+    for prompt in prompts:
+        try:
+            asked(prompt, world)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def _captions(table: Mapping[str, Any], world: str, held_out: bool) -> Sequence[str]:
+    if world:
         from adatsq_pipe.stages.scenes import captions
 
         split = "held_out" if held_out else "train"
-        return [r.caption for r in captions.requests(table["count"], split=split, seed=table["seed"])]
+        return captions.prompts(table["count"], world=world, split=split, seed=table["seed"])
     lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
     return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
 

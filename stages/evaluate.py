@@ -1,5 +1,6 @@
 """Evaluate: held-out captions, paired seeds, the assembled model against full precision.
 
+Where the model draws the built-in world, each picture is also read back and scored by what was asked for.
 Units: `quantized/<shard>` (the draws through the folder as a user loads it: one row of metrics a sample, one of latent
 error and PSNR a step), and, in the shared folder `reference`, `draw/<shard>` (full-precision latents before every step,
 and pictures), which do not depend on the quantized model and are drawn once for all of a run directory's models.
@@ -12,7 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, fan_out, identity, shards, unit_of
+from adatsq_pipe.stages.base import (
+    Context,
+    Executor,
+    ModelSettings,
+    Report,
+    Settings,
+    Stage,
+    fan_out,
+    identity,
+    shards,
+    unit_of,
+)
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -30,7 +42,7 @@ class EvaluateSettings(Settings):
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1)
     """Draws per caption, each with the same seed for both models."""
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=6, ge=1)
     seed: int = 7_000
 
 
@@ -70,8 +82,27 @@ def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> 
     return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures
 
 
+TRUTH = "truth"
+TRUE_SCENES = 2000
+
+
+def _true_features(context: Context) -> Tensor:
+    """Features of rendered scenes that are what is asked for: what a perfect model's pictures would have."""
+    import numpy as np
+    import torch
+
+    from adatsq_pipe.stages.scenes import scorer, world
+    from adatsq_pipe.stages.scenes.captions import asked
+
+    settings, drawn = context.settings("evaluate", EvaluateSettings), context.settings("model", ModelSettings).world
+    requests = [asked(prompt, drawn) for prompt in settings.prompts]
+    rng = np.random.default_rng([settings.seed, 1])
+    scenes = [world.place(requests[i % len(requests)], rng) for i in range(TRUE_SCENES)]
+    return torch.from_numpy(scorer.features(((world.render(scenes) + 1) / 2).permute(0, 2, 3, 1).numpy()))
+
+
 class Reference:
-    """Worker of the full-precision draws."""
+    """Worker of the full-precision draws, and of the true scenes' features."""
 
     stage: ClassVar[str] = "reference"
 
@@ -85,6 +116,9 @@ class Reference:
         from adatsq_pipe.storage import tensors
 
         with unit_of(self.context, self.stage, key) as unit:
+            if key == TRUTH:
+                tensors.write(unit.folder, {"features": _true_features(self.context)})
+                return
             states, pictures = _drawn(self.context, "", self.batches[int(key.partition("/")[2])], unit)
             stacked = {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
             tensors.write(unit.folder, stacked)
@@ -98,6 +132,23 @@ class Evaluate:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.batches = draws(context)
+        self.world = context.settings("model", ModelSettings).world
+
+    def _score(self, samples: list[dict[str, Any]], shard: int, pictures: Any, reference: Any) -> dict[str, Tensor]:
+        """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
+        import torch
+
+        from adatsq_pipe.stages.scenes import scorer
+        from adatsq_pipe.stages.scenes.captions import asked
+
+        settings = self.context.settings("evaluate", EvaluateSettings)
+        read = zip(scorer.read(pictures), scorer.read(reference), strict=True)
+        for i, (row, (found, wanted)) in enumerate(zip(samples, read, strict=True)):
+            request = asked(row["prompt"], self.world)
+            row["task"], row["entry"] = request.task, (shard * settings.batch + i) % len(settings.prompts)
+            row["right"], row["reference_right"] = scorer.right(request, found), scorer.right(request, wanted)
+        both = {"features": pictures, "reference_features": reference}
+        return {name: torch.from_numpy(scorer.features(each)) for name, each in both.items()}
 
     def __call__(self, key: str) -> None:
         from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
@@ -121,6 +172,9 @@ class Evaluate:
                         "ssim": _ssim(picture.numpy(), reference.numpy()),
                     }
                 )
+            kept = {"pictures": pictures}
+            if self.world:
+                kept |= self._score(samples, shard, pictures.numpy(), wanted["pictures"].numpy())
             for t, (state, reference) in enumerate(zip(states[:-1], wanted["states"], strict=True)):
                 error = relative_error(state, reference)
                 steps.append(
@@ -128,7 +182,7 @@ class Evaluate:
                 )
             tables.write(unit.folder / "samples.parquet", samples)
             tables.write(unit.folder / "steps.parquet", steps)
-            tensors.write(unit.folder, {"pictures": pictures})
+            tensors.write(unit.folder, kept)
 
 
 def _range(x: Tensor) -> float:
@@ -150,7 +204,8 @@ def _ssim(picture: Any, reference: Any) -> float:
 def _units(context: Context, kind: str) -> list[str]:
     settings = context.settings("evaluate", EvaluateSettings)
     count = len(shards(len(settings.prompts) * settings.seeds, settings.batch))
-    return [f"{kind}/{i:03d}" for i in range(count)]
+    truth = [TRUTH] if kind == "draw" and context.settings("model", ModelSettings).world else []
+    return [*truth, *(f"{kind}/{i:03d}" for i in range(count))]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
@@ -161,12 +216,13 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {**identity(tables, "compute", "evaluate"), "call": tables["model"]["call"], "model": model}
+    called = {key: tables["model"][key] for key in ("call", "world")}
+    return {**identity(tables, "compute", "evaluate"), **called, "model": model}
 
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     needs=("assemble",),
     reads=_reads,
     run=run,

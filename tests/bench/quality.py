@@ -36,7 +36,7 @@ def main(run_dir: Path, captions: int, only: str) -> None:
         if only not in name:
             continue
         command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir)]
-        options = [f"--set={s}" for s in (*sets, f"evaluate.count={captions}")]
+        options = [f"--set={s}" for s in (*sets, f"evaluate.count={captions}", "evaluate.batch=12")]
         subprocess.run([*command, "--preset", preset, *options], check=True, stdout=subprocess.DEVNULL)
         summary = json.loads((run_dir / "report" / "summary.json").read_text())
         picture = run_dir / "report" / "side_by_side.png"
@@ -45,16 +45,24 @@ def main(run_dir: Path, captions: int, only: str) -> None:
         table.append({"name": name, **{key: summary[key] for key in ("quality", "bits", "size", "search")}})
     (run_dir / "table.json").write_text(json.dumps(table, indent=1))
     click.echo(
-        "| | weights | activations | layers smaller | PSNR, dB | SSIM | latent error |\n|---|---|---|---|---|---|---|"
+        "| | weights | activations | layers smaller | PSNR, dB | SSIM | latent error | as asked |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
+    asked = table[0]["quality"]["asked_for"]["full_precision"]["total"] if table else None
+    if asked:
+        click.echo(f"| full precision | 16 | 16 | 1x | | | | {_interval(asked)} |")
     for row in table:
         quality, bits = row["quality"], row["bits"]
         psnr, ssim, error = (quality[k] for k in ("psnr", "ssim", "latent_error"))
         click.echo(
             f"| {row['name']} | {bits['weights_with_scales']:.2f} | {bits['activations_mean']:.2f} "
             f"| {row['size']['layer_ratio']:.2f}x | {psnr['mean']:.1f} ± {psnr['standard_error']:.1f} "
-            f"| {ssim['mean']:.3f} | {error['mean']:.4f} |"
+            f"| {ssim['mean']:.3f} | {error['mean']:.4f} | {_interval(quality['asked_for']['quantized']['total'])} |"
         )
+
+
+def _interval(total: dict[str, float]) -> str:
+    return f"{total['mean']:.2f} ± {total['standard_error']:.2f}"
 
 
 if __name__ == "__main__":

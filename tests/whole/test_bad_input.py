@@ -55,6 +55,8 @@ def test_a_pipeline_without_a_transformer(tmp_path: Path) -> None:
         ("recipe.method=awq", ("awq", "adatsq", "rtn")),
         ("search.candidates=[[0.5,0.2,0.2]]", ("summing to 1",)),
         ("budget", ("table.key=value",)),
+        ("model.path=scenes/flux-def", ("flux-def", "did you mean 'scenes/flux-dev'")),
+        ("evaluate.prompts=['a pink elephant']", ("evaluate.prompts", "no word 'pink'")),
     ],
 )
 def test_settings(setting: str, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -162,3 +164,28 @@ def test_status_reads_files_alone(captured: Path) -> None:
     rows = json.loads(harness.run("status", "--run-dir", str(captured), "--json").stdout)
     assert [row["state"] for row in rows][:2] == ["done", "missing"]
     assert rows[0]["units"] == rows[0]["expected"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--prompt", "a pink elephant", "--out", "x.png"), 2, ("no word 'pink'",)),
+        (("scenes/flux-def", "--prompt", "a circle", "--out", "x.png"), 2, ("did you mean 'scenes/flux-dev'",)),
+        (("--prompt", "a circle", "--out", "x.mov3"), 2, (".mov3", "write .png")),
+        (("--prompt", "a circle", "--out", "/nowhere/x.png"), 2, ("/nowhere", "make it first")),
+        (("/nowhere", "--prompt", "a circle", "--out", "x.png"), 1, ("/nowhere is not a folder",)),
+    ],
+)
+def test_sample(arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:
+    _refused(harness.run("sample", *arguments), code, *words)
+    assert not (harness.ROOT / "x.png").exists()
+
+
+def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
+    from adatsq_pipe.pipeline.config import model_folder
+
+    model = tmp_path / "model"
+    shutil.copytree(model_folder("scenes/flux-dev"), model)
+    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    _refused(harness.run("sample", str(model), "--prompt", "a circle", "--out", str(tmp_path / "x.png")), 1, str(model))

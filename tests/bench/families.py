@@ -1,0 +1,128 @@
+"""Every built-in family, and whether it tells methods apart: `python -m tests.bench.families --run-dir DIR`.
+
+For each family, full precision against round to nearest at 8, 4 and 3 bits and against the searched models, scored on
+the same held-out captions (or classes) and seeds. Prints the table; writes DIR/families.json and DIR/families.png (full
+precision, and the searched models at 4 and 3 bits).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from adatsq_pipe.pipeline.config import model_folder
+from adatsq_pipe.storage import arrays
+
+RTN = "recipe.method='rtn'"
+ROWS: dict[str, tuple[str, ...]] = {
+    "W8A8 round to nearest": (
+        "w4a4", RTN, "recipe.weight_bits=8", "recipe.conditioning_bits=8", "recipe.activation_bits=8",
+    ),
+    "W4A4 round to nearest": ("w4a4", RTN),
+    "W3A3 round to nearest": ("w3a3", RTN),
+    "W4A4 AdaTSQ, 4.0 bits": ("w4a4",),
+    "W3A3 AdaTSQ, 3.1 bits": ("w3a3",),
+}  # fmt: skip
+SHOWN = ("W4A4 AdaTSQ, 4.0 bits", "W3A3 AdaTSQ, 3.1 bits")
+PICTURES = 6
+
+
+def families() -> list[str]:
+    """Names of the built-in models."""
+    shelf = model_folder("").parent
+    return [f"scenes/{folder.name}" for folder in sorted(shelf.iterdir()) if folder.is_dir()]
+
+
+def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str]) -> dict[str, Any]:
+    """One run: its summary, and its seconds of evaluation."""
+    preset, *rest = sets
+    command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir), "--model", family]
+    command += ["--preset", preset, *[f"--set={s}" for s in (*rest, *options)]]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    path = run_dir / "report" / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return {**summary, "wall": time.perf_counter() - start}
+
+
+def pictures(run_dir: Path) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The first captions with their pictures, full precision and quantized, of the newest evaluation of a run."""
+    from adatsq_pipe.storage import tables
+
+    newest = max((run_dir / "evaluate").iterdir(), key=lambda p: p.stat().st_mtime)
+    captions, wanted, got = list[str](), [], []
+    for unit in sorted((newest / "units" / "quantized").iterdir()):
+        captions += [row["prompt"] for row in tables.read(unit / "samples.parquet")]
+        got.append(arrays.read(unit, "pictures"))
+        reference = next((run_dir / "reference").iterdir()) / "units" / "draw" / unit.name
+        wanted.append(arrays.read(reference, "pictures"))
+        if len(captions) >= PICTURES:
+            break
+    return captions[:PICTURES], np.concatenate(wanted)[:PICTURES], np.concatenate(got)[:PICTURES]
+
+
+def plot(shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]], path: Path) -> None:
+    """Families below each other; for each, a row of pictures per model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [(family, *row) for family, models in shown.items() for row in models]
+    figure, axes = plt.subplots(len(rows), PICTURES, figsize=(1.35 * PICTURES, 1.42 * len(rows)), squeeze=False)
+    for line, (family, name, captions, images) in zip(axes, rows, strict=True):
+        for axis, caption, image in zip(line, captions, images, strict=True):
+            axis.imshow((image if image.ndim == 3 else image[len(image) // 2]).clip(0, 1))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if name == "full precision":
+                axis.set_title(caption.replace(" left", "\nleft").replace(" right", "\nright"), fontsize=5.5)
+        line[0].set_ylabel(f"{family.removeprefix('scenes/')}\n{name.split(',')[0]}", fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+@click.command()
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--captions", default=200, show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--only", multiple=True, help="Families; all without it.")
+def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...]) -> None:
+    """Run the rows of every family and print the table."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    options = [f"evaluate.count={captions}", f"evaluate.seeds={seeds}", "evaluate.batch=20"]
+    told: dict[str, dict[str, Any]] = {}
+    shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
+    for family in [name for name in families() if not only or name in only]:
+        place = run_dir / family.rpartition("/")[2]
+        for name, sets in ROWS.items():
+            summary = score(family, place, sets, options)
+            asked = summary["quality"]["asked_for"]
+            told.setdefault(family, {})["full precision"] = asked["full_precision"]
+            told[family][name] = {**asked["quantized"], "wall": summary["wall"], "psnr": summary["quality"]["psnr"]}
+            click.echo(
+                f"{family}: {name} {asked['quantized']['total']['mean']:.3f} ({summary['wall']:.0f} s)", err=True
+            )
+            if name in SHOWN:
+                prompts, wanted, got = pictures(place)
+                if family not in shown:
+                    shown[family] = [("full precision", prompts, wanted)]
+                shown[family].append((name, prompts, got))
+    (run_dir / "families.json").write_text(json.dumps(told, indent=1))
+    plot(shown, run_dir / "families.png")
+    click.echo("| | " + " | ".join(told) + " |\n|---|" + "---|" * len(told))
+    for name in ("full precision", *ROWS):
+        cells = [told[family][name]["total"] for family in told]
+        click.echo(f"| {name} | " + " | ".join(f"{c['mean']:.3f} ± {c['standard_error']:.3f}" for c in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
