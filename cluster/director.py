@@ -35,17 +35,21 @@ class _Director:
             self._crew.stop()
 
 
+def start(run: str) -> Any:
+    """The actor named after the run, its process on the way up; Ray restarts a dead one."""
+    named = ray.remote(_Director).options(num_cpus=0, max_concurrency=3, max_restarts=-1, name=f"adatsq-director-{run}")
+    return named.remote()
+
+
 def conduct(
+    actor: Any,
     crew: Crew,
-    run: str,
     drive: Callable[..., None],
     context: Any,
     report: Callable[[int, int], None],
     stopping: Callable[[], bool],
 ) -> None:
-    """Run `drive(crew, context, report)` in an actor named after the run; Ray restarts a dead one, `drive` resumes."""
-    named = ray.remote(_Director).options(num_cpus=0, max_concurrency=3, max_restarts=-1, name=f"adatsq-director-{run}")
-    actor = named.remote()
+    """Run `drive(crew, context, report)` in `actor`, which ends with it; in its successor `drive` resumes."""
     try:
         for _ in range(ATTEMPTS):
             try:

@@ -1,7 +1,8 @@
 """A pool of Ray actors that live as long as the run, each fed one key at a time.
 
-An actor opens the worker class it is told to and keeps it open; told another, it changes over. Nothing is remembered
-in Ray: a key whose actor died is given to the next one, at most `retries` times.
+An actor opens the worker class it is told to and keeps it open; told another, it changes over. A worker class whose
+units take milliseconds may say `ahead = 2`: then a second key waits at the actor already. Nothing is remembered in
+Ray: a key whose actor died is given to the next one, at most `retries` times.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Crew:
         self.stopping = True
 
     def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        waiting, idle = deque(keys), deque(self.hosts)
+        waiting, idle = deque(keys), deque(self.hosts * int(getattr(worker, "ahead", 1)))
         running: dict[Any, tuple[Any, str]] = {}
         lost: Counter[str] = Counter()
         while waiting or running:
@@ -86,6 +87,7 @@ class Pool:
     def __init__(self, resources: Resources, run: str) -> None:
         self._run = run
         self._director: Any = None
+        self._prepared = False
         connect(resources)
         host = ray.remote(_Host).options(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
@@ -99,13 +101,20 @@ class Pool:
         self._crew.stop()
 
     def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        return self._crew.stream(worker, context, keys)
+        """What workers return as they finish. The director's process comes up meanwhile, beside opened workers."""
+        from adatsq_pipe.cluster import director
+
+        for item in self._crew.stream(worker, context, keys):
+            if not self._prepared:
+                self._prepared, self._director = True, director.start(self._run)
+            yield item
 
     def conduct(self, drive: Callable[..., None], context: Any, report: Callable[[int, int], None]) -> None:
         """Run `drive` in a named actor of its own; if that dies, in its successor, which resumes from what is done."""
-        from adatsq_pipe.cluster.director import conduct
+        from adatsq_pipe.cluster import director
 
-        conduct(self._crew, self._run, drive, context, report, lambda: self._stopping)
+        actor, self._director = self._director or director.start(self._run), None
+        director.conduct(actor, self._crew, drive, context, report, lambda: self._stopping)
 
     def close(self) -> None:
         ray.shutdown()

@@ -53,7 +53,7 @@ class DataSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Calibration captions; empty = the built-in world's training captions."""
-    count: int = Field(default=16, ge=1)
+    count: int = Field(default=32, ge=1)
     """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)
     """Captions per forward pass. Float results depend on it, so it bears identity."""

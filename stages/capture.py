@@ -39,8 +39,8 @@ class CaptureSettings(Settings):
 
     rows: int = Field(default=48, ge=1)
     """Input rows kept per (scheduler step, layer, batch of captions)."""
-    block: int = Field(default=10, ge=1)
-    """Scheduler steps in one unit of work."""
+    block: int = Field(default=25, ge=1)
+    """Scheduler steps in one unit of work: fewer make more units, for more workers."""
 
 
 def survey_of(context: Context) -> dict[str, Any]:
@@ -231,7 +231,9 @@ class Capture:
                     peaks.setdefault(name, []).append(sampler.peaks[name])
             stacked = {f"rows:{name}": torch.stack(rows) for name, rows in kept.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
-            tensors.write(unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step})
+            tensors.write_stacked(
+                unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
+            )
 
     def _rows_per_call(self, calls: int) -> int:
         return max(1, self.context.settings("capture", CaptureSettings).rows // calls)
@@ -291,4 +293,4 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     return {**identity(tables, "data", "compute", "capture"), "model": model, "call": tables["model"]["call"]}
 
 
-STAGE = Stage(name="capture", version=1, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings)
+STAGE = Stage(name="capture", version=2, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings)

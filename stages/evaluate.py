@@ -38,7 +38,7 @@ class EvaluateSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Held-out captions; empty = the built-in world's held-out combinations."""
-    count: int = Field(default=8, ge=1)
+    count: int = Field(default=16, ge=1)
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1)
     """Draws per caption, each with the same seed for both models."""
@@ -83,7 +83,7 @@ def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> 
 
 
 TRUTH = "truth"
-TRUE_SCENES = 2000
+TRUE_SCENES = 1000
 
 
 def _true_features(context: Context) -> Tensor:

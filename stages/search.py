@@ -39,6 +39,7 @@ class Evaluate:
     """The stage's worker: holds the model with its solved weights, extends one path by one step, or rolls one out."""
 
     stage: ClassVar[str] = "search"
+    ahead: ClassVar[int] = 2
 
     def __init__(self, context: Context) -> None:
         from adatsq_pipe.stages.numerics.policy import uniform

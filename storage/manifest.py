@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from adatsq_pipe.storage.arrays import parts
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.fingerprint import digest, file_digest, files_below
@@ -51,12 +52,6 @@ def _parsed(path: Path, stamp: tuple[int, int, int]) -> Marker | None:
         return Marker(files=files, **body)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _belongs(name: str, tensors: Sequence[str]) -> bool:
-    """Whether a file is of one of the named arrays, or of none in particular."""
-    parts = name.split("/")
-    return len(parts) <= 2 or parts[1] in tensors
 
 
 @dataclass(frozen=True)
@@ -135,18 +130,27 @@ class Manifest:
         With `tensors`, of a unit's arrays only those named are hashed: for who reads one array of a large unit.
         """
         marker = self.read(unit)
-        names = [name for name in marker.files if tensors is None or _belongs(name, tensors)]
+        if tensors is None:
+            self._compare(marker, list(marker.files))
+        else:
+            own = [name for name in marker.files if name.count("/") < 2]
+            self._compare(marker, own)
+            wanted = parts(self.unit_folder(unit), tensors)
+            self._compare(marker, [name for name in marker.files if name.startswith(wanted)])
+        return marker
+
+    def _compare(self, marker: Marker, names: list[str]) -> None:
+        """Hash the named files of a unit. Raises DamagedUnit."""
         wrong = self._wrong_sizes(marker, names)
         if not wrong:
-            folder = self.unit_folder(unit)
+            folder = self.unit_folder(marker.unit)
             wrong = [
                 f"{folder / name} does not have the digest its marker vouches for"
                 for name in names
                 if file_digest(folder / name) != marker.files[name][1]
             ]
         if wrong:
-            raise DamagedUnit(self.stage, unit, wrong[0])
-        return marker
+            raise DamagedUnit(self.stage, marker.unit, wrong[0])
 
     def withdraw(self, unit: str) -> None:
         """Take back what the unit vouched for, and that the stage is complete: both will be done again."""

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from adatsq_pipe.storage import arrays
+from adatsq_pipe.storage import arrays, tensors
 from adatsq_pipe.storage.manifest import Manifest
 
 
@@ -28,12 +28,12 @@ def statistics(folder: Path) -> dict[str, dict[str, float]]:
     rows: dict[str, list[np.ndarray[Any, Any]]] = defaultdict(list)
     for unit in units:
         start = arrays.attributes(unit)["start"]
-        for name in arrays.open_group(unit).array_keys():
+        for name, tensor in tensors.read(unit).items():
             kind, _, layer = name.partition(":")
             if kind == "absmax":
-                peaks[layer][start].append(arrays.read(unit, name))
+                peaks[layer][start].append(tensor.float().numpy())
             else:
-                rows[layer].append(arrays.read(unit, name).reshape(-1, arrays.read(unit, name).shape[-1]))
+                rows[layer].append(tensor.float().flatten(0, -2).numpy())
     return {layer: _of(np.concatenate(rows[layer]), peaks[layer]) for layer in rows}
 
 

@@ -101,6 +101,34 @@ def test_tensors_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> N
     assert list((tmp_path / "tensors.zarr" / "zeros").rglob("c/*")), "a chunk of zeros must be written too"
 
 
+def _stacked(tmp_path: Path) -> tuple[Manifest, dict[str, torch.Tensor]]:
+    manifest = Manifest("stage", tmp_path)
+    written = {f"rows:{i}": torch.full((2, 3 + i % 2), float(i)).bfloat16() for i in range(5)}
+    tensors.write_stacked(manifest.open_unit("u"), written, {"start": 3})
+    manifest.commit("u")
+    return manifest, written
+
+
+def test_stacked_tensors_come_back_by_name(tmp_path: Path) -> None:
+    manifest, written = _stacked(tmp_path)
+    folder = manifest.unit_folder("u")
+    for back in (tensors.read(folder), tensors.read(folder, list(written))):
+        assert back.keys() == written.keys() and all(torch.equal(back[name], written[name]) for name in written)
+    assert arrays.attributes(folder)["start"] == 3 and len(list((folder / "tensors.zarr").glob("stack*"))) == 2
+
+
+def test_of_stacked_tensors_only_those_read_are_hashed(tmp_path: Path) -> None:
+    manifest, _ = _stacked(tmp_path)
+    chunk = next(p for p in (tmp_path / "units/u/tensors.zarr/stack0/c/1").rglob("*") if p.is_file())
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    manifest.verify("u", tensors=["rows:0", "rows:4"])
+    with pytest.raises(DamagedUnit, match="digest"):
+        manifest.verify("u", tensors=["rows:2"])
+    (tmp_path / "units/u/tensors.zarr/zarr.json").write_text("{")
+    with pytest.raises(DamagedUnit):
+        manifest.verify("u", tensors=["rows:0"])
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     write_bytes(path, b"old")
