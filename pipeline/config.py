@@ -225,7 +225,7 @@ def sampling(model: Path) -> dict[str, Any]:
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
     """Refuse captions (or labels) that the built-in world has no pictures of."""
-    from adatsq_pipe.stages.scenes.captions import asked
+    from adatsq_pipe.stages.scenes.worlds import asked
 
     for prompt in prompts:
         try:
@@ -236,10 +236,10 @@ def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
 
 def _captions(table: Mapping[str, Any], world: str, held_out: bool) -> Sequence[str]:
     if world:
-        from adatsq_pipe.stages.scenes import captions
+        from adatsq_pipe.stages.scenes import worlds
 
         split = "held_out" if held_out else "train"
-        return captions.prompts(table["count"], world=world, split=split, seed=table["seed"])
+        return worlds.prompts(table["count"], world=world, split=split, seed=table["seed"])
     lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
     return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
 

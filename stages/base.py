@@ -43,9 +43,9 @@ class ModelSettings(Settings):
     """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
     call: dict[str, bool | int | float | str] = {}
     """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale."""
-    world: Literal["", "scenes", "classes"] = ""
-    """What the model draws, if a program can score it: captioned "scenes" or "classes" of things (the folder's
-    sampling.json says it); else empty."""
+    world: Literal["", "scenes", "classes", "motions"] = ""
+    """What the model draws, if a program can score it: captioned "scenes", "classes" of things, or "motions" in clips
+    (the folder's sampling.json says it); else empty."""
 
 
 class DataSettings(Settings):

@@ -91,14 +91,13 @@ def _true_features(context: Context) -> Tensor:
     import numpy as np
     import torch
 
-    from adatsq_pipe.stages.scenes import scorer, world
-    from adatsq_pipe.stages.scenes.captions import asked
+    from adatsq_pipe.stages.scenes import judge
+    from adatsq_pipe.stages.scenes.worlds import asked
 
     settings, drawn = context.settings("evaluate", EvaluateSettings), context.settings("model", ModelSettings).world
-    requests = [asked(prompt, drawn) for prompt in settings.prompts]
+    wanted = [asked(prompt, drawn) for prompt in settings.prompts]
     rng = np.random.default_rng([settings.seed, 1])
-    scenes = [world.place(requests[i % len(requests)], rng) for i in range(TRUE_SCENES)]
-    return torch.from_numpy(scorer.features(((world.render(scenes) + 1) / 2).permute(0, 2, 3, 1).numpy()))
+    return torch.from_numpy(judge.features(judge.truth([wanted[i % len(wanted)] for i in range(TRUE_SCENES)], rng)))
 
 
 class Reference:
@@ -138,17 +137,17 @@ class Evaluate:
         """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
         import torch
 
-        from adatsq_pipe.stages.scenes import scorer
-        from adatsq_pipe.stages.scenes.captions import asked
+        from adatsq_pipe.stages.scenes import judge
+        from adatsq_pipe.stages.scenes.worlds import asked
 
         settings = self.context.settings("evaluate", EvaluateSettings)
-        read = zip(scorer.read(pictures), scorer.read(reference), strict=True)
-        for i, (row, (found, wanted)) in enumerate(zip(samples, read, strict=True)):
-            request = asked(row["prompt"], self.world)
-            row["task"], row["entry"] = request.task, (shard * settings.batch + i) % len(settings.prompts)
-            row["right"], row["reference_right"] = scorer.right(request, found), scorer.right(request, wanted)
+        wanted = [asked(row["prompt"], self.world) for row in samples]
+        verdicts = zip(judge.verdicts(wanted, pictures), judge.verdicts(wanted, reference), strict=True)
+        for i, (row, (got, right)) in enumerate(zip(samples, verdicts, strict=True)):
+            row["entry"] = (shard * settings.batch + i) % len(settings.prompts)
+            row["tasks"], row["right"], row["reference_right"] = list(got), list(got.values()), list(right.values())
         both = {"features": pictures, "reference_features": reference}
-        return {name: torch.from_numpy(scorer.features(each)) for name, each in both.items()}
+        return {name: torch.from_numpy(judge.features(each)) for name, each in both.items()}
 
     def __call__(self, key: str) -> None:
         from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
@@ -222,7 +221,7 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     needs=("assemble",),
     reads=_reads,
     run=run,

@@ -40,7 +40,7 @@ def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mappi
     for name, tensor in tensors.items():
         alike.setdefault((tensor.dtype, tensor.shape), []).append(name)
     stacks = {f"stack{i}": names for i, names in enumerate(alike.values())}
-    members = {name: [array, place] for array, names in stacks.items() for place, name in enumerate(names)}
+    members: Any = {name: [array, place] for array, names in stacks.items() for place, name in enumerate(names)}
     group = zarr.open_group(folder / GROUP, mode="w", attributes={**(attributes or {}), MEMBERS: members})
     for array, names in stacks.items():
         stacked = torch.stack([tensors[name] for name in names])

@@ -58,10 +58,14 @@ class Request:
         return f"{self.count}:" + "|".join(sorted(f"{colour} {shape}" for colour, shape in self.things))
 
 
+def in_held_out(combination: str) -> bool:
+    """Whether training never sees what has this key."""
+    return hashlib.sha256(combination.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
+
+
 def held_out(request: Request) -> bool:
     """Whether `request` is of a combination that training never sees."""
-    digest = hashlib.sha256(request.combination.encode()).digest()
-    return digest[0] % HELD_OUT_ONE_IN == 0
+    return in_held_out(request.combination)
 
 
 def _every_request() -> tuple[Request, ...]:
@@ -136,23 +140,6 @@ def parse(caption: str) -> Request:
         "'three green crosses' or 'a red circle left of a blue square' "
         f"(colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; {', '.join(RELATIONS)}, and)"
     )
-
-
-def asked(prompt: str, world: str) -> Request:
-    """What a caption (world "scenes") or a class label (world "classes") asks for. ValueError if neither."""
-    if world == "scenes":
-        return parse(prompt)
-    if not prompt.strip().isdigit():
-        raise ValueError(f"{prompt!r} is no class label; this model takes 0 to {len(CLASSES) - 1} (colour x shape)")
-    return of_class(int(prompt))
-
-
-def prompts(count: int, *, world: str, split: str, seed: int) -> tuple[str, ...]:
-    """`count` captions, or class labels, for calibration ("train") or evaluation ("held_out")."""
-    if world == "scenes":
-        return tuple(request.caption for request in requests(count, split=split, seed=seed))
-    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(CLASSES))
-    return tuple(str(order[i % len(order)]) for i in range(count))
 
 
 def draw_request(rng: np.random.Generator, *, split: str) -> Request:

@@ -5,7 +5,9 @@ All are the stock classes of transformers and diffusers with small configs, so p
 
 from __future__ import annotations
 
-from diffusers import AutoencoderKL
+from collections.abc import Sequence
+
+from diffusers import AutoencoderKL, AutoencoderKLWan
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
@@ -15,18 +17,20 @@ from transformers import (
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
-from adatsq_pipe.stages.scenes import captions, world
+from adatsq_pipe.stages.scenes import captions, motions, world
 
 TEXT_LENGTH = 12
 TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the captions' grammar, closed by `</s>`; a word outside it becomes `<unk>`."""
-    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *captions.WORDS))}
+def tokenizer(known: Sequence[str] = captions.WORDS) -> PreTrainedTokenizerFast:
+    """One token for each of the words `known`, closed by `</s>`; a word outside them becomes `<unk>`."""
+    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *known))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
@@ -96,6 +100,42 @@ def qwen_text_encoder() -> Qwen3Model:
             pad_token_id=words.pad_token_id,
             eos_token_id=words.eos_token_id,
         )
+    )
+
+
+def umt5_text_encoder() -> UMT5EncoderModel:
+    """A two-layer UMT5 encoder over the words of the moving world."""
+    words = tokenizer(motions.WORDS)
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(words),
+            d_model=TEXT_WIDTH,
+            d_kv=16,
+            d_ff=2 * TEXT_WIDTH,
+            num_layers=2,
+            num_heads=4,
+            relative_attention_num_buckets=32,
+            relative_attention_max_distance=64,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
+        )
+    )
+
+
+def video_autoencoder(latent_channels: int) -> AutoencoderKLWan:
+    """A small Wan autoencoder: a quarter of the resolution, and every frame but the first two by two."""
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=latent_channels,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * latent_channels,
+        latents_std=[1.0] * latent_channels,
+        scale_factor_temporal=2,
+        scale_factor_spatial=4,
     )
 
 

@@ -1,7 +1,8 @@
 """scenes/dit-xl: a class-conditional DiT, one class per coloured shape, sampled with DDIM.
 
-Noise prediction on the linear schedule of 1,000 steps with classifier-free guidance, as in DiT (Peebles & Xie
-2212.09748). Class 1000 is "no class", as the stock pipeline has it; the classes between are never trained.
+The linear schedule of 1,000 steps with classifier-free guidance, as in DiT (Peebles & Xie 2212.09748); but the model
+predicts v (Salimans & Ho 2202.00512), not the noise: after 4,000 steps of the latter, shapes were still ragged. Class
+1000 is "no class", as the stock pipeline has it; the classes between are never trained.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ def transformer() -> DiTTransformer2DModel:
 
 
 def scheduler() -> DDIMScheduler:
-    return DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
 
 
 def unshifted(vae: AutoencoderKL) -> AutoencoderKL:
@@ -81,7 +88,8 @@ def train(
         labels = torch.where(dropped, NO_CLASS, classes[rows])
         noisy = schedule.add_noise(clean[rows], noise, t)
         predicted: Tensor = field(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
-        return (predicted - noise).square().mean()
+        wanted: Tensor = schedule.get_velocity(clean[rows], noise, t)
+        return (predicted - wanted).square().mean()
 
     smooth = train_part("dit", model, loss, steps=steps, rate=rate, work=work)
     assert isinstance(smooth, DiTTransformer2DModel)

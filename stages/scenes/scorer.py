@@ -88,6 +88,11 @@ def _covered(pictures: Array) -> tuple[Array, npt.NDArray[np.intp]]:
     return np.take_along_axis(share, nearest[..., None], -1)[..., 0], nearest
 
 
+def covered(pictures_NHW3: Array) -> Array:
+    """Per pixel `[N, H, W]`, the share of it that an object covers."""
+    return _covered(pictures_NHW3.astype(np.float32))[0]
+
+
 def _around(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, slice]:
     rows, columns = (slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))
     return rows, columns

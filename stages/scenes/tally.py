@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adatsq_pipe.stages.scenes.captions import TASKS
+from adatsq_pipe.stages.scenes import captions, motions
+
+TASKS = (*captions.TASKS, *motions.TASKS)
 
 
 def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
@@ -42,8 +44,16 @@ def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
     }
 
 
-def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Full precision, quantized, and their paired difference (same captions, same seeds)."""
+def compare(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Full precision, quantized, and their paired difference (same captions, same seeds).
+
+    `samples` have an `entry`, and lists of equal length: `tasks`, `right` and `reference_right` in each.
+    """
+    rows = [
+        {"entry": sample["entry"], "task": task, "right": got, "reference_right": wanted}
+        for sample in samples
+        for task, got, wanted in zip(sample["tasks"], sample["right"], sample["reference_right"], strict=True)
+    ]
     paired = [{**row, "difference": float(row["right"]) - float(row["reference_right"])} for row in rows]
     return {
         "full_precision": tally(rows, "reference_right"),

@@ -21,7 +21,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, zimage
+from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, wan, worlds, zimage
 from adatsq_pipe.stages.scenes.training import train_part
 
 
@@ -123,11 +123,22 @@ def dit_xl(plan: Plan, out: Path, work: Path, compile: bool) -> None:
     export(dit.pipeline(vae, denoiser), dit.call(), out, world="classes")
 
 
+def wan_video(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+    """25 steps of two calls; text to video, with an autoencoder of its own."""
+    reader = wan.train_reader(work, steps=plan.reader_steps, seed=plan.seed)
+    vae = wan.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
+    clips = wan.training_set(vae, work, seed=plan.seed, clips=plan.scenes)
+    sizes = {"steps": plan.steps, "batch": plan.batch, "seed": plan.seed}
+    denoiser = wan.train(reader, clips, work, rate=plan.rate, compile=compile, **sizes)
+    export(wan.pipeline(vae, reader, denoiser), wan.call(), out, world="motions")
+
+
 SHELF = Path(__file__).parent / "models"
 FAMILIES: dict[str, tuple[Callable[[Plan, Path, Path, bool], None], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000)),
     "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),
-    "z-image": (z_image, Plan(steps=8000)),
+    "z-image": (z_image, Plan(steps=4000)),
+    "wan": (wan_video, Plan(steps=4000, reader_steps=300, autoencoder_steps=1200, scenes=12288)),
     "dit-xl": (dit_xl, Plan(steps=4000)),
 }
 
@@ -157,13 +168,13 @@ def grid(folder: Path) -> None:
     call = {**said["call"], "generator": torch.Generator().manual_seed(0), "output_type": "np"}
     if said["world"] == "classes":
         asked = [" ".join(thing) for thing in grammar.CLASSES]
-        pictures = pipeline(class_labels=list(range(len(asked))), **call).images
+        pictures = pipeline(class_labels=list(range(len(asked))), **call)[0]
     else:
-        asked = [r.caption for r in grammar.requests(32, split="held_out", seed=0)]
-        pictures = pipeline(asked, **call).images
+        asked = list(worlds.prompts(32, world=said["world"], split="held_out", seed=0))
+        pictures = pipeline(asked, **call)[0]
     figure, axes = plt.subplots(-(-len(asked) // 8), 8, figsize=(12, 1.65 * -(-len(asked) // 8)))
     for axis, picture, caption in zip(axes.flat, np.asarray(pictures), asked, strict=True):
-        axis.imshow(picture)
+        axis.imshow(picture if picture.ndim == 3 else np.concatenate(picture[:: len(picture) - 1], 1))
         axis.set_title(caption.replace(" left", "\nleft").replace(" right", "\nright"), fontsize=6)
         axis.axis("off")
     figure.tight_layout()

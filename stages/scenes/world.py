@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request, draw_request
+from adatsq_pipe.stages.scenes.motions import DIRECTIONS, FRAMES, SPEEDS, Motion
 
 SIZE = 32
 BACKGROUND = (0.09, 0.09, 0.11)
@@ -103,3 +104,23 @@ def batch(seed: Sequence[int], size: int, *, split: str = "train") -> tuple[list
     rng = np.random.default_rng(list(seed))
     wanted = [draw_request(rng, split=split) for _ in range(size)]
     return [r.caption for r in wanted], render([place(r, rng) for r in wanted])
+
+
+def place_motion(motion: Motion, rng: np.random.Generator) -> tuple[Thing, ...]:
+    """The one thing of a clip, in each frame; it stays inside the picture."""
+    radius = 5.0 * rng.uniform(0.92, 1.08)
+    step = np.array(DIRECTIONS[motion.direction]) * SPEEDS[motion.speed]
+    path = step * (FRAMES - 1)
+    low = radius + 0.8 + np.maximum(-path, 0)
+    high = SIZE - radius - 0.8 - np.maximum(path, 0)
+    start = rng.uniform(low, high)
+    return tuple(
+        Thing(colour=motion.colour, shape=motion.shape, x=float(x), y=float(y), radius=float(radius))
+        for x, y in (start + step * i for i in range(FRAMES))
+    )
+
+
+def render_clips(clips: Sequence[Sequence[Thing]]) -> Tensor:
+    """Clips of one thing per frame, float32 `[len(clips), FRAMES, 3, SIZE, SIZE]` in [-1, 1]."""
+    frames = render([[thing] for clip in clips for thing in clip])
+    return frames.view(len(clips), FRAMES, *frames.shape[1:])

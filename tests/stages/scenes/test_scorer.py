@@ -136,8 +136,8 @@ def test_the_total_is_the_mean_of_tasks_and_seeds_of_a_caption_are_one_observati
 
 
 def test_the_paired_difference_has_its_own_error() -> None:
-    rows = [{"task": "two", "entry": e, "right": e % 2, "reference_right": e % 2} for e in range(20)]
-    told = tally.compare(rows)
+    same = [{"entry": e, "tasks": ["two"], "right": [e % 2], "reference_right": [e % 2]} for e in range(20)]
+    told = tally.compare(same)
     assert told["difference"] == {"mean": 0.0, "standard_error": 0.0}
     assert told["quantized"]["total"]["standard_error"] > 0.05
 

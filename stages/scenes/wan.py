@@ -1,0 +1,198 @@
+"""scenes/wan: text to video; a UMT5 encoder that reads motions, a small Wan autoencoder, two CFG calls a step, UniPC.
+
+Flow matching as in flux-dev, in the stock pipeline's clock: timesteps are 1000 t, t = 1 is noise; the model predicts
+noise minus clip. Captions are padded with zeros after their last word, as the pipeline pads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adatsq_pipe.stages.scenes import components, flux, motions, world
+from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES
+from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
+from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.storage.files import write_bytes
+
+CHANNELS = 16
+STEPS = 25
+GUIDANCE = 3.0
+SHIFT = 2.0
+_CHUNK = 64
+_ANSWERS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
+
+
+class Reader(nn.Module):
+    """UMT5 whose every state must tell what the caption asks for; the heads that ask are thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_encoder = components.umt5_text_encoder()
+        self.heads = nn.ModuleDict({k: nn.Linear(components.TEXT_WIDTH, len(v)) for k, v in _ANSWERS.items()})
+
+    def states(self, ids_BT: Tensor) -> Tensor:
+        """What the denoiser is given, `[B, T, TEXT_WIDTH]`, zero after the caption's end."""
+        mask = (ids_BT != self.text_encoder.config.pad_token_id).long()
+        states: Tensor = self.text_encoder(ids_BT, mask)[0] * mask.unsqueeze(-1)
+        return states
+
+    def loss(self, wanted: list[Motion]) -> Tensor:
+        """Mean cross-entropy of the heads over all words."""
+        ids = token_ids([motion.caption for motion in wanted])
+        states, spoken = self.states(ids), ids != self.text_encoder.config.pad_token_id
+        parts = []
+        for name, head in self.heads.items():
+            right = torch.tensor([list(_ANSWERS[name]).index(getattr(motion, name)) for motion in wanted])
+            parts.append(F.cross_entropy(head(states[spoken]), right[:, None].expand_as(ids)[spoken]))
+        return torch.stack(parts).mean()
+
+
+def token_ids(captions: list[str]) -> Tensor:
+    """Ids `[B, TEXT_LENGTH]`, padded."""
+    words = components.tokenizer(motions.WORDS)
+    return torch.tensor(words(captions, padding="max_length", max_length=components.TEXT_LENGTH).input_ids)
+
+
+def transformer() -> WanTransformer3DModel:
+    """2 M parameters over 80 tokens: five latent frames of 4 x 4."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=components.TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=512,
+        num_layers=6,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+
+
+def _clips(seed: tuple[int, ...], count: int) -> tuple[list[Motion], Tensor]:
+    """`count` training motions and their clips `[count, 3, FRAMES, SIZE, SIZE]`."""
+    rng = np.random.default_rng(list(seed))
+    wanted = [motions.draw_motion(rng, split="train") for _ in range(count)]
+    return wanted, world.render_clips([world.place_motion(motion, rng) for motion in wanted]).transpose(1, 2)
+
+
+def train_reader(work: Path, *, steps: int, seed: int) -> Reader:
+    torch.manual_seed(seed)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 2, step])
+        return reader.loss([motions.draw_motion(rng, split="train") for _ in range(128)])
+
+    reader = Reader()
+    smooth = train_part("reader", reader, loss, steps=steps, rate=3e-3, work=work, average=0.98)
+    assert isinstance(smooth, Reader)
+    return smooth
+
+
+def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKLWan:
+    """Frozen; its latents' mean and deviation per channel are in its config."""
+    torch.manual_seed(seed)
+    vae = components.video_autoencoder(CHANNELS)
+
+    def loss(step: int) -> Tensor:
+        _, clip = _clips((seed, 1, step), 8)
+        posterior = vae.encode(clip).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step))
+        restored = vae.decode(posterior.mean + posterior.std * noise).sample
+        error: Tensor = (restored - clip).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
+        return error
+
+    smooth = train_part("autoencoder", vae, loss, steps=steps, rate=2e-3, work=work, average=0.99, decay=0.0)
+    assert isinstance(smooth, AutoencoderKLWan)
+    with torch.no_grad():
+        latents = smooth.encode(_clips((seed, 3), 128)[1]).latent_dist.mean.transpose(0, 1).flatten(1)
+    smooth.register_to_config(
+        latents_mean=[round(x, 4) for x in latents.mean(1).tolist()],
+        latents_std=[round(x, 4) for x in latents.std(1).tolist()],
+    )
+    return smooth
+
+
+@torch.no_grad()
+def training_set(vae: AutoencoderKLWan, work: Path, *, seed: int, clips: int) -> dict[str, Tensor]:
+    """`clips` captioned clips: `latents` fp16 `[N, C, F, H, W]`, normalised, and `ids` `[N, TEXT_LENGTH]`."""
+    path = work / "training_set.safetensors"
+    if path.exists():
+        held: dict[str, Tensor] = load_file(path)
+        return held
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+    latents, ids = [], []
+    for chunk in range(clips // _CHUNK):
+        wanted, clip = _clips((seed, 4, chunk), _CHUNK)
+        latents.append(((vae.encode(clip).latent_dist.mean - mean) / std).half())
+        ids.append(token_ids([motion.caption for motion in wanted]))
+    made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
+    write_bytes(path, save(made))
+    return made
+
+
+def train(
+    reader: Reader,
+    clips: dict[str, Tensor],
+    work: Path,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    compile: bool,
+) -> WanTransformer3DModel:
+    """The running average after `steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(seed)
+    model = transformer()
+    field = torch.compile(model, dynamic=False) if compile else model
+    empty = token_ids([""])
+
+    def loss(step: int) -> Tensor:
+        source = generator(seed, "wan", step)
+        rows = torch.randint(len(clips["ids"]), (batch,), generator=source)
+        clean = clips["latents"][rows].float()
+        noise = torch.randn(clean.shape, generator=source)
+        t = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
+        ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
+        with torch.no_grad():
+            text = reader.states(ids)
+        x = torch.lerp(clean, noise, t.view(-1, 1, 1, 1, 1))
+        got = field(hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
+        error: Tensor = (got - (noise - clean)).square().mean()
+        return error
+
+    smooth = train_part("wan", model, loss, steps=steps, rate=rate, work=work)
+    assert isinstance(smooth, WanTransformer3DModel)
+    return smooth
+
+
+def pipeline(vae: AutoencoderKLWan, reader: Reader, denoiser: WanTransformer3DModel) -> WanPipeline:
+    return WanPipeline(
+        tokenizer=components.tokenizer(motions.WORDS),
+        text_encoder=reader.text_encoder,
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT),
+        transformer=denoiser,
+    )
+
+
+def call() -> dict[str, int | float]:
+    """What a call of this pipeline needs to be told."""
+    return {
+        "height": world.SIZE,
+        "width": world.SIZE,
+        "num_frames": motions.FRAMES,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "max_sequence_length": components.TEXT_LENGTH,
+    }
