@@ -74,21 +74,16 @@ class RunConfig:
         return ClusterSettings.model_validate(self.tables["cluster"])
 
 
-def _built_ins() -> dict[str, Path]:
-    """The trained pipelines that ship with the package, by name (scenes/<family>)."""
-    shelf = Path(str(resources.files("adatsq_pipe.stages.scenes") / "models"))
-    return {f"scenes/{folder.name}": folder for folder in sorted(shelf.iterdir()) if folder.is_dir()}
-
-
 def model_folder(given: str) -> Path:
     """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
-    built_ins = _built_ins()
-    name = given or BUILT_IN
-    if name in built_ins:
-        return built_ins[name]
+    from adatsq_pipe.stages.scenes.shelf import built_ins
+
+    known, name = built_ins(), given or BUILT_IN
+    if name in known:
+        return known[name]
     path = Path(given).expanduser()
     if given.startswith("scenes/") and not path.exists():
-        raise ConfigError(f"there is no built-in model {given!r}{_nearest(given, built_ins)}")
+        raise ConfigError(f"there is no built-in model {given!r}{_nearest(given, known)}")
     return path.resolve()
 
 

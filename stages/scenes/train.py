@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, wan, worlds, zimage
+from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import train_part
 
 
@@ -133,7 +134,6 @@ def wan_video(plan: Plan, out: Path, work: Path, compile: bool) -> None:
     export(wan.pipeline(vae, reader, denoiser), wan.call(), out, world="motions")
 
 
-SHELF = Path(__file__).parent / "models"
 FAMILIES: dict[str, tuple[Callable[[Plan, Path, Path, bool], None], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000)),
     "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from adatsq_pipe.pipeline.config import model_folder
+from adatsq_pipe.stages.scenes.shelf import built_ins
 from adatsq_pipe.storage import arrays
 
 RTN = "recipe.method='rtn'"
@@ -32,12 +32,6 @@ ROWS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 SHOWN = ("W4A4 AdaTSQ, 4.0 bits", "W3A3 AdaTSQ, 3.1 bits")
 PICTURES = 6
-
-
-def families() -> list[str]:
-    """Names of the built-in models."""
-    shelf = model_folder("").parent
-    return [f"scenes/{folder.name}" for folder in sorted(shelf.iterdir()) if folder.is_dir()]
 
 
 def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str]) -> dict[str, Any]:
@@ -101,7 +95,7 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...]) -> Non
     options = [f"evaluate.count={captions}", f"evaluate.seeds={seeds}", "evaluate.batch=20"]
     told: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
-    for family in [name for name in families() if not only or name in only]:
+    for family in [name for name in built_ins() if not only or name in only]:
         place = run_dir / family.rpartition("/")[2]
         for name, sets in ROWS.items():
             summary = score(family, place, sets, options)

@@ -108,7 +108,7 @@ def test_damage_is_named_and_done_again(damage: str, captured: Path, tmp_path: P
     run = tmp_path / "run"
     shutil.copytree(captured, run, symlinks=True)
     folder = next(run.glob("capture/*/units/activations/000-000"))
-    chunk = sorted(p for p in folder.rglob("*") if p.is_file() and "rows:" in str(p) and "/c/" in str(p))[0]
+    chunk = sorted(p for p in folder.rglob("*") if p.is_file() and "/stack0/c/" in str(p))[0]
     marker = next(run.glob("capture/*/markers/activations/000-000.json"))
     whole = chunk.read_bytes()
     if damage == "truncated chunk":
