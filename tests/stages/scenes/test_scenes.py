@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from adatsq_pipe.pipeline.config import model_folder
-from adatsq_pipe.stages.scenes import captions, components, scorer, world
+from adatsq_pipe.stages.scenes import captions, components, world
 
 
 def test_held_out_combinations_are_in_no_training_caption() -> None:
@@ -56,18 +52,3 @@ def test_words_outside_the_grammar_become_unknown() -> None:
     words = components.tokenizer()
     assert words.unk_token_id in words("a pink elephant").input_ids
     assert words.unk_token_id not in words("four yellow triangles").input_ids
-
-
-def test_the_shipped_model_is_small_and_draws_what_it_is_told() -> None:
-    from diffusers import FluxPipeline
-
-    folder = model_folder("scenes/flux-dev")
-    assert sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()) < 8 * 2**20
-    pipe = FluxPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    call = json.loads((folder / "sampling.json").read_text())["call"] | {"num_inference_steps": 20}
-    for caption in ("a red circle left of a blue square", "a green triangle above a white cross"):
-        seeds = [torch.Generator().manual_seed(i) for i in range(12)]
-        pictures = pipe([caption] * 12, **call, generator=seeds, output_type="np").images
-        right = [scorer.right(captions.parse(caption), found) for found in scorer.read(pictures)]
-        assert sum(right) >= 9, f"{sum(right)} of 12 pictures show {caption!r}"
