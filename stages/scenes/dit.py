@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions, latents, world
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 
 NO_CLASS = 1000
 GUIDANCE = 2.0
@@ -85,10 +85,11 @@ def train(
         noise = torch.randn((batch, *clean.shape[1:]), generator=source)
         t = torch.randint(1000, (batch,), generator=source)
         dropped = torch.rand(batch, generator=source) < 0.1
-        labels = torch.where(dropped, NO_CLASS, classes[rows])
-        noisy = schedule.add_noise(clean[rows], noise, t)
+        labels = torch.where(dropped, NO_CLASS, classes[rows]).to(DEVICE)
+        picked, noise, t = clean[rows].to(DEVICE), noise.to(DEVICE), t.to(DEVICE)
+        noisy = schedule.add_noise(picked, noise, t)
         predicted: Tensor = field(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
-        wanted: Tensor = schedule.get_velocity(clean[rows], noise, t)
+        wanted: Tensor = schedule.get_velocity(picked, noise, t)
         return (predicted - wanted).square().mean()
 
     smooth = train_part("dit", model, loss, steps=steps, rate=rate, work=work)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.scenes import components, latents, world
 from adatsq_pipe.stages.scenes.language import Reader
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 
 DEFAULT_GUIDANCE = 3.5
 LONG_TEXT = 512
@@ -61,7 +61,7 @@ class Batches:
     """Seeded batches of the training set, with what the frozen readers say of their captions."""
 
     def __init__(self, reader: Reader | FluxPipeline, scenes: dict[str, Tensor], *, seed: int, size: int) -> None:
-        self.reader, self.seed, self.size = reader, seed, size
+        self.reader, self.seed, self.size = reader.to(DEVICE), seed, size
         self.clean, self.ids = pack(scenes["latents"]), scenes["ids"].long()
         words = components.tokenizer()
         empty = words("", padding="max_length", max_length=components.TEXT_LENGTH).input_ids
@@ -70,11 +70,12 @@ class Batches:
     @torch.no_grad()
     def read(self, ids: Tensor, length: int) -> dict[str, Tensor]:
         """The transformer's text inputs for token ids `[B, TEXT_LENGTH]`, padded to `length`."""
+        ids = ids.to(DEVICE)
         longer = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=self.pad)
         return {
             "pooled_projections": self.reader.text_encoder(ids).pooler_output,
             "encoder_hidden_states": self.reader.text_encoder_2(longer)[0],
-            "txt_ids": torch.zeros(length, 3),
+            "txt_ids": torch.zeros(length, 3, device=DEVICE),
         }
 
     def __call__(
@@ -88,7 +89,7 @@ class Batches:
         clean = self.clean[rows].float()
         noise = torch.randn(clean.shape, generator=source)
         t = torch.sigmoid(torch.randn(size, generator=source) + TIME_SHIFT)
-        return self.ids[rows], clean, noise, t, length, source
+        return self.ids[rows], clean.to(DEVICE), noise.to(DEVICE), t.to(DEVICE), length, source
 
 
 def velocity(field: Field, text: dict[str, Tensor], x_BNC: Tensor, t_B: Tensor, scale_B: Tensor | None) -> Tensor:
@@ -118,17 +119,18 @@ def train_guidance(
     teacher: torch.nn.Module, batches: Batches, work: Path, *, steps: int, rate: float, compile: bool
 ) -> FluxTransformer2DModel:
     """A copy of `teacher` that gives its guided field in one call, for scales 1 to 6."""
+    teacher = teacher.to(DEVICE)
     model = copy.deepcopy(teacher).requires_grad_(True).train()
     field: Field = torch.compile(model, dynamic=False) if compile else model
     guide: Field = torch.compile(teacher, dynamic=False) if compile else teacher
 
     def loss(step: int) -> Tensor:
         ids, clean, noise, t, length, source = batches("guidance", step, LONG_EVERY_GUIDED)
-        scale = 1 + 5 * torch.rand(len(ids), generator=source)
+        scale = 1 + 5 * torch.rand(len(ids), generator=source).to(DEVICE)
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
         with torch.no_grad():
             asked = batches.read(torch.cat([ids, batches.empty.expand_as(ids)]), components.TEXT_LENGTH)
-            both = velocity(guide, asked, x.repeat(2, 1, 1), t.repeat(2), torch.ones(2 * len(ids)))
+            both = velocity(guide, asked, x.repeat(2, 1, 1), t.repeat(2), torch.ones_like(t).repeat(2))
             with_text, without = both.chunk(2)
             target = without + guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
         return (velocity(field, batches.read(ids, length), x, t, scale) - target).square().mean()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from adatsq_pipe.stages.scenes import components
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request, draw_request
-from adatsq_pipe.stages.scenes.training import train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, train_part
 
 PLACES = ("alone", "beside", "left of", "right of", "above", "below")
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -89,7 +89,7 @@ class CausalReader(_Questioned):
 
     def pooled(self, ids_BT: Tensor, states_BTC: Tensor) -> Tensor:
         last = (ids_BT == self.text_encoder.config.eos_token_id).int().argmax(1)
-        return states_BTC[torch.arange(len(ids_BT)), last]
+        return states_BTC[torch.arange(len(ids_BT), device=last.device), last]
 
 
 def facts(request: Request) -> list[dict[str, int]]:
@@ -137,7 +137,8 @@ def loss(reader: _Questioned, seed: tuple[int, ...], size: int, length: int) -> 
     rng = np.random.default_rng(list(seed))
     wanted = [draw_request(rng, split="train") for _ in range(size)]
     ids, of_word, of_all = questions(wanted, length, ends_only=reader.backward_only)
-    word_logits, all_logits = reader.answers(ids)
+    of_word, of_all = ({k: v.to(DEVICE) for k, v in right.items()} for right in (of_word, of_all))
+    word_logits, all_logits = reader.answers(ids.to(DEVICE))
     parts = [F.cross_entropy(word_logits[k].flatten(0, 1), of_word[k].flatten(), ignore_index=_ABSENT) for k in of_word]
     parts += [F.cross_entropy(all_logits[k], of_all[k]) for k in of_all]
     return torch.stack(parts).mean()
@@ -148,13 +149,14 @@ def lengthen(reader: Reader, work: Path, *, steps: int, seed: int, longest: int)
 
     Its states at TEXT_LENGTH, which the denoiser has learned, are the target for those words at `longest`, and stay.
     """
+    reader = reader.to(DEVICE)
     learner, short = copy.deepcopy(reader.text_encoder_2).requires_grad_(True).train(), components.TEXT_LENGTH
     words = components.tokenizer()
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 6, step])
         spoken = [draw_request(rng, split="train").caption for _ in range(16)]
-        ids = torch.tensor(words(spoken, padding="max_length", max_length=longest).input_ids)
+        ids = torch.tensor(words(spoken, padding="max_length", max_length=longest).input_ids).to(DEVICE)
         with torch.no_grad():
             wanted_short = reader.text_encoder_2(ids[:, :short])[0]
             wanted_long = torch.cat([wanted_short, reader.text_encoder_2(ids)[0][:, short:]], 1)
@@ -163,7 +165,7 @@ def lengthen(reader: Reader, work: Path, *, steps: int, seed: int, longest: int)
         return error
 
     smooth = train_part("reader_long", learner, loss, steps=steps, rate=1e-3, work=work, average=0.98, decay=0.0)
-    longer = copy.deepcopy(reader)
+    longer = copy.deepcopy(reader).cpu()
     longer.text_encoder_2 = smooth
     return longer
 
@@ -172,7 +174,7 @@ def lengthen(reader: Reader, work: Path, *, steps: int, seed: int, longest: int)
 def accuracy(reader: _Questioned, wanted: list[Request], length: int) -> tuple[float, float]:
     """Share of `wanted` of which every word's, and every whole caption's, question is answered right."""
     ids, of_word, of_all = questions(wanted, length, ends_only=reader.backward_only)
-    word_logits, all_logits = reader.answers(ids)
+    word_logits, all_logits = reader.cpu().answers(ids)
     words = torch.stack([((word_logits[k].argmax(-1) == of_word[k]) | (of_word[k] == _ABSENT)).all(1) for k in of_word])
     pooled = torch.stack([all_logits[k].argmax(-1) == of_all[k] for k in of_all])
     return words.all(0).float().mean().item(), pooled.all(0).float().mean().item()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import components, world
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 8
@@ -24,9 +24,9 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
     vae = components.autoencoder(CHANNELS)
 
     def loss(step: int) -> Tensor:
-        _, picture = world.batch((seed, 1, step), 24)
+        picture = world.batch((seed, 1, step), 24)[1].to(DEVICE)
         posterior = vae.encode(picture).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step))
+        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step)).to(DEVICE)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
         error: Tensor = (restored - picture).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
         return error

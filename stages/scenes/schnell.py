@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import components, flux, world
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 
 STEPS = 4
 TEACHER_STEPS = 4
@@ -30,7 +30,7 @@ def without_guidance(teacher: FluxTransformer2DModel, scale: float) -> FluxTrans
     state = {k: v.clone() for k, v in teacher.state_dict().items() if "guidance_embedder" not in k}
     embed = teacher.time_text_embed
     with torch.no_grad():
-        added = embed.guidance_embedder(embed.time_proj(torch.tensor([scale * 1000.0])))[0]
+        added = embed.guidance_embedder(embed.time_proj(torch.tensor([scale * 1000.0], device=teacher.device)))[0]
     state["time_text_embed.timestep_embedder.linear_2.bias"] += added
     student.load_state_dict(state, assign=True)
     return student
@@ -54,7 +54,8 @@ def train(
         clean, ids = batches.clean[rows].float(), batches.ids[rows]
         place = torch.multinomial(torch.tensor(_DRAWN), size, replacement=True, generator=source)
         t, until = levels[place], levels[place + 1]
-        start = torch.lerp(clean, torch.randn(clean.shape, generator=source), t.view(-1, 1, 1))
+        start = torch.lerp(clean, torch.randn(clean.shape, generator=source), t.view(-1, 1, 1)).to(DEVICE)
+        t, until = t.to(DEVICE), until.to(DEVICE)
         with torch.no_grad():
             text, x = batches.read(ids, components.TEXT_LENGTH), start
             scale = torch.full_like(t, flux.DEFAULT_GUIDANCE)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from adatsq_pipe.storage.files import write_bytes
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where parts are trained. Random numbers are drawn on the CPU, the same everywhere."""
 WARM_UP = 200
 PRINT_EVERY = 250
 
@@ -54,11 +56,12 @@ def train_part(
     average: float = 0.999,
     decay: float = 0.01,
 ) -> nn.Module:
-    """Train `model` in place for `steps` steps of `loss(step)`; return the running average of its weights, frozen.
+    """Train `model` on DEVICE for `steps` steps of `loss(step)`; return the running average of its weights, on the CPU.
 
     `work/NAME.safetensors` is the checkpoint (every `every` steps), `work/NAME_loss.csv` the mean loss of each 100
     steps. A finished part is only loaded.
     """
+    model.to(DEVICE)
     smooth = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
     path = work / f"{name}.safetensors"
@@ -78,7 +81,7 @@ def train_part(
         if (step + 1) % every == 0 or step + 1 == steps:
             _save(path, step + 1, curve, model, smooth, optimizer)
             curve.write(work / f"{name}_loss.csv")
-    return smooth.eval()
+    return smooth.eval().cpu()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from adatsq_pipe.stages.scenes import components, flux, motions, world
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES
 from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 16
@@ -45,11 +45,12 @@ class Reader(nn.Module):
 
     def loss(self, wanted: list[Motion]) -> Tensor:
         """Mean cross-entropy of the heads over all words."""
-        ids = token_ids([motion.caption for motion in wanted])
+        ids = token_ids([motion.caption for motion in wanted]).to(DEVICE)
         states, spoken = self.states(ids), ids != self.text_encoder.config.pad_token_id
         parts = []
         for name, head in self.heads.items():
-            right = torch.tensor([list(_ANSWERS[name]).index(getattr(motion, name)) for motion in wanted])
+            answers = [list(_ANSWERS[name]).index(getattr(motion, name)) for motion in wanted]
+            right = torch.tensor(answers, device=ids.device)
             parts.append(F.cross_entropy(head(states[spoken]), right[:, None].expand_as(ids)[spoken]))
         return torch.stack(parts).mean()
 
@@ -104,9 +105,9 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKLWan:
     vae = components.video_autoencoder(CHANNELS)
 
     def loss(step: int) -> Tensor:
-        _, clip = _clips((seed, 1, step), 8)
+        clip = _clips((seed, 1, step), 8)[1].to(DEVICE)
         posterior = vae.encode(clip).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step))
+        noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step)).to(DEVICE)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
         error: Tensor = (restored - clip).square().mean() + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
         return error
@@ -153,7 +154,7 @@ def train(
 ) -> WanTransformer3DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
     torch.manual_seed(seed)
-    model = transformer()
+    reader, model = reader.to(DEVICE), transformer()
     field = torch.compile(model, dynamic=False) if compile else model
     empty = token_ids([""])
 
@@ -164,6 +165,7 @@ def train(
         noise = torch.randn(clean.shape, generator=source)
         t = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
         ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
+        clean, noise, t, ids = (each.to(DEVICE) for each in (clean, noise, t, ids))
         with torch.no_grad():
             text = reader.states(ids)
         x = torch.lerp(clean, noise, t.view(-1, 1, 1, 1, 1))

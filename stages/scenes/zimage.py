@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes import components, flux, latents, world
 from adatsq_pipe.stages.scenes.language import CausalReader
-from adatsq_pipe.stages.scenes.training import generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 
 STEPS = 10
 GUIDANCE = 1.0
@@ -60,7 +60,7 @@ def train(
 ) -> ZImageTransformer2DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
     torch.manual_seed(seed)
-    model = transformer()
+    reader, model = reader.to(DEVICE), transformer()
     if compile:
         model.compile_repeated_blocks(dynamic=False)
     words = components.tokenizer()
@@ -74,6 +74,7 @@ def train(
         noise = torch.randn(clean.shape, generator=source)
         sigma = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
         ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, closing, ids)
+        clean, noise, sigma, ids = (each.to(DEVICE) for each in (clean, noise, sigma, ids))
         x = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         with torch.no_grad():
             text = reader.states(ids)
