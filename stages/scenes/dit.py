@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes import captions, latents, world
 from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
@@ -70,12 +70,22 @@ def training_set(vae: AutoencoderKL, *, seed: int, scenes: int = _SCENES) -> tup
 
 
 def train(
-    vae: AutoencoderKL, work: Path, *, steps: int, rate: float, batch: int, seed: int, compile: bool
+    vae: AutoencoderKL,
+    work: Path,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    compile: bool,
+    start: nn.Module | None = None,
 ) -> DiTTransformer2DModel:
     """The running average after `steps` steps; a class is dropped once in ten."""
     clean, classes = training_set(vae, seed=seed)
     torch.manual_seed(seed)
     model = transformer().eval()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     field = torch.compile(model, dynamic=False) if compile else model
     schedule = scheduler()
 

@@ -37,11 +37,20 @@ def without_guidance(teacher: FluxTransformer2DModel, scale: float) -> FluxTrans
 
 
 def train(
-    pipeline: FluxPipeline, batches: flux.Batches, work: Path, *, steps: int, rate: float, compile: bool
+    pipeline: FluxPipeline,
+    batches: flux.Batches,
+    work: Path,
+    *,
+    steps: int,
+    rate: float,
+    compile: bool,
+    start: torch.nn.Module | None = None,
 ) -> FluxTransformer2DModel:
-    """The student of the flux-dev `pipeline`."""
+    """The student of the flux-dev `pipeline`; it begins as its teacher, or as `start`."""
     teacher: FluxTransformer2DModel = pipeline.transformer.requires_grad_(False)
     model = without_guidance(teacher, flux.DEFAULT_GUIDANCE).requires_grad_(True).train()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     field: flux.Field = torch.compile(model, dynamic=False) if compile else model
     guide: flux.Field = torch.compile(teacher, dynamic=False) if compile else teacher
     levels = torch.linspace(1, 0, STEPS + 1)

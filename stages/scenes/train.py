@@ -2,17 +2,18 @@
 
 In parts, each resumable from FOLDER/.work and seeded. flux-dev: the text encoders, the autoencoder, the training set in
 its latents, the transformer, guidance distillation. The other families take over what flux-dev has learned: its
-autoencoder, and its text encoders where they are the same. The folder ends with bf16 weights, loss curves and samples.
+autoencoder, and its text encoders where they are the same. `--start FOLDER` goes on from weights that are there. The
+folder ends with bf16 weights, loss curves, the plans that made them (training.json) and samples.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -57,6 +58,8 @@ class Plan:
         )
 
 
+Made = tuple[DiffusionPipeline, dict[str, int | float], str]
+"""A pipeline, what its call needs to be told, and the world it draws."""
 ReaderT = TypeVar("ReaderT", language.Reader, language.CausalReader)
 
 
@@ -82,59 +85,94 @@ def _say_how_it_reads(reader: language.Reader | language.CausalReader, longest: 
         click.echo(f"held-out captions read right at {length} tokens: words {words:.3f}, whole captions {whole:.3f}")
 
 
-def flux_dev(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: its plan, where it keeps its parts, and the pipeline whose weights it begins with, if any."""
+
+    plan: Plan
+    work: Path
+    compile: bool
+    start: Any = None
+
+    @property
+    def denoiser(self) -> dict[str, Any]:
+        """What every denoiser's training is told."""
+        start = self.start.transformer if self.start else None
+        return {"steps": self.plan.steps, "rate": self.plan.rate, "compile": self.compile, "start": start}
+
+    @property
+    def seeded(self) -> dict[str, Any]:
+        """The same, for those that make their own batches."""
+        return {**self.denoiser, "batch": self.plan.batch, "seed": self.plan.seed}
+
+
+def flux_dev(job: Job) -> Made:
     """50 steps with an embedded guidance scale."""
-    reader = train_reader(language.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=flux.LONG_TEXT)
-    vae = latents.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
+    plan, work, longest = job.plan, job.work, flux.LONG_TEXT
+    if job.start:
+        reader, vae = language.Reader(), job.start.vae
+        reader.text_encoder, reader.text_encoder_2 = job.start.text_encoder, job.start.text_encoder_2
+        reader.requires_grad_(False)
+    else:
+        reader = train_reader(language.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=longest)
+        vae = latents.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
     scenes = latents.training_set(vae, work, seed=plan.seed, scenes=plan.scenes)
     batches = flux.Batches(reader, scenes, seed=plan.seed, size=plan.batch)
-    teacher = flux.train_flow(batches, work, steps=plan.steps, rate=plan.rate, seed=plan.seed + 1, compile=compile)
+    teacher = flux.train_flow(batches, work, seed=plan.seed + 1, **job.denoiser)
     student = flux.train_guidance(
-        teacher, batches, work, steps=plan.guidance_steps, rate=plan.rate / 4, compile=compile
+        teacher, batches, work, steps=plan.guidance_steps, rate=plan.rate / 4, compile=job.compile
     )
-    reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=flux.LONG_TEXT)
-    _say_how_it_reads(reader, flux.LONG_TEXT)
-    export(flux.pipeline(vae, reader, student), flux.call(), out, world="scenes")
+    if not job.start:
+        reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
+        _say_how_it_reads(reader, longest)
+    return flux.pipeline(vae, reader.cpu(), student), flux.call(), "scenes"
 
 
-def flux_schnell(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+def flux_schnell(job: Job) -> Made:
     """4 steps, distilled from the flux-dev that ships."""
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
-    scenes = latents.training_set(teacher.vae, work, seed=plan.seed, scenes=plan.scenes)
-    batches = flux.Batches(teacher, scenes, seed=plan.seed, size=plan.batch)
-    student = schnell.train(teacher, batches, work, steps=plan.steps, rate=plan.rate, compile=compile)
-    export(schnell.pipeline(teacher, student), schnell.call(), out, world="scenes")
+    scenes = latents.training_set(teacher.vae, job.work, seed=job.plan.seed, scenes=job.plan.scenes)
+    batches = flux.Batches(teacher, scenes, seed=job.plan.seed, size=job.plan.batch)
+    student = schnell.train(teacher, batches, job.work, **job.denoiser)
+    return schnell.pipeline(teacher.to("cpu"), student), schnell.call(), "scenes"
 
 
-def z_image(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+def z_image(job: Job) -> Made:
     """10 steps, single stream, on the autoencoder of the flux-dev that ships."""
-    length = components.TEXT_LENGTH
-    reader = train_reader(language.CausalReader, work, steps=plan.reader_steps, seed=plan.seed, longest=length)
-    vae = FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False)
-    scenes = latents.training_set(vae, work, seed=plan.seed, scenes=plan.scenes)
-    sizes = {"steps": plan.steps, "batch": plan.batch, "seed": plan.seed}
-    denoiser = zimage.train(reader, scenes, work, rate=plan.rate, compile=compile, **sizes)
-    export(zimage.pipeline(vae, reader, denoiser), zimage.call(), out, world="scenes")
+    plan, length = job.plan, components.TEXT_LENGTH
+    if job.start:
+        reader, vae = language.CausalReader(), job.start.vae
+        reader.text_encoder = job.start.text_encoder
+    else:
+        reader = train_reader(language.CausalReader, job.work, steps=plan.reader_steps, seed=plan.seed, longest=length)
+        vae = FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False)
+    scenes = latents.training_set(vae, job.work, seed=plan.seed, scenes=plan.scenes)
+    denoiser = zimage.train(reader, scenes, job.work, **job.seeded)
+    return zimage.pipeline(vae, reader.cpu(), denoiser), zimage.call(), "scenes"
 
 
-def dit_xl(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+def dit_xl(job: Job) -> Made:
     """Class-conditional, on the autoencoder of the flux-dev that ships."""
-    vae = dit.unshifted(FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False))
-    denoiser = dit.train(vae, work, steps=plan.steps, rate=plan.rate, batch=plan.batch, seed=plan.seed, compile=compile)
-    export(dit.pipeline(vae, denoiser), dit.call(), out, world="classes")
+    start = job.start or FluxPipeline.from_pretrained(SHELF / "flux-dev")
+    vae = dit.unshifted(start.vae.requires_grad_(False))
+    return dit.pipeline(vae, dit.train(vae, job.work, **job.seeded)), dit.call(), "classes"
 
 
-def wan_video(plan: Plan, out: Path, work: Path, compile: bool) -> None:
+def wan_video(job: Job) -> Made:
     """25 steps of two calls; text to video, with an autoencoder of its own."""
-    reader = wan.train_reader(work, steps=plan.reader_steps, seed=plan.seed)
-    vae = wan.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
+    plan, work = job.plan, job.work
+    if job.start:
+        reader, vae = wan.Reader(), job.start.vae
+        reader.text_encoder = job.start.text_encoder
+    else:
+        reader = wan.train_reader(work, steps=plan.reader_steps, seed=plan.seed)
+        vae = wan.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
     clips = wan.training_set(vae, work, seed=plan.seed, clips=plan.scenes)
-    sizes = {"steps": plan.steps, "batch": plan.batch, "seed": plan.seed}
-    denoiser = wan.train(reader, clips, work, rate=plan.rate, compile=compile, **sizes)
-    export(wan.pipeline(vae, reader, denoiser), wan.call(), out, world="motions")
+    denoiser = wan.train(reader, clips, work, **job.seeded)
+    return wan.pipeline(vae, reader.cpu(), denoiser), wan.call(), "motions"
 
 
-FAMILIES: dict[str, tuple[Callable[[Plan, Path, Path, bool], None], Plan]] = {
+FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000)),
     "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),
     "z-image": (z_image, Plan(steps=4000)),
@@ -181,19 +219,44 @@ def grid(folder: Path) -> None:
     figure.savefig(folder / "samples.png", dpi=80)
 
 
+def keep_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
+    """Beside the weights: loss curves, and training.json, the plans that made them; going on from `start`'s own."""
+    before: list[Any] = []
+    if start is not None and (start / "training.json").exists():
+        before = json.loads((start / "training.json").read_text())
+    (out / "training.json").write_text(json.dumps([*before, asdict(plan)], indent=1) + "\n")
+    for curve in sorted({path.name for path in [*work.glob("*_loss.csv"), *(start or work).glob("*_loss.csv")]}):
+        rows: list[list[str]] = []
+        for folder in [start, work] if start else [work]:
+            if (folder / curve).exists():
+                last = int(rows[-1][0]) if rows else 0
+                with (folder / curve).open() as file:
+                    rows += [[str(last + int(step)), loss] for step, loss in list(csv.reader(file))[1:]]
+        with (out / curve).open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "loss"], *rows])
+
+
 @click.command()
 @click.argument("family", type=click.Choice(list(FAMILIES)))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pipeline.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from the weights in this folder.")
+@click.option("--steps", type=int, help="Steps of the denoiser [default: the family's plan].")
+@click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
 @click.option("--compile/--eager", default=True, show_default=True)
-def main(family: str, out: Path, share: float, compile: bool) -> None:
+def main(
+    family: str, out: Path, start: Path | None, steps: int | None, rate: float | None, share: float, compile: bool
+) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
+    plan = replace(plan, steps=steps or plan.steps, rate=rate or plan.rate)
+    plan = plan.scaled(share) if share != 1 else plan
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
-    train(plan.scaled(share) if share != 1 else plan, out, work, compile)
-    for curve in sorted(work.glob("*_loss.csv")):
-        shutil.copyfile(curve, out / curve.name)
+    begun = DiffusionPipeline.from_pretrained(start) if start else None
+    pipeline, call, world = train(Job(plan=plan, work=work, compile=compile, start=begun))
+    export(pipeline, call, out, world=world)
+    keep_history(work, out, start, plan)
     grid(out)
     click.echo(f"{out}: trained; samples.png shows held-out captions")
 

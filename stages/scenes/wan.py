@@ -151,10 +151,13 @@ def train(
     batch: int,
     seed: int,
     compile: bool,
+    start: nn.Module | None = None,
 ) -> WanTransformer3DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
     torch.manual_seed(seed)
     reader, model = reader.to(DEVICE), transformer()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     field = torch.compile(model, dynamic=False) if compile else model
     empty = token_ids([""])
 

@@ -57,10 +57,13 @@ def train(
     batch: int,
     seed: int,
     compile: bool,
+    start: nn.Module | None = None,
 ) -> ZImageTransformer2DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
     torch.manual_seed(seed)
     reader, model = reader.to(DEVICE), transformer()
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     if compile:
         model.compile_repeated_blocks(dynamic=False)
     words = components.tokenizer()
