@@ -70,9 +70,10 @@ class Assemble:
             write_pipeline(
                 source, unit.folder, tensors=stored, quantization_config=config, card=self._card(source, unit.value)
             )
-            call = self.context.settings("model", ModelSettings).call
-            if call:
-                (unit.folder / "sampling.json").write_text(json.dumps({"call": dict(call)}, indent=1) + "\n")
+            model = self.context.settings("model", ModelSettings)
+            if model.call:
+                said = {"call": dict(model.call), "world": model.world}
+                (unit.folder / "sampling.json").write_text(json.dumps(said, indent=1) + "\n")
 
     def _tensors(self, source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """(all tensors of the transformer, layer specs, sizes)."""
@@ -137,12 +138,12 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {"model": model}
+    return {"model": model, **{key: tables["model"][key] for key in ("call", "world")}}
 
 
 STAGE = Stage(
     name="assemble",
-    version=1,
+    version=2,
     needs=("capture", "solve", "search"),
     reads=_reads,
     run=run,

@@ -12,6 +12,10 @@ from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import write_text
 
 
+OF_THE_ORIGINAL = ("training.json",)
+"""Files beside a model that speak of its own making, as do pictures and curves: not true of a quantized copy."""
+
+
 def find_pipeline(folder: Path) -> dict[str, Any]:
     """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StorageError."""
     index = folder / "model_index.json"
@@ -40,11 +44,11 @@ def write_pipeline(
     from safetensors.torch import save_file
 
     for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.name in ("transformer", "README.md"):
+        if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in OF_THE_ORIGINAL:
             continue
         if path.is_dir():
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
-        elif path.suffix != ".png":
+        elif path.suffix not in (".png", ".csv"):
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "transformer" / "config.json").read_text())
     config["quantization_config"] = dict(quantization_config)

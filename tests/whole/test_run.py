@@ -47,6 +47,8 @@ def test_outputs(undisturbed: Path) -> None:
     assert summary["size"]["layer_ratio"] > 2
     config = json.loads((undisturbed / "model" / "transformer" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "adatsq"
+    said = json.loads((undisturbed / "model" / "sampling.json").read_text())
+    assert said["call"]["num_inference_steps"] == 4 and said["world"] == ""
     assert (undisturbed / "report" / "side_by_side.png").stat().st_size > 1000
     assert list(undisturbed.glob("search/*/units/front/front.parquet"))
 
