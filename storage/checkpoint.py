@@ -11,7 +11,6 @@ from typing import Any
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import write_text
 
-
 OF_THE_ORIGINAL = ("training.json",)
 """Files beside a model that speak of its own making, as do pictures and curves: not true of a quantized copy."""
 
