@@ -219,12 +219,16 @@ def grid(folder: Path) -> None:
     figure.savefig(folder / "samples.png", dpi=80)
 
 
+def history(start: Path | None) -> list[dict[str, Any]]:
+    """The plans that made the weights in `start`, first to last."""
+    if start is None or not (start / "training.json").exists():
+        return []
+    return list(json.loads((start / "training.json").read_text()))
+
+
 def keep_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
     """Beside the weights: loss curves, and training.json, the plans that made them; going on from `start`'s own."""
-    before: list[Any] = []
-    if start is not None and (start / "training.json").exists():
-        before = json.loads((start / "training.json").read_text())
-    (out / "training.json").write_text(json.dumps([*before, asdict(plan)], indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps([*history(start), asdict(plan)], indent=1) + "\n")
     for curve in sorted({path.name for path in [*work.glob("*_loss.csv"), *(start or work).glob("*_loss.csv")]}):
         rows: list[list[str]] = []
         for folder in [start, work] if start else [work]:
@@ -241,16 +245,26 @@ def keep_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pipeline.")
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from the weights in this folder.")
 @click.option("--steps", type=int, help="Steps of the denoiser [default: the family's plan].")
+@click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
 @click.option("--compile/--eager", default=True, show_default=True)
 def main(
-    family: str, out: Path, start: Path | None, steps: int | None, rate: float | None, share: float, compile: bool
+    family: str,
+    out: Path,
+    start: Path | None,
+    steps: int | None,
+    guidance_steps: int | None,
+    rate: float | None,
+    share: float,
+    compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    plan = replace(plan, steps=steps or plan.steps, rate=rate or plan.rate)
+    given = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate}
+    plan = replace(plan, **{field: value for field, value in given.items() if value})
     plan = plan.scaled(share) if share != 1 else plan
+    plan = replace(plan, seed=plan.seed + len(history(start)))
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     begun = DiffusionPipeline.from_pretrained(start) if start else None

@@ -42,10 +42,10 @@ def test_the_cluster_table_bears_no_identity() -> None:
 
 
 def test_held_out_captions_are_not_calibration_captions() -> None:
-    """Save the four captions of a single object, which are too few to hold any out."""
+    """Save the captions without a colour, which are too few to hold any out."""
     made = _load("data.count=60", "evaluate.count=60")
     both = set(made.tables["data"]["prompts"]) & set(made.tables["evaluate"]["prompts"])
-    assert both <= {f"a {shape}" for shape in SHAPES}
+    assert both <= {f"a {a}{b}" for a in SHAPES for b in ("", *(f" and a {c}" for c in SHAPES))}
 
 
 @pytest.mark.parametrize(
