@@ -261,7 +261,7 @@ def main(
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    given = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate}
+    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate}
     plan = replace(plan, **{field: value for field, value in given.items() if value})
     plan = plan.scaled(share) if share != 1 else plan
     plan = replace(plan, seed=plan.seed + len(history(start)))
