@@ -125,17 +125,17 @@ def umt5_text_encoder() -> UMT5EncoderModel:
 
 
 def video_autoencoder(latent_channels: int) -> AutoencoderKLWan:
-    """A small Wan autoencoder: a quarter of the resolution, and every frame but the first two by two."""
+    """A small Wan autoencoder: half the resolution, and every frame but the first two by two."""
     return AutoencoderKLWan(
         base_dim=16,
         z_dim=latent_channels,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, 2],
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[True],
         latents_mean=[0.0] * latent_channels,
         latents_std=[1.0] * latent_channels,
         scale_factor_temporal=2,
-        scale_factor_spatial=4,
+        scale_factor_spatial=2,
     )
 
 

@@ -21,11 +21,13 @@ from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
 from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 from adatsq_pipe.storage.files import write_bytes
 
-CHANNELS = 16
+CHANNELS = 8
 STEPS = 25
 GUIDANCE = 3.0
 SHIFT = 2.0
 _CHUNK = 64
+_SEEN = 5
+"""Frames the autoencoder is trained on: the first, and one chunk of the four that it works on at a time."""
 _ANSWERS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
 
 
@@ -62,9 +64,9 @@ def token_ids(captions: list[str]) -> Tensor:
 
 
 def transformer() -> WanTransformer3DModel:
-    """2 M parameters over 80 tokens: five latent frames of 4 x 4."""
+    """2 M parameters over 80 tokens: five latent frames of 4 x 4 patches."""
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, 4, 4),
         num_attention_heads=4,
         attention_head_dim=32,
         in_channels=CHANNELS,
@@ -105,7 +107,7 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKLWan:
     vae = components.video_autoencoder(CHANNELS)
 
     def loss(step: int) -> Tensor:
-        clip = _clips((seed, 1, step), 8)[1].to(DEVICE)
+        clip = _clips((seed, 1, step), 12)[1][:, :, :_SEEN].to(DEVICE)
         posterior = vae.encode(clip).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step)).to(DEVICE)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
