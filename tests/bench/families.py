@@ -89,15 +89,17 @@ def plot(shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]], pa
 @click.option("--captions", default=200, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--only", multiple=True, help="Families; all without it.")
-def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...]) -> None:
+@click.option("--fast", is_flag=True, help="Round to nearest alone: no search, no picture.")
+def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], fast: bool) -> None:
     """Run the rows of every family and print the table."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    rows = {name: sets for name, sets in ROWS.items() if not fast or RTN in sets}
     options = [f"evaluate.count={captions}", f"evaluate.seeds={seeds}", "evaluate.batch=20"]
     told: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
     for family in [name for name in built_ins() if not only or name in only]:
         place = run_dir / family.rpartition("/")[2]
-        for name, sets in ROWS.items():
+        for name, sets in rows.items():
             summary = score(family, place, sets, options)
             asked = summary["quality"]["asked_for"]
             told.setdefault(family, {})["full precision"] = asked["full_precision"]
@@ -111,9 +113,10 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...]) -> Non
                     shown[family] = [("full precision", prompts, wanted)]
                 shown[family].append((name, prompts, got))
     (run_dir / "families.json").write_text(json.dumps(told, indent=1))
-    plot(shown, run_dir / "families.png")
+    if shown:
+        plot(shown, run_dir / "families.png")
     click.echo("| | " + " | ".join(told) + " |\n|---|" + "---|" * len(told))
-    for name in ("full precision", *ROWS):
+    for name in ("full precision", *rows):
         cells = [told[family][name]["total"] for family in told]
         click.echo(f"| {name} | " + " | ".join(f"{c['mean']:.3f} ± {c['standard_error']:.3f}" for c in cells) + " |")
 

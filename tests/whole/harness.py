@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 from adatsq_pipe.storage.fingerprint import file_digest, files_below
 from tests.conftest import TINY
@@ -48,3 +52,34 @@ def count(run_dir: Path, stage: str) -> int:
 def last_line(text: str) -> str:
     lines: Sequence[str] = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def quality(run: Path) -> object:
+    return json.loads((run / "report" / "summary.json").read_text())["quality"]
+
+
+def same(run: Path, reference: Path) -> None:
+    assert digests(run / "model") == digests(reference / "model")
+    assert quality(run) == quality(reference)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit: float = 120) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def ray_process(driver: subprocess.Popen[str], title: str) -> psutil.Process:
+    """A process of the driver's own Ray: raylet's children carry the actor's name as title."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for child in psutil.Process(driver.pid).children(recursive=True):
+            try:
+                if title in " ".join(child.cmdline()):
+                    return child
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no process {title}")

@@ -1,0 +1,31 @@
+"""A run that nothing happened to, and processes that do not outlive their test."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.whole import harness
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to, in one process."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = harness.run(*harness.tiny(folder, tiny_flux))
+    assert done.returncode == 0, done.stderr
+    for named in ("model", "summary", "pictures", "next"):
+        assert any(line.startswith(named) for line in done.stdout.splitlines()), done.stdout
+    return folder
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()

@@ -1,0 +1,69 @@
+"""Whole tiny runs on Ray: the same bytes whatever is killed, with one worker, two, and on a cluster that is joined."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.whole import harness
+
+pytestmark = pytest.mark.whole
+
+
+def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigterm(
+    undisturbed: Path, tiny_flux: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    run = tmp_path / "run"
+    arguments = harness.tiny(run, tiny_flux, "--set", "cluster.workers=2", executor="ray")
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            harness.command(*arguments), cwd=harness.ROOT, env=harness.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    first = start()
+    harness.wait_for(lambda: harness.count(run, "capture") >= 1, first)
+    harness.ray_process(first, "ray::_Host").kill()
+    harness.wait_for(lambda: harness.count(run, "solve") >= 2, first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+
+    second = start()
+    harness.wait_for(lambda: harness.count(run, "search") >= 1, second)
+    harness.ray_process(second, "ray::_Director").kill()
+    second.send_signal(signal.SIGTERM)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 75, errors
+
+    third = start()
+    _, errors = third.communicate(timeout=200)
+    assert third.returncode == 0, errors
+    harness.same(run, undisturbed)
+
+
+def test_one_ray_worker_gives_the_same_bytes(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = harness.run(*harness.tiny(run, tiny_flux, "--set", "cluster.workers=1", executor="ray"))
+    assert done.returncode == 0, done.stderr
+    harness.same(run, undisturbed)
+
+
+def test_a_running_cluster_is_joined(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    try:
+        run = tmp_path / "run"
+        arguments = harness.tiny(run, tiny_flux, "--address", cluster.address, executor="ray")
+        done = harness.run(*arguments, "--set", "cluster.workers=2")
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    harness.same(run, undisturbed)
