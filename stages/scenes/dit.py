@@ -19,7 +19,6 @@ from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
 
 NO_CLASS = 1000
 GUIDANCE = 2.0
-_SCENES = 16384
 _CHUNK = 512
 
 
@@ -58,7 +57,7 @@ def unshifted(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def training_set(vae: AutoencoderKL, *, seed: int, scenes: int = _SCENES) -> tuple[Tensor, Tensor]:
+def training_set(vae: AutoencoderKL, *, seed: int, scenes: int) -> tuple[Tensor, Tensor]:
     """Latents `[N, C, H, W]` and classes `[N]` of single things."""
     rng = np.random.default_rng([seed, 7])
     classes = rng.integers(len(captions.CLASSES), size=scenes)
@@ -76,12 +75,13 @@ def train(
     steps: int,
     rate: float,
     batch: int,
+    scenes: int,
     seed: int,
     compile: bool,
     start: nn.Module | None = None,
 ) -> DiTTransformer2DModel:
     """The running average after `steps` steps; a class is dropped once in ten."""
-    clean, classes = training_set(vae, seed=seed)
+    clean, classes = training_set(vae, seed=seed, scenes=scenes)
     torch.manual_seed(seed)
     model = transformer().eval()
     if start is not None:

@@ -155,7 +155,7 @@ def dit_xl(job: Job) -> Made:
     """Class-conditional, on the autoencoder of the flux-dev that ships."""
     start = job.start or FluxPipeline.from_pretrained(SHELF / "flux-dev")
     vae = dit.unshifted(start.vae.requires_grad_(False))
-    return dit.pipeline(vae, dit.train(vae, job.work, **job.seeded)), dit.call(), "classes"
+    return dit.pipeline(vae, dit.train(vae, job.work, scenes=job.plan.scenes, **job.seeded)), dit.call(), "classes"
 
 
 def wan_video(job: Job) -> Made:
@@ -177,7 +177,7 @@ FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),
     "z-image": (z_image, Plan(steps=4000)),
     "wan": (wan_video, Plan(steps=3000, reader_steps=300, autoencoder_steps=1200, scenes=8192)),
-    "dit-xl": (dit_xl, Plan(steps=4000)),
+    "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384)),
 }
 
 
@@ -193,8 +193,8 @@ def export(pipeline: DiffusionPipeline, call: dict[str, int | float], out: Path,
     (out / "sampling.json").write_text(json.dumps({"call": call, "world": world}, indent=1) + "\n")
 
 
-def grid(folder: Path) -> None:
-    """samples.png beside the weights: 32 held-out captions (or the classes), drawn in one call."""
+def grid(folder: Path, count: int) -> None:
+    """samples.png beside the weights: `count` held-out captions (or classes), drawn in one call."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,16 +205,18 @@ def grid(folder: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     call = {**said["call"], "generator": torch.Generator().manual_seed(0), "output_type": "np"}
     if said["world"] == "classes":
-        asked = [" ".join(thing) for thing in grammar.CLASSES]
+        asked = [" ".join(thing) for thing in grammar.CLASSES[:count]]
         pictures = pipeline(class_labels=list(range(len(asked))), **call)[0]
     else:
-        asked = list(worlds.prompts(32, world=said["world"], split="held_out", seed=0))
+        asked = list(worlds.prompts(count, world=said["world"], split="held_out", seed=0))
         pictures = pipeline(asked, **call)[0]
-    figure, axes = plt.subplots(-(-len(asked) // 8), 8, figsize=(12, 1.65 * -(-len(asked) // 8)))
-    for axis, picture, caption in zip(axes.flat, np.asarray(pictures), asked, strict=True):
+    rows = -(-len(asked) // 8)
+    figure, axes = plt.subplots(rows, 8, figsize=(12, 1.65 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, caption in zip(axes.flat, np.asarray(pictures), asked, strict=False):
         axis.imshow(picture if picture.ndim == 3 else np.concatenate(picture[:: len(picture) - 1], 1))
         axis.set_title(caption.replace(" left", "\nleft").replace(" right", "\nright"), fontsize=6)
-        axis.axis("off")
     figure.tight_layout()
     figure.savefig(folder / "samples.png", dpi=80)
 
@@ -248,6 +250,7 @@ def keep_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
 @click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
+@click.option("--samples", default=32, show_default=True, help="Prompts drawn in samples.png.")
 @click.option("--compile/--eager", default=True, show_default=True)
 def main(
     family: str,
@@ -257,6 +260,7 @@ def main(
     guidance_steps: int | None,
     rate: float | None,
     share: float,
+    samples: int,
     compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
@@ -271,7 +275,7 @@ def main(
     pipeline, call, world = train(Job(plan=plan, work=work, compile=compile, start=begun))
     export(pipeline, call, out, world=world)
     keep_history(work, out, start, plan)
-    grid(out)
+    grid(out, samples)
     click.echo(f"{out}: trained; samples.png shows held-out captions")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions, components, flux, language, schnell
+from adatsq_pipe.stages.scenes import captions, components, flux, language, schnell, train
 from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
 
 
@@ -95,3 +97,19 @@ def test_batches_are_their_step() -> None:
     first, again, other = batches("flow", 3), batches("flow", 3), batches("flow", 4)
     assert torch.equal(first[2], again[2]) and not torch.equal(first[2], other[2])
     assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
+
+
+@pytest.mark.parametrize("family", ["dit-xl", "z-image"])
+def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(family: str, tmp_path: Path) -> None:
+    arguments = [family, "--share", "0.0005", "--eager", "--samples", "2"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = CliRunner().invoke(train.main, [*arguments, "--out", str(first)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    done = CliRunner().invoke(train.main, [*arguments, "--out", str(second), "--start", str(first)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    plans = json.loads((second / "training.json").read_text())
+    assert [plan["seed"] for plan in plans] == [plans[0]["seed"], plans[0]["seed"] + 1]
+    assert (second / "samples.png").exists() and (second / "sampling.json").exists()
+    weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
