@@ -13,9 +13,9 @@ import numpy as np
 
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, in_held_out
 
-FRAMES = 9
+FRAMES = 5
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-SPEEDS = {"slowly": 0.75, "fast": 2.0}
+SPEEDS = {"slowly": 1.25, "fast": 3.5}
 """Pixels from one frame to the next."""
 WORDS = ("a", "moving", *DIRECTIONS, *SPEEDS, *COLOURS, *SHAPES)
 TASKS = ("thing", "direction", "speed", "subject", "smoothness", "dynamics", "background")
