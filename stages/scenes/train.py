@@ -182,13 +182,15 @@ FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
 
 
 def export(pipeline: DiffusionPipeline, call: dict[str, int | float], out: Path, *, world: str) -> None:
-    """Write the pipeline folder: the transformer and the autoencoder in bf16.
+    """Write the pipeline folder: the transformer and the autoencoder in bf16, and not where they were loaded from.
 
     The text encoders stay fp32: transformers loads what is stored, diffusers loads fp32 unless told otherwise, and a
     plain `from_pretrained` must give one dtype throughout.
     """
     pipeline.transformer.to(torch.bfloat16)
     pipeline.vae.to(torch.bfloat16, memory_format=torch.contiguous_format)
+    for part in (pipeline.transformer, pipeline.vae):
+        part.register_to_config(_name_or_path="")
     pipeline.save_pretrained(out)
     (out / "sampling.json").write_text(json.dumps({"call": call, "world": world}, indent=1) + "\n")
 
