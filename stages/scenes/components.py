@@ -6,6 +6,7 @@ All are the stock classes of transformers and diffusers with small configs, so p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -62,26 +63,27 @@ def clip_text_encoder() -> CLIPTextModel:
     )
 
 
+def _t5_sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(words),
+        "d_model": TEXT_WIDTH,
+        "d_kv": 16,
+        "d_ff": 2 * TEXT_WIDTH,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 64,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "pad_token_id": words.pad_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
+
+
 def t5_text_encoder() -> T5EncoderModel:
     """A two-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
     words = tokenizer()
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(words),
-            d_model=TEXT_WIDTH,
-            d_kv=16,
-            d_ff=2 * TEXT_WIDTH,
-            num_layers=2,
-            num_heads=4,
-            relative_attention_num_buckets=32,
-            relative_attention_max_distance=64,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=words.pad_token_id,
-            eos_token_id=words.eos_token_id,
-            decoder_start_token_id=words.pad_token_id,
-        )
-    )
+    return T5EncoderModel(T5Config(**_t5_sizes(words), decoder_start_token_id=words.pad_token_id))
 
 
 def qwen_text_encoder() -> Qwen3Model:
@@ -106,22 +108,7 @@ def qwen_text_encoder() -> Qwen3Model:
 def umt5_text_encoder() -> UMT5EncoderModel:
     """A two-layer UMT5 encoder over the words of the moving world."""
     words = tokenizer(motions.WORDS)
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(words),
-            d_model=TEXT_WIDTH,
-            d_kv=16,
-            d_ff=2 * TEXT_WIDTH,
-            num_layers=2,
-            num_heads=4,
-            relative_attention_num_buckets=32,
-            relative_attention_max_distance=64,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=words.pad_token_id,
-            eos_token_id=words.eos_token_id,
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(**_t5_sizes(words)))
 
 
 def video_autoencoder(latent_channels: int) -> AutoencoderKLWan:
