@@ -15,7 +15,7 @@ from adatsq_pipe.stages.scenes import captions, judge, scorer, tally, worlds
 from adatsq_pipe.stages.scenes.shelf import built_ins
 
 FLOORS = {"scenes/dit-xl": 0.7, "scenes/flux-dev": 0.6, "scenes/flux-schnell": 0.55}
-"""Least share of held-out prompts drawn right; below what each has, above what chance or a damaged model gives."""
+"""Least share of held-out prompts drawn right, somewhat below what each model has."""
 
 
 def _pipeline(folder: Path) -> tuple[Any, dict[str, Any]]:
