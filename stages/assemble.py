@@ -56,6 +56,7 @@ class Assemble:
         self.context = context
 
     def __call__(self, key: str) -> None:
+        from adatsq_pipe.stages.runtime.spec import FORMAT
         from adatsq_pipe.storage.checkpoint import write_pipeline
 
         source = Path(self.context.model)
@@ -63,7 +64,7 @@ class Assemble:
             stored, layers, unit.value = self._tensors(source)
             config = {
                 "quant_method": "adatsq",
-                "format": 1,
+                "format": FORMAT,
                 "layers": layers,
                 "timesteps": capture.survey_of(self.context)["timesteps"],
             }
@@ -93,9 +94,8 @@ class Assemble:
             if stored.pop(f"{name}.weight", None) is None:
                 raise StageError(f"{source}/transformer stores no tensor {name}.weight; its names are not the model's")
             parts = {
+                **solved,
                 "codes": pack(solved["codes"], spec["weight_bits"]),
-                "scale": solved["scale"],
-                "zero": solved["zero"],
                 "policy": torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8),
             }
             stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
@@ -105,9 +105,8 @@ class Assemble:
             after += sum(tensor.nbytes for tensor in parts.values())
         rest = sum(t.numel() * 2 for name, t in stored.items() if name.rpartition(".")[0] not in specs)
         rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)
-        bits = (
-            sum(8 * stored[f"{name}.{part}"].nbytes for name in specs for part in ("codes", "scale", "zero")) / weights
-        )
+        steps_of = len(policy.bits) * len(specs)
+        bits = 8 * (after - steps_of) / weights
         sizes = {
             "layers": len(specs),
             "weight_bits": bits,
@@ -143,7 +142,7 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
 
 STAGE = Stage(
     name="assemble",
-    version=2,
+    version=3,
     needs=("capture", "solve", "search"),
     reads=_reads,
     run=run,

@@ -66,10 +66,11 @@ def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> 
     """Latents before every step and at the end, [samples, ...] each, and pictures, of the model in `folder`."""
     import torch
 
-    import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+    from adatsq_pipe.stages import runtime
     from adatsq_pipe.stages.trajectories import denoiser_of
 
     denoiser = denoiser_of(context, folder=folder)
+    runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}
 
     def see(j: int, call: Any) -> None:

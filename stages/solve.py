@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adatsq_pipe.stages.numerics.grid import Grid
-    from adatsq_pipe.stages.runtime.linear import LayerSpec
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 
 class SolveSettings(Settings):
@@ -46,7 +46,7 @@ class SolveSettings(Settings):
 def spec_of(recipe: Recipe, row: Mapping[str, Any]) -> LayerSpec:
     """How the layer of a survey row is stored under a recipe. Group sizes that do not divide the width are refused."""
     from adatsq_pipe.stages.numerics.transform import block_size
-    from adatsq_pipe.stages.runtime.linear import LayerSpec
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
 
     conditioning = row["kind"] == "conditioning"
     group = recipe.conditioning_group if conditioning else recipe.weight_group
@@ -142,7 +142,8 @@ def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, An
     """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
     import torch
 
-    from adatsq_pipe.stages.runtime.linear import LayerSpec, replace_linears
+    from adatsq_pipe.stages.runtime.linear import replace_linears
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
     from adatsq_pipe.storage import tensors
 
     rows = capture.survey_of(context)["layers"]
@@ -150,7 +151,7 @@ def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, An
     layers = replace_linears(transformer, specs, steps=len(policy.bits))
     for i, (name, layer) in enumerate(layers.items()):
         stored = tensors.read(context.manifest("solve").unit_folder(f"layer/{name}"))
-        layer.set_codes(stored["codes"], stored["scale"], stored["zero"])
+        layer.set_tensors(stored)
         layer.policy.copy_(torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8))
     return layers
 

@@ -20,13 +20,13 @@ class Recipe(Settings):
     transform_block: int = Field(ge=1)
     """Largest Hadamard block."""
     solver: Literal["rtn", "gptq"]
-    weight_bits: int = Field(ge=2, le=8)
+    weight_bits: Literal[2, 3, 4, 5, 6, 8]
     weight_group: int = Field(ge=0)
     """Input channels a weight scale covers; 0 = per output channel."""
     weight_symmetric: bool
     weight_clip: bool
     """Search the clipping ratio of each weight grid, or take min and max."""
-    conditioning_bits: int = Field(ge=2, le=8)
+    conditioning_bits: Literal[2, 3, 4, 5, 6, 8]
     """Weight bits of layers fed one vector a sample (adaLN modulation); their activations are not rounded."""
     conditioning_group: int = Field(ge=0)
     activation_symmetric: bool

@@ -6,6 +6,7 @@ a symmetric grid has the fixed zero 2^(b-1). Weight grids are per output channel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,19 +87,62 @@ def _norm(rows: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     return error.abs_().pow_(CLIP_NORM).sum(1)
 
 
-def quantize_tokens(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool) -> Tensor:
+def quantize_tokens(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool, group: int = 0) -> Tensor:
     """Round every token (row) of `x_NI` [..., in] to its own dynamic grid and back; dtype kept.
 
     `levels` is 2^bits - 1, as a number or a tensor that broadcasts over tokens. Asymmetric grids span [min, max] of
-    the token with 0 included; symmetric ones [-max, max] with 2^(bits-1) - 1 steps a side.
+    the token with 0 included; symmetric ones [-max, max] with 2^(bits-1) - 1 steps a side. With `group` every so many
+    channels of a token have a grid of their own.
     """
+    codes, scale = _token_codes(x_NI, levels, symmetric, group)
+    return codes.mul_(scale).flatten(x_NI.ndim - 1).to(x_NI.dtype)
+
+
+def token_codes(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The grids of `quantize_tokens` as (codes [..., in] in the dtype of `x_NI`, scale float32 [..., 1]).
+
+    Codes are whole numbers from -2^bits to 2^bits, zero where the token is: exact in bfloat16 up to eight bits.
+    """
+    codes, scale = _token_codes(x_NI, levels, symmetric, 0)
+    return codes.to(x_NI.dtype), scale
+
+
+def static_codes(x_NI: Tensor, levels: Tensor | float, scale: Tensor, zero: Tensor) -> Tensor:
+    """Codes [..., in] of `x_NI` on one grid that was calibrated: `scale` and `zero` are single numbers."""
+    floor = -zero
+    codes = torch.div(x_NI.float(), scale).round_()
+    return torch.minimum(torch.maximum(codes, floor), floor + levels).to(x_NI.dtype)
+
+
+def _token_codes(x_NI: Tensor, levels: Tensor | float, symmetric: bool, group: int) -> tuple[Tensor, Tensor]:
+    """float32 codes and scales, [..., in] and [..., 1]; with `group` [..., in / group, group] and [..., 1]."""
     x = x_NI.float()
+    if group:
+        x = x.unflatten(-1, (-1, group))
     if symmetric:
         half = (levels - 1) / 2
         scale = x.abs().amax(-1, keepdim=True).div_(half).clamp_(min=1e-12)
-        return torch.round(x / scale).mul_(scale).to(x_NI.dtype)
+        return torch.div(x, scale).round_(), scale
     low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
     scale = (high - low).div_(levels).clamp_(min=1e-12)
-    floor = torch.round(low / scale)
-    codes = torch.div(x, scale).round_()
-    return torch.minimum(codes, floor + levels).mul_(scale).to(x_NI.dtype)
+    ceiling = torch.round(low / scale) + levels
+    return torch.div(x, scale).round_().clamp_(max=ceiling), scale
+
+
+_AT_ONCE = 2**18
+"""Elements worked on at once: what stays in a core's cache between one operation and the next."""
+
+
+def by_rows(work: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
+    """`work(x)`, for work that does to every row of `x` [..., in] the same; a large `x` on a CPU goes through it in
+    chunks of rows, which gives the same values sooner."""
+    if x.numel() <= 2 * _AT_ONCE or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return work(x)
+    rows, step = x.reshape(-1, x.shape[-1]), max(1, _AT_ONCE // x.shape[-1])
+    outs: list[Tensor] = []
+    for start in range(0, len(rows), step):
+        parts = work(rows[start : start + step])
+        outs = outs or [part.new_empty(len(rows), part.shape[-1]) for part in parts]
+        for out, part in zip(outs, parts, strict=True):
+            out[start : start + step] = part
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]

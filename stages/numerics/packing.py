@@ -1,35 +1,53 @@
-"""Codes of b bits as a stream of bytes with no bit between them, least significant bit first."""
+"""Codes of b bits in bytes with no bit between them, laid out so that they unpack in whole slices.
+
+A row of codes is cut into eight equal segments (the last ones padded). The k-th codes of the eight segments make a word
+of 8 b bits, code s at bit s b; byte i of all words together is plane i, and a row is its b planes one after another. So
+every shift and mask below works on a contiguous slice, whatever b is.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+SEGMENTS = 8
+
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
-    return (count * bits + 7) // 8
+    """Bytes that a row of `count` codes of `bits` bits takes."""
+    return -(-count // SEGMENTS) * bits
 
 
 def pack(codes_OI: Tensor, bits: int) -> Tensor:
-    """uint8 codes `[out, in]` below 2^bits -> uint8 `[out, ceil(in * bits / 8)]`; every row starts on a byte."""
+    """uint8 codes `[out, in]` below 2^bits -> uint8 `[out, bits * ceil(in / 8)]`; ValueError for a code too large."""
     if codes_OI.numel() and int(codes_OI.max()) >= 2**bits:
         raise ValueError(f"a code of {int(codes_OI.max())} does not fit {bits} bits")
     out, width = codes_OI.shape
-    shifts = torch.arange(bits, dtype=torch.uint8)
-    stream = ((codes_OI.unsqueeze(-1) >> shifts) & 1).reshape(out, width * bits)
-    padding = packed_bytes(width, bits) * 8 - width * bits
-    stream = torch.nn.functional.pad(stream, (0, padding)).reshape(out, -1, 8)
-    packed: Tensor = (stream << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-    return packed
+    length = packed_bytes(width, 1)
+    words = torch.nn.functional.pad(codes_OI, (0, SEGMENTS * length - width)).reshape(out, SEGMENTS, length)
+    planes = torch.zeros(out, bits, length, dtype=torch.uint8, device=codes_OI.device)
+    for segment in range(SEGMENTS):
+        plane, shift = divmod(segment * bits, 8)
+        planes[:, plane] |= words[:, segment] << shift
+        if shift + bits > 8:
+            planes[:, plane + 1] |= words[:, segment] >> (8 - shift)
+    return planes.flatten(1)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Inverse of `pack`: uint8 `[out, width]`."""
-    bytes_per_row = packed_bytes(width, bits)
-    if packed.shape[1] != bytes_per_row:
-        raise ValueError(f"rows of {packed.shape[1]} bytes do not hold {width} codes of {bits} bits ({bytes_per_row})")
-    eight = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    stream = ((packed.unsqueeze(-1) >> eight) & 1).flatten(1)[:, : width * bits].unflatten(1, (width, bits))
-    codes: Tensor = (stream << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(-1, dtype=torch.uint8)
-    return codes
+    """Inverse of `pack`: uint8 `[out, width]`. ValueError if the rows are not of the right length."""
+    length = packed_bytes(width, 1)
+    if packed.shape[1] != bits * length:
+        raise ValueError(f"rows of {packed.shape[1]} bytes do not hold {width} codes of {bits} bits ({bits * length})")
+    planes, mask = packed.unflatten(1, (bits, length)), 2**bits - 1
+    if 8 % bits == 0:
+        parts = [planes >> shift if shift else planes for shift in range(0, 8, bits)]
+        return torch.stack([*(part & mask for part in parts[:-1]), parts[-1]], 2).flatten(1)[:, :width]
+    segments = []
+    for segment in range(SEGMENTS):
+        plane, shift = divmod(segment * bits, 8)
+        codes = planes[:, plane] >> shift
+        if shift + bits > 8:
+            codes = codes | planes[:, plane + 1] << (8 - shift)
+        segments.append(codes & mask)
+    return torch.cat(segments, 1)[:, :width]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
 
@@ -19,15 +20,19 @@ class Follow:
     def __init__(self, timesteps: Sequence[float], layers: dict[str, QuantizedLinear]) -> None:
         self.calibrated_T = torch.tensor(list(timesteps))
         self._layers = list(layers.values())
-        self._bits = [layer.policy.tolist() for layer in self._layers]
+        self._bits: list[list[int]] = [layer.policy.tolist() for layer in self._layers]
         self._now: list[int] | None = None
+        for layer, bits in zip(self._layers, self._bits, strict=True):
+            rounded = {b < WEIGHT_ONLY for b in bits}
+            layer.rounds = rounded.pop() if len(rounded) == 1 else None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         steps = nearest_step(timestep_of(module.forward, args, kwargs), self.calibrated_T)
         if steps != self._now:
             self._now = steps
             for layer, bits in zip(self._layers, self._bits, strict=True):
-                layer.bits = max(bits[step] for step in steps)
+                layer.at(steps, bits)
         for layer in self._layers[:1]:
             if layer.shared is not None:
                 layer.shared.clear()
@@ -42,3 +47,11 @@ def follow_policy(model: nn.Module, timesteps: Sequence[float]) -> Follow:
     hook = Follow(timesteps, layers)
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return hook
+
+
+def stop_following(model: nn.Module) -> None:
+    """Take the hook away again."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, Follow):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -1,36 +1,34 @@
-"""QuantizedLinear: a linear layer of low-bit weights whose activations are rounded per token, at the bits of the step.
+"""QuantizedLinear: a linear layer of low-bit weights whose activations are rounded at the bits of the step.
 
-Weights are packed codes with per-channel or grouped scales; where the recipe rotates, the rotation is folded into the
-codes and applied to the activations here. Activation rounding follows `bits`, set from outside before a call.
+What it is made of is said by its LayerSpec. It computes in one of three ways (`EXECUTIONS`): *reference* is the
+definition, in float32; *simulate* keeps the weight that the codes stand for in the dtype of the input; *packed* keeps
+codes alone and unpacks some rows at a time into whole numbers that the dtype holds exactly.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adatsq_pipe.stages.numerics.grid import decode, quantize_tokens
-from adatsq_pipe.stages.numerics.packing import pack, packed_bytes, unpack
+from adatsq_pipe.stages.numerics.grid import by_rows, decode, quantize_tokens, static_codes, token_codes
+from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 
+EXECUTIONS = ("reference", "simulate", "packed")
+_AT_ONCE = 2**24
+"""Weights unpacked at once in packed execution: 32 MiB of them in bfloat16."""
+_SMALL = 2**25
+"""Weights in all up to which a model is held unpacked: 64 MiB of them in bfloat16."""
+_HOLD_CODES = (torch.float32, torch.bfloat16)
+"""Dtypes in which codes up to eight bits are exact and sums of their products do not overflow."""
 
-@dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """How one linear is stored: bits of its codes, input channels a scale covers (0 = all), rotation block (1 = none),
-    and whether its activations are rounded on symmetric grids."""
-
-    weight_bits: int
-    group: int
-    block: int
-    symmetric_activations: bool
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
+Rounded = tuple[Tensor, "Tensor | None"]
+"""A rounded input: values and None, or codes and what they are to be multiplied by."""
 
 
 class SharedInput:
@@ -42,24 +40,36 @@ class SharedInput:
     def clear(self) -> None:
         self._input: Tensor | None = None
         self._version = -1
-        self._rounded: dict[tuple[int, int, bool], Tensor] = {}
+        self._rounded: dict[tuple[object, ...], Rounded] = {}
 
-    def rounded(self, x: Tensor, key: tuple[int, int, bool]) -> Tensor | None:
+    def rounded(self, x: Tensor, key: tuple[object, ...]) -> Rounded | None:
         same = self._input is x and self._version == x._version
         return self._rounded.get(key) if same else None
 
-    def keep(self, x: Tensor, key: tuple[int, int, bool], rounded: Tensor) -> None:
+    def keep(self, x: Tensor, key: tuple[object, ...], rounded: Rounded) -> None:
         if self._input is not x or self._version != x._version:
             self._input, self._version, self._rounded = x, x._version, {}
         self._rounded[key] = rounded
 
 
 class QuantizedLinear(nn.Module):
-    """Stands where an `nn.Linear(in_features, out_features)` stood.
+    """Stands where an `nn.Linear(in_features, out_features)` stood. Its buffers are those of `LayerSpec.tensors`."""
 
-    Buffers: `codes` uint8 [out, ceil(in * bits / 8)], `scale` bfloat16 and `zero` uint8 [out, groups],
-    `policy` uint8 [T] activation bits by calibrated step (16 = not rounded).
-    """
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    policy: Tensor
+    book: Tensor
+    order: Tensor
+    smooth: Tensor
+    down: Tensor
+    up: Tensor
+    time_group: Tensor
+    step_scale: Tensor
+    step_zero: Tensor
+    levels: Tensor
+    now_scale: Tensor
+    now_zero: Tensor
 
     def __init__(
         self,
@@ -74,64 +84,207 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.spec = in_features, out_features, spec
-        groups = in_features // spec.group if spec.group else 1
-        width = packed_bytes(in_features, spec.weight_bits)
-        self.codes: Tensor
-        self.scale: Tensor
-        self.zero: Tensor
-        self.policy: Tensor
-        for name, shape, kind in (
-            ("codes", (out_features, width), torch.uint8),
-            ("scale", (out_features, groups), torch.bfloat16),
-            ("zero", (out_features, groups), torch.uint8),
-            ("policy", (steps,), torch.uint8),
-        ):
+        for name, (shape, kind) in spec.tensors(in_features, out_features, steps).items():
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
-        self.bits = WEIGHT_ONLY
+        self.of_the_step = ("levels", "now_scale", "now_zero") if spec.time_groups else ("levels",)
+        """Buffers that hold numbers of the step, as tensors: so one compiled graph serves every bit-width."""
+        for name in self.of_the_step:
+            self.register_buffer(name, torch.ones(()), persistent=False)
+        self.execution = "simulate"
+        self.rounds: bool | None = None
+        """Whether activations are rounded at every step (True), at none (False), or at some (None)."""
         self.shared: SharedInput | None = None
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
+        self.bits = WEIGHT_ONLY
+
+    @property
+    def bits(self) -> int:
+        """Bits of the activations now; 16 = not rounded."""
+        return self._bits
+
+    @bits.setter
+    def bits(self, bits: int) -> None:
+        self._bits = bits
+        self.levels.fill_(2.0**bits - 1)
+
+    def at(self, steps: Sequence[int], policy: Sequence[int]) -> None:
+        """Take the numbers of calibrated `steps`: their highest bits, and the widest of their calibrated scales."""
+        self.bits = max(policy[step] for step in steps)
+        if self.spec.time_groups:
+            groups = [int(self.time_group[step]) for step in steps]
+            widest = max(groups, key=lambda group: float(self.step_scale[group]))
+            self.now_scale.copy_(self.step_scale[widest])
+            self.now_zero.copy_(self.step_zero[widest])
+
+    def set_tensors(self, stored: Mapping[str, Tensor]) -> None:
+        """Take a solved weight: `codes` uint8 [out, in] not yet packed, the other buffers as they are."""
+        for name, tensor in stored.items():
+            getattr(self, name).copy_(pack(tensor, self.spec.weight_bits) if name == "codes" else tensor)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was computed from the buffers."""
+        self._weight = self._rotation = None
+
+    # --- weights
+
+    def _whole(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Whole numbers (or the table's values) that scales multiply, rows `start` to `stop`, [rows, groups, width]."""
+        groups = self.scale.shape[1]
+        whole: Tensor
+        codes = unpack(self.codes[start:stop], self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
+        if self.spec.codebook:
+            whole = self.book.to(dtype)[codes.int()]
+        elif self.spec.weight_bits < 8:
+            whole = (codes.view(torch.int8) - self.zero[start:stop].view(torch.int8).unsqueeze(2)).to(dtype)
+        else:
+            whole = codes.to(dtype) - self.zero[start:stop].to(dtype).unsqueeze(2)
+        return whole
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
-        """The weight that the codes stand for, in the rotated basis, [out, in]."""
+        """The weight that the codes stand for, in the transformed basis, [out, in]; kept."""
         kept = self._weight
         if kept is not None and kept.device == self.codes.device and kept.dtype == dtype:
             return kept
-        groups = self.scale.shape[1]
-        codes = unpack(self.codes, self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
-        values = decode(codes, self.scale.float().unsqueeze(2), self.zero.float().unsqueeze(2))
-        self._weight = values.flatten(1).to(dtype)
+        weight = (self._whole(0, self.out_features, torch.float32) * self.scale.float().unsqueeze(2)).flatten(1)
+        self._weight = weight.to(dtype)
         return self._weight
 
-    def set_codes(self, codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> None:
-        """Take a solved weight (uint8 codes not yet packed)."""
-        self.codes.copy_(pack(codes_OI, self.spec.weight_bits))
-        self.scale.copy_(scale_OG)
-        self.zero.copy_(zero_OG)
-        self._weight = None
-
-    def _prepared(self, x: Tensor) -> Tensor:
-        key = (self.bits, self.spec.block, self.spec.symmetric_activations)
-        shared = None if torch.compiler.is_compiling() or x.is_inference() else self.shared
-        if shared is not None and (kept := shared.rounded(x, key)) is not None:
-            return kept
-        out = x
+    def dequantized(self, dtype: torch.dtype) -> nn.Linear:
+        """A plain linear of the weight that this layer stands for, branch included, in the basis of its input."""
+        weight = self.weight_as(torch.float32)
+        if self.spec.rank:
+            weight = weight + self.up.float() @ self.down.float()
         if self.spec.block > 1:
-            if self._rotation is None or self._rotation.device != x.device or self._rotation.dtype != x.dtype:
-                self._rotation = hadamard(self.spec.block, dtype=x.dtype, device=x.device)
-            out = rotate(out, self._rotation)
-        if self.bits < WEIGHT_ONLY:
-            out = quantize_tokens(out, 2.0**self.bits - 1, symmetric=self.spec.symmetric_activations)
+            weight = rotate(weight, hadamard(self.spec.block, dtype=torch.float32, device=weight.device))
+        if self.spec.smoothed:
+            weight = weight * self.smooth.float()
+        if self.spec.permuted:
+            weight = torch.empty_like(weight).index_copy_(1, self.order.long(), weight)
+        with torch.device("meta"):
+            plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        if self.bias is not None:
+            plain.bias = self.bias
+        self.forget()
+        return plain
+
+    # --- activations
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        if self.spec.permuted:
+            x = x.index_select(-1, self.order)
+        if self.spec.smoothed:
+            x = x * self.smooth.to(x.dtype)
+        if self.spec.block > 1:
+            kept = self._rotation
+            if kept is None or kept.device != x.device or kept.dtype != x.dtype:
+                kept = hadamard(self.spec.block, dtype=x.dtype, device=x.device)
+                if not torch.compiler.is_compiling():
+                    self._rotation = kept
+            x = rotate(x, kept)
+        return x
+
+    def _round(self, x: Tensor, *, as_codes: bool) -> Rounded:
+        """The input, transformed already, at the step's bits."""
+        compiling = torch.compiler.is_compiling()
+        if self.rounds is False or (not compiling and self.bits >= WEIGHT_ONLY):
+            return x, None
+        levels: Tensor | float = self.levels if compiling else 2.0**self.bits - 1
+        sometimes = compiling and self.rounds is None
+        spec = self.spec
+        if spec.time_groups:
+            codes = static_codes(x, levels, self.now_scale, self.now_zero)
+            if as_codes and not sometimes:
+                return codes, self.now_scale
+            values = (codes.float() * self.now_scale).to(x.dtype)
+        elif as_codes and not spec.activation_group and not sometimes:
+            return token_codes(x, levels, symmetric=spec.symmetric_activations)
+        else:
+            values = quantize_tokens(x, levels, symmetric=spec.symmetric_activations, group=spec.activation_group)
+        return (torch.where(self.levels < 2.0**WEIGHT_ONLY - 1, values, x) if sometimes else values), None
+
+    def _prepared(self, x: Tensor, *, as_codes: bool) -> tuple[Rounded, Tensor | None]:
+        """The rounded input, and what the low-rank branch takes."""
+        spec = self.spec
+        own = spec.permuted or spec.smoothed or spec.rank or spec.time_groups
+        shared = None if own or torch.compiler.is_compiling() or x.is_inference() else self.shared
+        key = (self.bits, spec.block, spec.symmetric_activations, spec.activation_group, as_codes)
+        if shared is not None and (kept := shared.rounded(x, key)) is not None:
+            return kept, None
+        rounded, branch = self._rounded(x, as_codes)
         if shared is not None:
-            shared.keep(x, key, out)
-        return out
+            shared.keep(x, key, rounded)
+        return rounded, branch
+
+    def _rounded(self, x: Tensor, as_codes: bool) -> tuple[Rounded, Tensor | None]:
+        """`_transformed` and `_round`, a large input in chunks."""
+        times: list[Tensor | None] = []
+
+        def work(x: Tensor) -> list[Tensor]:
+            transformed = self._transformed(x)
+            values, scale = self._round(transformed, as_codes=as_codes)
+            times.append(scale)
+            found = [values] if scale is None or scale.ndim == 0 else [values, scale]
+            return [*found, transformed] if self.spec.rank else found
+
+        found = by_rows(work, x)
+        branch = found.pop() if self.spec.rank else None
+        return (found[0], found[1] if len(found) == 2 else times[0]), branch
+
+    # --- products
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(self._prepared(x), self.weight_as(x.dtype), self.bias)
+        if self.execution == "simulate":
+            (values, _), branch = self._prepared(x, as_codes=False)
+            out = functional.linear(values, self.weight_as(x.dtype), self.bias)
+            return out if branch is None else out + self._branch(branch)
+        if self.execution == "packed":
+            return self._packed(x)
+        return self._reference(x)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+
+    def _reference(self, x: Tensor) -> Tensor:
+        """What the layer is defined to give: float32 throughout, nothing kept."""
+        groups = self.scale.shape[1]
+        codes = unpack(self.codes, self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
+        scale = self.scale.float().unsqueeze(2)
+        if self.spec.codebook:
+            weight = self.book[codes.int()] * scale
+        else:
+            weight = decode(codes, scale, self.zero.float().unsqueeze(2))
+        transformed = self._transformed(x.float())
+        out = functional.linear(self._round(transformed, as_codes=False)[0], weight.flatten(1))
+        if self.spec.rank:
+            out = out + self._branch(transformed)
+        return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """Codes times codes, where a token and an output channel have one scale each; these multiply the product."""
+        spec, dtype = self.spec, x.dtype
+        whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
+        (values, times), branch = self._prepared(x, as_codes=whole)
+        scale, step = self.scale.to(dtype), max(1, _AT_ONCE // self.in_features)
+        parts = []
+        for start in range(0, self.out_features, step):
+            rows, of_rows = self._whole(start, start + step, dtype), scale[start : start + step]
+            if whole:
+                parts.append(functional.linear(values, rows.flatten(1)).mul_(of_rows.squeeze(1)))
+            else:
+                parts.append(functional.linear(values, rows.mul_(of_rows.unsqueeze(2)).flatten(1)))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        if times is not None:
+            out = out.mul_(times.to(dtype))
+        if self.bias is not None:
+            out = out.add_(self.bias.to(dtype))
+        return out if branch is None else out.add_(self._branch(branch))
 
     def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, {self.spec}"
+        return f"in={self.in_features}, out={self.out_features}, {self.spec}, execution={self.execution}"
 
 
 def replace_linears(model: nn.Module, specs: dict[str, LayerSpec], *, steps: int) -> dict[str, QuantizedLinear]:
@@ -146,15 +299,18 @@ def replace_linears(model: nn.Module, specs: dict[str, LayerSpec], *, steps: int
             old = None
         if not isinstance(old, nn.Linear):
             raise ValueError(f"the model has no linear layer {name!r}; it is not the model that was quantized")
-        new = QuantizedLinear(
-            old.in_features,
-            old.out_features,
-            spec=spec,
-            steps=steps,
-            bias=old.bias is not None,
-            dtype=old.weight.dtype,
-            device=old.weight.device,
-        )
+        try:
+            new = QuantizedLinear(
+                old.in_features,
+                old.out_features,
+                spec=spec,
+                steps=steps,
+                bias=old.bias is not None,
+                dtype=old.weight.dtype,
+                device=old.weight.device,
+            )
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
         new.shared = shared
         if old.bias is not None and new.bias is not None and old.weight.device.type != "meta":
             new.bias.data.copy_(old.bias.data)
@@ -167,3 +323,19 @@ def replace_linears(model: nn.Module, specs: dict[str, LayerSpec], *, steps: int
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The model's quantized layers by name, in module order."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+
+
+def execute(model: nn.Module, execution: str) -> None:
+    """Have every quantized layer of `model` compute in the way `execution`; ValueError if there is none of the name."""
+    if execution not in EXECUTIONS:
+        raise ValueError(f"there is no execution {execution!r}; choose of {', '.join(EXECUTIONS)}")
+    for layer in quantized_layers(model).values():
+        layer.execution = execution
+        layer.forget()
+
+
+def suited_execution(model: nn.Module) -> str:
+    """What a loaded model computes by until it is told otherwise: `packed`, or `simulate` if it is so small that
+    unpacking costs more than the memory is worth."""
+    weights = sum(layer.in_features * layer.out_features for layer in quantized_layers(model).values())
+    return "packed" if weights > _SMALL else "simulate"

@@ -6,6 +6,7 @@ Importing `adatsq_pipe.stages.runtime` registers it. Tensors of quantized layers
 from __future__ import annotations
 
 import copy
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.runtime.follow import follow_policy
-from adatsq_pipe.stages.runtime.linear import LayerSpec, replace_linears
-
-FORMAT = 1
+from adatsq_pipe.stages.runtime.follow import follow_policy, stop_following
+from adatsq_pipe.stages.runtime.linear import execute, quantized_layers, replace_linears, suited_execution
+from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 
 
 class Method(StrEnum):
@@ -28,13 +29,16 @@ class Method(StrEnum):
 
 
 class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """`quantization_config` of a quantized transformer: a LayerSpec by layer, the calibrated timesteps."""
+    """`quantization_config` of a quantized transformer: a LayerSpec by layer, the calibrated timesteps.
+
+    Without arguments it stands for "as the folder says", where diffusers asks for a configuration.
+    """
 
     def __init__(
         self,
         *,
-        layers: dict[str, dict[str, Any]],
-        timesteps: list[float],
+        layers: dict[str, dict[str, Any]] | None = None,
+        timesteps: list[float] | None = None,
         format: int = FORMAT,
         quant_method: str = Method.ADATSQ.value,
         **unknown: object,
@@ -46,7 +50,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if unknown:
             raise ValueError(f"quantization_config has unknown keys {sorted(unknown)}; update adatsq-pipe")
         self.quant_method = Method(quant_method)
-        self.format, self.layers, self.timesteps = format, layers, timesteps
+        self.format, self.layers, self.timesteps = format, layers or {}, timesteps or []
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -61,10 +65,13 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     @property
     def specs(self) -> dict[str, LayerSpec]:
-        return {name: LayerSpec(**spec) for name, spec in self.layers.items()}
-
-
-_STORED = ("codes", "scale", "zero", "policy")
+        found = {}
+        for name, spec in self.layers.items():
+            try:
+                found[name] = LayerSpec(**spec)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"quantization_config of layer {name!r}: {error}; update adatsq-pipe") from None
+        return found
 
 
 class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
@@ -75,20 +82,45 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: AdatsqConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._awaited: set[str] = set()
+        self._stored: dict[str, torch.dtype] = {}
+        self._names: set[str] = set()
+
+    # --- loading
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        """Note what the files hold, and in which dtype."""
+        self._names = set(loaded_keys)
+        for file in checkpoint_files or []:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - a safetensors handle is not iterable
+                    self._stored[name] = _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
+        return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
         placed = replace_linears(model, config.specs, steps=len(config.timesteps))
-        self._awaited = {f"{name}.{part}" for name in placed for part in _STORED}
+        self._parts = {
+            f"{name}.{part}"
+            for name, layer in placed.items()
+            for part in layer.spec.tensors(layer.in_features, layer.out_features, len(config.timesteps))
+        }
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Refuse files that hold less, or other things, than the model: what is missing would be left empty."""
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+        expected = set(model.state_dict())
+        extra = sorted(n for n in self._names - expected if not any(re.search(pattern, n) for pattern in ignored))
+        lacking = sorted(expected - self._names)
+        if lacking or extra:
+            said = [f"lack {len(lacking)} tensors, first {lacking[0]!r}"] if lacking else []
+            said += [f"hold {len(extra)} that the model does not know, first {extra[0]!r}"] if extra else []
+            raise ValueError(f"the weights {' and '.join(said)}; copy the folder again")
+        return missing_keys
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
-        return param_name in self._awaited or (
-            param_name.rpartition(".")[0] in self.quantization_config.layers
-            and param_name.rpartition(".")[2] in _STORED
-        )
+        return param_name in self._parts
 
     def check_quantized_param_shape(self, param_name: str, current: Tensor, given: Tensor) -> bool:
         if current.shape != given.shape:
@@ -115,15 +147,30 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             raise ValueError(f"{param_name} is {stored.dtype}, expected {expected.dtype}: the file was altered")
         self.check_quantized_param_shape(param_name, expected, stored)
         setattr(layer, part, stored.to(target_device))
-        self._awaited.discard(param_name)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        if self._awaited:
-            raise ValueError(
-                f"the checkpoint lacks {len(self._awaited)} tensors of quantized layers, first {min(self._awaited)!r}; "
-                "copy the folder again"
-            )
+        for layer in quantized_layers(model).values():
+            for name in layer.of_the_step:
+                setattr(layer, name, getattr(layer, name).to(layer.codes.device))
         follow_policy(model, self.quantization_config.timesteps)
+        execute(model, suited_execution(model))
+        return model
+
+    # --- saving
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Every tensor in the dtype it was stored in, unless that would lose something (it was changed since)."""
+        return {name: _as_stored(tensor, self._stored.get(name)) for name, tensor in state_dict.items()}, {}
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        """Plain linears of the weights that the codes stand for; activations are then not rounded any more."""
+        stop_following(model)
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        for name, layer in quantized_layers(model).items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer.dequantized(dtype))
         return model
 
     @property
@@ -133,6 +180,20 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     @property
     def is_trainable(self) -> bool:
         return False
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _as_stored(tensor: Tensor, stored: torch.dtype | None) -> Tensor:
+    if stored is None or not tensor.is_floating_point() or tensor.dtype == stored:
+        return tensor
+    there = tensor.to(stored)
+    return there if torch.equal(there.to(tensor.dtype), tensor) else tensor
 
 
 def register() -> None:

@@ -176,7 +176,7 @@ FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000)),
     "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),
     "z-image": (z_image, Plan(steps=4000)),
-    "wan": (wan_video, Plan(steps=3000, reader_steps=300, autoencoder_steps=1000, scenes=12288)),
+    "wan": (wan_video, Plan(steps=6000, reader_steps=300, autoencoder_steps=1000, scenes=12288, batch=16)),
     "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384)),
 }
 

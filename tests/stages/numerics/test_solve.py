@@ -82,7 +82,7 @@ def test_damping_grows_when_it_must_and_is_recorded() -> None:
 def test_packing_is_exact_and_dense(bits: int, width: int) -> None:
     codes = torch.randint(0, 2**bits, (5, width), generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
     packed = pack(codes, bits)
-    assert packed.shape == (5, (width * bits + 7) // 8) == (5, packed_bytes(width, bits))
+    assert packed.shape == (5, bits * -(-width // 8)) == (5, packed_bytes(width, bits))
     assert torch.equal(unpack(packed, bits, width), codes)
 
 

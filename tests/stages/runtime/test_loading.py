@@ -17,7 +17,8 @@ import adatsq_pipe.stages.runtime  # noqa: F401
 from adatsq_pipe.stages.numerics.grid import decode, quantize_tokens, weight_grid
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
-from adatsq_pipe.stages.runtime.linear import LayerSpec, QuantizedLinear, quantized_layers
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.whole import harness
 
@@ -90,7 +91,7 @@ def test_the_runtime_needs_neither_ray_nor_zarr(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [("missing", "lacks 1 tensors"), ("shape", "expected"), ("format", "format 99"), ("layer", "no linear layer")],
+    [("missing", "lack 1 tensors"), ("shape", "expected"), ("format", "format 99"), ("layer", "no linear layer")],
 )
 def test_damage_is_refused_by_name(damage: str, words: str, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "transformer"
@@ -123,7 +124,7 @@ def test_the_layer_is_plain_float_maths(bits: int, group: int, activation: int) 
     codes = torch.randint(0, 2**bits, w.shape, generator=random).to(torch.uint8)
     spec = LayerSpec(weight_bits=bits, group=group, block=32, symmetric_activations=False)
     layer = QuantizedLinear(96, 12, spec=spec, steps=1, bias=True, dtype=torch.float32)
-    layer.set_codes(codes, scale, grid.zero_OG.to(torch.uint8))
+    layer.set_tensors({"codes": codes, "scale": scale, "zero": grid.zero_OG.to(torch.uint8)})
     layer.bits = activation
     repeat = 96 // scale.shape[1]
     weight = decode(codes, scale.float().repeat_interleave(repeat, 1), grid.zero_OG.repeat_interleave(repeat, 1))

@@ -1,0 +1,136 @@
+"""What a quantized linear costs against the bf16 one: `python -m tests.bench.runtime [--model RUN/model]`.
+
+At FLUX's shapes (4608 tokens; 3072 x 3072 and 3072 x 12288), bf16, two threads, it prints the time of every execution
+over that of `nn.Linear`, beside torchao's int8 dynamic and SDNQ where they are installed (`pip install torchao sdnq`).
+With --model the same of a whole denoiser call: a quantized folder against its full-precision --base, in float32.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from adatsq_pipe.stages.numerics.grid import weight_grid
+from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear
+from adatsq_pipe.stages.runtime.spec import LayerSpec
+
+TOKENS = 4608
+PLAIN = "plain"
+SHAPES = ((3072, 3072), (3072, 12288), (12288, 3072))
+
+
+def medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, called in turn so that a slow moment of the machine meets them all."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if repeat:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def quantized(plain: nn.Linear, bits: int, *, group: int = 0) -> QuantizedLinear:
+    """Rounded to nearest behind a rotation of 128, activations at as many bits."""
+    spec = LayerSpec(weight_bits=bits, group=group, block=128, symmetric_activations=False)
+    layer = QuantizedLinear(plain.in_features, plain.out_features, spec=spec, steps=1, bias=True, dtype=torch.bfloat16)
+    weight = plain.weight.detach().float()
+    grid = weight_grid(weight, bits=bits, group=group, symmetric=False, clip=False)
+    scale, zero = grid.columns(plain.in_features)
+    codes = (torch.round(weight / scale) + zero).clamp_(0, grid.levels).to(torch.uint8)
+    layer.set_tensors({"codes": codes, "scale": grid.scale_OG, "zero": grid.zero_OG})
+    layer.bits = bits
+    return layer
+
+
+def others(plain: nn.Linear) -> dict[str, nn.Module]:
+    """The same linear as other libraries quantize it, where they are installed."""
+    found: dict[str, nn.Module] = {}
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        holder = nn.Sequential(nn.Linear(plain.in_features, plain.out_features, dtype=torch.bfloat16))
+        quantize_(holder, Int8DynamicActivationInt8WeightConfig())
+        found["torchao int8 dynamic"] = holder
+    except ImportError:
+        click.echo("torchao is not installed: left out")
+    try:
+        from sdnq.quantizer import sdnq_quantize_layer
+
+        holder = nn.Linear(plain.in_features, plain.out_features, dtype=torch.bfloat16)
+        found["SDNQ int4 weights"] = sdnq_quantize_layer(holder, weights_dtype="int4", torch_dtype=torch.bfloat16)[0]
+    except ImportError:
+        click.echo("sdnq is not installed: left out")
+    return found
+
+
+@torch.inference_mode()
+def linears(repeats: int) -> None:
+    """Every shape and kind, over `nn.Linear`."""
+    for width, out in SHAPES:
+        plain = nn.Linear(width, out, dtype=torch.bfloat16)
+        x = torch.randn(TOKENS, width, dtype=torch.bfloat16)
+        works: dict[str, Callable[[], Any]] = {PLAIN: lambda: plain(x)}  # noqa: B023
+        smaller = {}
+        for bits, group in ((4, 0), (3, 0), (4, 64)):
+            kind = f"W{bits}A{bits}{f' g{group}' if group else ''}"
+            for execution in EXECUTIONS:
+                layer = quantized(plain, bits, group=group)
+                layer.execution = execution
+                works[f"{kind} {execution}"] = lambda layer=layer: layer(x)  # type: ignore[misc]  # noqa: B023
+            smaller[kind] = 2 * width * out / sum(tensor.nbytes for tensor in layer.state_dict().values())
+        works |= {name: lambda module=module: module(x) for name, module in others(plain).items()}  # type: ignore[misc]  # noqa: B023
+        taken = medians(works, repeats)
+        click.echo(f"{TOKENS} x {width} x {out}: bf16 nn.Linear {1000 * taken[PLAIN]:.0f} ms; time over it")
+        for name in list(works)[1:]:
+            kind, _, execution = name.rpartition(" ")
+            size = f"   ({smaller[kind]:.2f}x smaller)" if execution == "packed" and kind in smaller else ""
+            click.echo(f"  {name:24} {taken[name] / taken[PLAIN]:.2f}{size}")
+
+
+@click.command()
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A quantized pipeline folder.")
+@click.option("--base", type=click.Path(path_type=Path, exists=True), help="Its full-precision folder.")
+@click.option("--threads", default=2, show_default=True)
+def main(repeats: int, model: Path | None, base: Path | None, threads: int) -> None:
+    """Print the ratios."""
+    torch.set_num_threads(threads)
+    linears(repeats)
+    if model and base:
+        pipelines(model, base, repeats)
+
+
+def pipelines(model: Path, base: Path, repeats: int) -> None:
+    """A whole call of the pipeline, quantized over full precision."""
+    import json
+
+    from diffusers import DiffusionPipeline
+
+    import adatsq_pipe.stages.runtime as runtime
+
+    call = json.loads((model / "sampling.json").read_text())["call"]
+
+    def draw(folder: Path, execution: str = "") -> Callable[[], Any]:
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        if execution:
+            runtime.execute(pipe.transformer, execution)
+        return lambda: pipe(["a red circle"] * 4, generator=torch.Generator().manual_seed(0), **call)
+
+    taken = medians({PLAIN: draw(base), **{name: draw(model, name) for name in EXECUTIONS}}, repeats)
+    click.echo(f"{base.name}, 4 pictures in float32: {taken[PLAIN]:.2f} s; time over it")
+    for execution in EXECUTIONS:
+        click.echo(f"  {execution:24} {taken[execution] / taken[PLAIN]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
