@@ -280,5 +280,32 @@ def verify(run_dir: Path) -> None:
     click.echo(f"{checked} units are as their markers say")
 
 
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--format", "wanted", required=True, help="One of those below.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A folder that is not there yet [default: RUN/exports/FORMAT, or MODEL-FORMAT].",
+)
+@_plainly
+def export(run: Path, wanted: str, out: Path | None) -> None:
+    """Turn the quantized model of RUN (a run directory, or the model folder itself) into another format."""
+    from adatsq_pipe.stages.exports import _formats
+
+    known = _formats.formats()
+    if wanted not in known:
+        raise ConfigError(f"--format {wanted}: there are {', '.join(known)}")
+    of_run = (run / "model" / "model_index.json").exists()
+    if not of_run and not (run / "model_index.json").exists():
+        raise ConfigError(f"{run} has no quantized model; finish it with: adatsq-pipe run --run-dir {run}")
+    source = run / "model" if of_run else run
+    out = out or (run / "exports" / wanted if of_run else run.with_name(f"{run.name}-{wanted}"))
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"--out {out} lies inside the model that is exported; name a folder beside it")
+    said = _formats.export(wanted, source.resolve(), out.resolve())
+    click.echo(f"{out}: {said}")
+
+
 if __name__ == "__main__":
     main()

@@ -33,12 +33,12 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
 
 
 def write_pipeline(
-    source: Path, target: Path, *, tensors: Mapping[str, Any], quantization_config: Mapping[str, Any], card: str
+    source: Path, target: Path, *, tensors: Mapping[str, Any], quantization_config: Mapping[str, Any] | None, card: str
 ) -> None:
     """Copy the pipeline at `source` to the empty `target`, its transformer's weights replaced by `tensors`.
 
-    The transformer's config gains `quantization_config`; `card` becomes the folder's README.md. Tensors are written
-    in name order, so equal tensors give equal bytes.
+    The transformer's config gains `quantization_config` (None: loses the one it had); `card` becomes the folder's
+    README.md. Tensors are written in name order, so equal tensors give equal bytes.
     """
     from safetensors.torch import save_file
 
@@ -50,7 +50,9 @@ def write_pipeline(
         elif path.suffix not in (".png", ".csv"):
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "transformer" / "config.json").read_text())
-    config["quantization_config"] = dict(quantization_config)
+    config.pop("quantization_config", None)
+    if quantization_config is not None:
+        config["quantization_config"] = dict(quantization_config)
     (target / "transformer").mkdir()
     write_text(target / "transformer" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(

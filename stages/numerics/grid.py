@@ -129,16 +129,16 @@ def _token_codes(x_NI: Tensor, levels: Tensor | float, symmetric: bool, group: i
     return torch.div(x, scale).round_().clamp_(max=ceiling), scale
 
 
-_AT_ONCE = 2**18
+_ROUNDED_AT_ONCE = 2**18
 """Elements worked on at once: what stays in a core's cache between one operation and the next."""
 
 
 def by_rows(work: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
     """`work(x)`, for work that does to every row of `x` [..., in] the same; a large `x` on a CPU goes through it in
     chunks of rows, which gives the same values sooner."""
-    if x.numel() <= 2 * _AT_ONCE or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.numel() <= 2 * _ROUNDED_AT_ONCE or x.device.type != "cpu" or torch.compiler.is_compiling():
         return work(x)
-    rows, step = x.reshape(-1, x.shape[-1]), max(1, _AT_ONCE // x.shape[-1])
+    rows, step = x.reshape(-1, x.shape[-1]), max(1, _ROUNDED_AT_ONCE // x.shape[-1])
     outs: list[Tensor] = []
     for start in range(0, len(rows), step):
         parts = work(rows[start : start + step])

@@ -20,7 +20,7 @@ from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 EXECUTIONS = ("reference", "simulate", "packed")
-_AT_ONCE = 2**24
+_UNPACKED_AT_ONCE = 2**24
 """Weights unpacked at once in packed execution: 32 MiB of them in bfloat16."""
 _SMALL = 2**25
 """Weights in all up to which a model is held unpacked: 64 MiB of them in bfloat16."""
@@ -268,7 +268,7 @@ class QuantizedLinear(nn.Module):
         spec, dtype = self.spec, x.dtype
         whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
         (values, times), branch = self._prepared(x, as_codes=whole)
-        scale, step = self.scale.to(dtype), max(1, _AT_ONCE // self.in_features)
+        scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
         parts = []
         for start in range(0, self.out_features, step):
             rows, of_rows = self._whole(start, start + step, dtype), scale[start : start + step]

@@ -40,6 +40,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         layers: dict[str, dict[str, Any]] | None = None,
         timesteps: list[float] | None = None,
         format: int = FORMAT,
+        runtime: dict[str, Any] | None = None,
         quant_method: str = Method.ADATSQ.value,
         **unknown: object,
     ) -> None:
@@ -51,6 +52,8 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise ValueError(f"quantization_config has unknown keys {sorted(unknown)}; update adatsq-pipe")
         self.quant_method = Method(quant_method)
         self.format, self.layers, self.timesteps = format, layers or {}, timesteps or []
+        self.runtime = runtime
+        """What is said there to other engines, kept as it is."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -58,6 +61,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             "format": self.format,
             "layers": copy.deepcopy(self.layers),
             "timesteps": list(self.timesteps),
+            **({"runtime": copy.deepcopy(self.runtime)} if self.runtime else {}),
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -154,6 +158,9 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
         follow_policy(model, self.quantization_config.timesteps)
         execute(model, suited_execution(model))
+        for entry in ("add_adapter", "load_lora_adapter"):
+            if hasattr(model, entry):
+                setattr(model, entry, _no_adapter)
         return model
 
     # --- saving
@@ -184,6 +191,13 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _no_adapter(*args: object, **kwargs: object) -> None:
+    raise ValueError(
+        "a LoRA cannot be put on quantized layers: load and fuse it into the full-precision pipeline (fuse_lora, "
+        "unload_lora_weights, save_pretrained) and quantize that"
+    )
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

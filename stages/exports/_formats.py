@@ -1,0 +1,72 @@
+"""Which formats there are, and what they share: opening the quantized transformer, writing the folder whole."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.storage.checkpoint import find_pipeline
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Export = Callable[[Path, Path], str]
+"""Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
+
+
+def formats() -> dict[str, str]:
+    """Names of the formats there are, and the first line of what each says of itself."""
+    import adatsq_pipe.stages.exports as package
+
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return {name.replace("_", "-"): (_module(name).__doc__ or "").splitlines()[0] for name in names}
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"adatsq_pipe.stages.exports.{name.replace('-', '_')}")
+
+
+def export(name: str, source: Path, out: Path) -> str:
+    """Write `source` in the format `name` to `out`, which appears only when it is whole. Raises StageError."""
+    find_pipeline(source)
+    if config_of(source) is None:
+        raise StageError(f"{source} is not quantized by adatsq-pipe: its transformer has no such quantization_config")
+    if out.exists():
+        raise StageError(f"{out} is there already; remove it, or name another folder with --out")
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        said: str = _module(name).export(source, unfinished)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return said
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """The folder's quantization_config, None if it has none of ours."""
+    config = json.loads((folder / "transformer" / "config.json").read_text()).get("quantization_config")
+    return config if config and config.get("quant_method") == "adatsq" else None
+
+
+def transformer_of(folder: Path) -> nn.Module:
+    """The quantized transformer, in bfloat16. Raises StageError if it does not load."""
+    import diffusers
+    import torch
+
+    import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+
+    name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / "transformer", dtype=torch.bfloat16)
+    except (ValueError, OSError) as error:
+        raise StageError(f"{folder / 'transformer'} does not load: {error}") from None
+    return opened

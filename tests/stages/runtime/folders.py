@@ -1,0 +1,48 @@
+"""Quantized folders without a run: round to nearest, a policy that changes at every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from adatsq_pipe.stages.denoiser import quantizable_linears
+from adatsq_pipe.stages.numerics.grid import encode, weight_grid
+from adatsq_pipe.stages.numerics.packing import pack
+from adatsq_pipe.stages.numerics.transform import block_size, hadamard, rotate
+from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
+from adatsq_pipe.storage.checkpoint import read_transformer, write_pipeline
+
+
+def quantize(
+    source: Path, target: Path, timesteps: list[float], *, bits: int = 4, group: int = 0, block: int = 16
+) -> Path:
+    """Write the pipeline at `source` to `target`, its blocks' linears at `bits`, the rest in bfloat16."""
+    pipe = DiffusionPipeline.from_pretrained(source)
+    tensors: dict[str, Tensor] = {name: tensor.bfloat16() for name, tensor in read_transformer(source).items()}
+    layers: dict[str, Any] = {}
+    for name, linear in quantizable_linears(pipe.transformer).items():
+        spec = LayerSpec(
+            weight_bits=bits, group=group, block=block_size(linear.in_features, block), symmetric_activations=False
+        )
+        weight = rotate(linear.weight.detach().float(), hadamard(spec.block, dtype=torch.float32))
+        grid = weight_grid(weight, bits=bits, group=group, symmetric=False, clip=False)
+        scale = grid.scale_OG.bfloat16()
+        every = scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+        zero = grid.zero_OG.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+        codes = encode(weight, every, zero, grid.levels).to(torch.uint8)
+        del tensors[f"{name}.weight"]
+        tensors |= {
+            f"{name}.codes": pack(codes, bits),
+            f"{name}.scale": scale,
+            f"{name}.zero": grid.zero_OG.to(torch.uint8),
+            f"{name}.policy": torch.tensor([(3, 4, 8)[t % 3] for t in range(len(timesteps))], dtype=torch.uint8),
+        }
+        layers[name] = spec.plain()
+    config = {"quant_method": "adatsq", "format": FORMAT, "layers": layers, "timesteps": timesteps}
+    target.mkdir(parents=True)
+    write_pipeline(source, target, tensors=tensors, quantization_config=config, card="# made by a test\n")
+    return target
