@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.card import card
 from adatsq_pipe.storage import arrays, tables
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import point, twin, write_text
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -32,8 +34,22 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     summary = summarize(config, run, context)
     pictures(context, run.report / "side_by_side.png", str(summary["title"]))
     _plots(context, run.report / "policy.png", run.report / "steps.png", summary)
+    _publish(run, context, summary)
     write_text(path, json.dumps(summary, indent=1) + "\n")
     return True
+
+
+def _publish(run: RunDir, context: Context, summary: Mapping[str, Any]) -> None:
+    """The assembled folder with a card that says what it scores; `model` is that from now on."""
+    manifest = context.manifest("assemble")
+    place = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
+    unfinished = place.with_name(place.name + ".unfinished")
+    twin(manifest.unit_folder("model"), unfinished)
+    write_text(unfinished / "README.md", card(context, manifest.read("model").value, summary["quality"]))
+    shutil.copyfile(run.report / "policy.png", unfinished / "policy.png")
+    shutil.rmtree(place, ignore_errors=True)
+    unfinished.rename(place)
+    point(run.model, place)
 
 
 def _stands(path: Path, fingerprint: str) -> bool:

@@ -145,8 +145,10 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
 
 
 def _publish(context: Context, run: RunDir) -> None:
+    """Point `model` to what was assembled, unless it is there already, or better: with its scores beside it."""
     manifest = context.manifest("assemble")
     if manifest.done("model"):
         folder = manifest.unit_folder("model")
-        if not run.model.is_symlink() or run.model.resolve() != folder.resolve():
+        scored = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
+        if not run.model.is_symlink() or run.model.resolve() not in (folder.resolve(), scored.resolve()):
             point(run.model, folder)

@@ -24,24 +24,6 @@ from adatsq_pipe.stages.base import (
 )
 from adatsq_pipe.storage.fingerprint import Plain
 
-_CARD = """# {name}, quantized
-
-Made by adatsq-pipe from `{name}` ({pipeline}). Its licence is that of the original model.
-
-- weights: {weight_bits:.2f} bits on average with scales and zero points
-- activations: {mean_bits:.2f} bits on average over timesteps and layers, {mac_bits:.2f} weighted by MACs
-- transformer: {ratio:.2f} times smaller than in bfloat16 (its quantized layers {layer_ratio:.2f} times)
-
-```python
-import adatsq_pipe.stages.runtime  # registers the quantizer
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("this folder")
-```
-
-Without the first line diffusers stops with "Unknown quantization type, got adatsq".
-"""
-
 
 class AssembleSettings(Settings):
     """[assemble] Nothing to set."""
@@ -56,6 +38,7 @@ class Assemble:
         self.context = context
 
     def __call__(self, key: str) -> None:
+        from adatsq_pipe.stages.card import card
         from adatsq_pipe.stages.runtime.spec import FORMAT
         from adatsq_pipe.storage.checkpoint import write_pipeline
 
@@ -69,7 +52,7 @@ class Assemble:
                 "timesteps": capture.survey_of(self.context)["timesteps"],
             }
             write_pipeline(
-                source, unit.folder, tensors=stored, quantization_config=config, card=self._card(source, unit.value)
+                source, unit.folder, tensors=stored, quantization_config=config, card=card(self.context, unit.value)
             )
             model = self.context.settings("model", ModelSettings)
             if model.call:
@@ -117,19 +100,6 @@ class Assemble:
             "policy_digest": policy.digest,
         }
         return stored, specs, sizes
-
-    def _card(self, source: Path, sizes: Mapping[str, Any]) -> str:
-        found, _ = self.context.read("search", "front")
-        pipeline = json.loads((source / "model_index.json").read_text())["_class_name"]
-        return _CARD.format(
-            name=source.name,
-            pipeline=pipeline,
-            weight_bits=sizes["weight_bits"],
-            mean_bits=found.value["mean_bits"],
-            mac_bits=found.value["mac_weighted_bits"],
-            ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
-            layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
-        )
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,3 +38,24 @@ def point(link: Path, target: Path) -> None:
     if link.exists() and not link.is_symlink():
         raise FileExistsError(f"{link} is in the way: it is not a link of this program; move it elsewhere")
     os.replace(partial, link)
+
+
+_COPIED = 2**20
+"""Files up to this size are copied; larger ones share their bytes with the original."""
+
+
+def twin(source: Path, target: Path) -> None:
+    """Make `target` the same tree as `source`: small files copied, large ones hard-linked where that can be."""
+    shutil.rmtree(target, ignore_errors=True)
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        if path.is_dir():
+            there.mkdir(parents=True, exist_ok=True)
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.stat().st_size <= _COPIED:
+                raise OSError
+            os.link(path, there)
+        except OSError:
+            shutil.copyfile(path, there)

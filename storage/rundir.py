@@ -1,6 +1,7 @@
 """A run directory: its format, its lock, and where each stage keeps its bytes.
 
-`<run>/run.json` (format), `<run>/<stage>/<fingerprint>/` (a Manifest each), `<run>/model`, `<run>/report/`.
+`<run>/run.json` (format), `<run>/<stage>/<fingerprint>/` (a Manifest each), `<run>/model` (a link), `<run>/report/`,
+`<run>/published/`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class RunDir:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    def published(self, assembled: str, evaluated: str) -> Path:
+        """The assembled folder together with what its evaluation found."""
+        return self.path / "published" / assembled[:16] / evaluated[:16]
 
     @property
     def report(self) -> Path:

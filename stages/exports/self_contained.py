@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.card import LOADING
 from adatsq_pipe.storage.files import write_text
 
 _OURS = "adatsq_pipe"
@@ -21,6 +22,14 @@ MODULES = (
     "runtime.linear", "runtime.follow", "runtime.quantizer",
 )  # fmt: skip
 """What runs a quantized model, each after what it imports."""
+_LOADING = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("this folder", trust_remote_code=True)
+```
+
+The code that runs it is pipeline.py in this folder: read it before you trust it.
+"""
 _HEAD = '''"""Runs the quantized model in this folder: the runtime of adatsq-pipe (Apache-2.0), in one file."""
 
 from __future__ import annotations
@@ -47,15 +56,8 @@ def export(source: Path, out: Path) -> str:
     write_text(out / "pipeline.py", code(pipeline))
     index["_class_name"] = ["pipeline", f"Quantized{pipeline}"]
     write_text(out / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
-    card = (out / "README.md").read_text() if (out / "README.md").exists() else ""
-    write_text(
-        out / "README.md",
-        card.replace("import adatsq_pipe.stages.runtime  # registers the quantizer\n", "")
-        .replace('from_pretrained("this folder")', 'from_pretrained("this folder", trust_remote_code=True)')
-        .replace(
-            "Without the first line diffusers", "Without `trust_remote_code=True` diffusers refuses; a bare transformer"
-        ),
-    )
+    if (out / "README.md").exists():
+        write_text(out / "README.md", (out / "README.md").read_text().replace(LOADING, _LOADING))
     return "load it with DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True); nothing of ours is needed"
 
 

@@ -26,6 +26,9 @@ def test_outputs(undisturbed: Path) -> None:
     assert config["quantization_config"]["quant_method"] == "adatsq"
     said = json.loads((undisturbed / "model" / "sampling.json").read_text())
     assert said["call"]["num_inference_steps"] == 4 and said["world"] == ""
+    card = (undisturbed / "model" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: ") and "| PSNR of pictures, dB |" in card and "![Activation bits" in card
+    assert (undisturbed / "model" / "policy.png").stat().st_size > 1000
     assert (undisturbed / "report" / "side_by_side.png").stat().st_size > 1000
     assert list(undisturbed.glob("search/*/units/front/front.parquet"))
 
