@@ -1,7 +1,8 @@
 """The quantized folder with the code that runs it inside: `from_pretrained(..., trust_remote_code=True)`, no install.
 
 The code is one file, pipeline.py: the runtime's modules one after another, then the folder's pipeline class under
-another name. diffusers copies that file alone, so it may not be several.
+another name. diffusers copies that file alone, so it may not be several. The GPU kernel is left out: Triton must not
+be needed to read the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from adatsq_pipe.storage.files import write_text
 _OURS = "adatsq_pipe"
 MODULES = (
     "numerics.policy", "numerics.packing", "numerics.transform", "numerics.grid", "runtime.spec", "runtime.clock",
-    "runtime.linear", "runtime.follow", "runtime.quantizer",
+    "runtime.shared",    "runtime.linear", "runtime.follow", "runtime.quantizer",
 )  # fmt: skip
 """What runs a quantized model, each after what it imports."""
 _LOADING = """```python

@@ -3,9 +3,18 @@
 `execute(pipe.transformer, "simulate")` chooses how its layers compute; see `EXECUTIONS`.
 """
 
+from importlib.util import find_spec
+
+import torch
+
+from adatsq_pipe.stages.runtime import linear
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, execute
 from adatsq_pipe.stages.runtime.quantizer import AdatsqConfig, register
 
 __all__ = ["EXECUTIONS", "AdatsqConfig", "execute"]
 
 register()
+if torch.cuda.is_available() and find_spec("triton"):
+    from adatsq_pipe.stages.runtime.kernels import packed_product
+
+    linear.gpu_product = packed_product

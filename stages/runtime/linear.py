@@ -7,7 +7,7 @@ codes alone and unpacks some rows at a time into whole numbers that the dtype ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from adatsq_pipe.stages.numerics.grid import by_rows, decode, quantize_tokens, s
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
+from adatsq_pipe.stages.runtime.shared import Rounded, SharedInput
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 EXECUTIONS = ("reference", "simulate", "packed")
@@ -27,29 +28,8 @@ _SMALL = 2**25
 _HOLD_CODES = (torch.float32, torch.bfloat16)
 """Dtypes in which codes up to eight bits are exact and sums of their products do not overflow."""
 
-Rounded = tuple[Tensor, "Tensor | None"]
-"""A rounded input: values and None, or codes and what they are to be multiplied by."""
-
-
-class SharedInput:
-    """The last rounded input, so that layers fed the same tensor (q, k, v) at the same bits round it once."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self._input: Tensor | None = None
-        self._version = -1
-        self._rounded: dict[tuple[object, ...], Rounded] = {}
-
-    def rounded(self, x: Tensor, key: tuple[object, ...]) -> Rounded | None:
-        same = self._input is x and self._version == x._version
-        return self._rounded.get(key) if same else None
-
-    def keep(self, x: Tensor, key: tuple[object, ...], rounded: Rounded) -> None:
-        if self._input is not x or self._version != x._version:
-            self._input, self._version, self._rounded = x, x._version, {}
-        self._rounded[key] = rounded
+gpu_product: Callable[..., Tensor] | None = None
+"""`kernels.packed_product`, put here where there are a GPU and Triton; without it a GPU takes the CPU's way."""
 
 
 class QuantizedLinear(nn.Module):
@@ -268,6 +248,10 @@ class QuantizedLinear(nn.Module):
         spec, dtype = self.spec, x.dtype
         whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
         (values, times), branch = self._prepared(x, as_codes=whole)
+        of_tokens = whole and times is not None and times.ndim > 0
+        if gpu_product is not None and x.is_cuda and of_tokens and not torch.compiler.is_compiling():
+            out = gpu_product(values, times, self.codes, self.scale, self.zero, bits=spec.weight_bits)
+            return self._ended(out, None, branch)
         scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
         parts = []
         for start in range(0, self.out_features, step):
@@ -276,11 +260,14 @@ class QuantizedLinear(nn.Module):
                 parts.append(functional.linear(values, rows.flatten(1)).mul_(of_rows.squeeze(1)))
             else:
                 parts.append(functional.linear(values, rows.mul_(of_rows.unsqueeze(2)).flatten(1)))
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return self._ended(parts[0] if len(parts) == 1 else torch.cat(parts, -1), times, branch)
+
+    def _ended(self, out: Tensor, times: Tensor | None, branch: Tensor | None) -> Tensor:
+        """A product with what is left to multiply and to add; `out` is changed."""
         if times is not None:
-            out = out.mul_(times.to(dtype))
+            out = out.mul_(times.to(out.dtype))
         if self.bias is not None:
-            out = out.add_(self.bias.to(dtype))
+            out = out.add_(self.bias.to(out.dtype))
         return out if branch is None else out.add_(self._branch(branch))
 
     def extra_repr(self) -> str:

@@ -55,11 +55,12 @@ def train_part(
     every: int = 250,
     average: float = 0.999,
     decay: float = 0.01,
+    half: bool = False,
 ) -> nn.Module:
     """Train `model` on DEVICE for `steps` steps of `loss(step)`; return the running average of its weights, on the CPU.
 
     `work/NAME.safetensors` is the checkpoint (every `every` steps), `work/NAME_loss.csv` the mean loss of each 100
-    steps. A finished part is only loaded.
+    steps. A finished part is only loaded. `half` computes losses under bfloat16 autocast; weights stay float32.
     """
     model.to(DEVICE)
     smooth = copy.deepcopy(model).requires_grad_(False)
@@ -69,7 +70,8 @@ def train_part(
     for step in _shown(name, start, steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * rate_at(step, steps)
-        value = loss(step)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
+            value = loss(step)
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -151,6 +151,7 @@ def train(
     batch: int,
     seed: int,
     compile: bool,
+    half: bool = False,
     start: nn.Module | None = None,
 ) -> WanTransformer3DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
@@ -169,14 +170,14 @@ def train(
         t = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
         ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
         clean, noise, t, ids = (each.to(DEVICE) for each in (clean, noise, t, ids))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(DEVICE.type, enabled=False):
             text = reader.states(ids)
         x = torch.lerp(clean, noise, t.view(-1, 1, 1, 1, 1))
         got = field(hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
-        error: Tensor = (got - (noise - clean)).square().mean()
+        error: Tensor = (got.float() - (noise - clean)).square().mean()
         return error
 
-    smooth = train_part("wan", model, loss, steps=steps, rate=rate, work=work)
+    smooth = train_part("wan", model, loss, steps=steps, rate=rate, work=work, half=half)
     assert isinstance(smooth, WanTransformer3DModel)
     return smooth
 

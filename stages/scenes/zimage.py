@@ -57,6 +57,7 @@ def train(
     batch: int,
     seed: int,
     compile: bool,
+    half: bool = False,
     start: nn.Module | None = None,
 ) -> ZImageTransformer2DModel:
     """The running average after `steps` of flow matching, captions dropped once in ten."""
@@ -79,14 +80,14 @@ def train(
         ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, closing, ids)
         clean, noise, sigma, ids = (each.to(DEVICE) for each in (clean, noise, sigma, ids))
         x = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(DEVICE.type, enabled=False):
             text = reader.states(ids)
         said = [state[row != words.pad_token_id] for state, row in zip(text, ids, strict=True)]
         got = model(list(x.unsqueeze(2).unbind(0)), 1 - sigma, said, return_dict=False)[0]
-        error: Tensor = (torch.stack(got).squeeze(2) - (clean - noise)).square().mean()
+        error: Tensor = (torch.stack(got).squeeze(2).float() - (clean - noise)).square().mean()
         return error
 
-    smooth = train_part("z-image", model, loss, steps=steps, rate=rate, work=work)
+    smooth = train_part("z-image", model, loss, steps=steps, rate=rate, work=work, half=half)
     assert isinstance(smooth, ZImageTransformer2DModel)
     return smooth
 
