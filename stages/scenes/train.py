@@ -25,6 +25,7 @@ from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, wan, worlds, zimage
 from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import train_part
+from adatsq_pipe.storage.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +247,17 @@ def keep_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
             csv.writer(file).writerows([["step", "loss"], *rows])
 
 
+def _keep_plan(work: Path, plan: Plan) -> None:
+    """Note the plan that the parts in `work` belong to. Raises UsageError if they belong to another one."""
+    path, now = work / "plan.json", asdict(plan)
+    if path.exists():
+        was = json.loads(path.read_text())
+        differing = [f"{key} {was.get(key)} (now {value})" for key, value in now.items() if was.get(key) != value]
+        if differing:
+            raise click.UsageError(f"{work} holds parts of another plan: {', '.join(differing)}; name another --out")
+    write_text(path, json.dumps(now, indent=1) + "\n")
+
+
 @click.command()
 @click.argument("family", type=click.Choice(list(FAMILIES)))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the pipeline.")
@@ -275,6 +287,7 @@ def main(
     plan = replace(plan, seed=plan.seed + len(history(start)))
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
+    _keep_plan(work, plan)
     begun = DiffusionPipeline.from_pretrained(start) if start else None
     pipeline, call, world = train(Job(plan=plan, work=work, compile=compile, start=begun))
     export(pipeline, call, out, world=world)

@@ -113,3 +113,10 @@ def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(family: str, tmp_path: P
     weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_parts_of_another_plan_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "plan.json").write_text(json.dumps({"steps": 3000}))
+    done = CliRunner().invoke(train.main, ["z-image", "--out", str(tmp_path)])
+    assert done.exit_code == 2 and "steps 3000 (now 9000)" in done.output.replace("\n", " ")
