@@ -24,6 +24,7 @@ from adatsq_pipe.stages.base import (
     identity,
     unit_of,
 )
+from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class HessianSettings(Settings):
     """[hessian]"""
 
     temporal: bool = True
-    """Weight timesteps by Fisher information; false = all alike."""
+    """Weight timesteps by Fisher information, if the recipe does; false = all alike."""
     effective_steps: float = Field(default=0.5, gt=0, le=1)
     """Effective number of steps exp(H(alpha)), as a share of all steps; fixes the temperature tau per layer."""
 
@@ -83,7 +84,8 @@ class Hessian:
         from adatsq_pipe.stages.numerics.sensitivity import temporal_weights
 
         steps = self.survey["steps"]
-        share = self.settings.effective_steps if self.settings.temporal else 1.0
+        temporal = self.settings.temporal and resolve(self.context.tables["recipe"]).temporal
+        share = self.settings.effective_steps if temporal else 1.0
         return temporal_weights(self.fisher_TL[:, layer], effective=max(1.0, share * steps))
 
     def _rows(self, source: str) -> Any:
@@ -113,7 +115,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return identity(tables, "compute", "hessian")
+    return {**identity(tables, "compute", "hessian"), "temporal": resolve(tables["recipe"]).temporal}
 
 
 STAGE = Stage(

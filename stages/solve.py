@@ -1,12 +1,15 @@
 """Solve: every layer's low-bit weight, one unit a layer. Layers are independent of each other.
 
-Units: `layer/<name>`: codes uint8 [out, in] (not packed), scale bfloat16 and zero uint8 [out, groups]. The unit's
-value records the damping that was needed and the output error beside that of rounding to nearest.
+A weight is smoothed, rotated, relieved of what its low-rank branch takes, and rounded, as the recipe has it. Units:
+`layer/<name>`: codes uint8 [out, in] (not packed), scale bfloat16 and zero uint8 [out, groups], and the tensors of the
+other parts (see LayerSpec.tensors). The unit's value records the damping that was needed and the output error beside
+that of rounding to nearest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -50,18 +53,23 @@ def spec_of(recipe: Recipe, row: Mapping[str, Any]) -> LayerSpec:
 
     conditioning = row["kind"] == "conditioning"
     group = recipe.conditioning_group if conditioning else recipe.weight_group
-    if group and row["in"] % group:
-        raise StageError(
-            f"layer {row['name']} has {row['in']} inputs, which groups of {group} do not divide; "
-            f"set recipe.{'conditioning' if conditioning else 'weight'}_group to a divisor or 0"
-        )
-    rotated = recipe.transform == "hadamard" and not conditioning
-    return LayerSpec(
+    spec = LayerSpec(
         weight_bits=recipe.conditioning_bits if conditioning else recipe.weight_bits,
         group=group,
-        block=block_size(row["in"], recipe.transform_block) if rotated else 1,
+        block=1 if conditioning or recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
         symmetric_activations=recipe.activation_symmetric,
+        activation_group=0 if conditioning else recipe.activation_group,
+        smoothed=recipe.smoothing != "none" and not conditioning,
+        rank=0 if conditioning else recipe.rank,
     )
+    try:
+        spec.tensors(row["in"], row["out"], 1)
+    except ValueError as error:
+        which = (
+            f"recipe.{'conditioning' if conditioning else 'weight'}_group" if group and row["in"] % group else "recipe"
+        )
+        raise StageError(f"layer {row['name']}: {error}; choose a divisor or 0 for {which}") from None
+    return spec
 
 
 class Solve:
@@ -82,7 +90,7 @@ class Solve:
     def __call__(self, key: str) -> None:
         import torch
 
-        from adatsq_pipe.stages.numerics import gptq, transform
+        from adatsq_pipe.stages.numerics import gptq, lowrank
         from adatsq_pipe.stages.numerics.grid import decode, encode, weight_grid
         from adatsq_pipe.storage import tensors
 
@@ -91,28 +99,46 @@ class Solve:
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
             gram = tensors.read(folder, [name])[name].to(self.device).double()
+            peaks = self._peaks(row["source"]) if spec.smoothed else None
             with unit.timed("algebra"):
-                h = transform.hadamard(spec.block, dtype=torch.float64, device=self.device)
-                w = transform.rotate(self.linears[name].weight.detach().double(), h).float()
-                gram = transform.rotate_gram(gram, h)
-                grid = _stored(
-                    weight_grid(
-                        w, bits=spec.weight_bits, group=spec.group,
-                        symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
-                    )
-                )  # fmt: skip
+                w, gram, parts = self._prepared(self.linears[name].weight.detach().double(), gram, spec, peaks)
+
+                def grid_of(w: Tensor) -> Grid:
+                    return _stored(
+                        weight_grid(
+                            w, bits=spec.weight_bits, group=spec.group,
+                            symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
+                        )
+                    )  # fmt: skip
+
+                def rounded(w: Tensor) -> Tensor:
+                    grid = grid_of(w)
+                    scale, zero = grid.columns(w.shape[1])
+                    return decode(encode(w, scale, zero, grid.levels), scale, zero)
+
+                whole = w
+                if spec.rank:
+                    branch = lowrank.alternate(w, gram, rounded, rank=spec.rank, rounds=self.recipe.rank_rounds)
+                    parts |= {"up": branch.up_OR, "down": branch.down_RI}
+                    w = (w.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
+                grid = grid_of(w)
                 scale, zero = grid.columns(w.shape[1])
                 nearest = encode(w, scale, zero, grid.levels)
-                nearest_error = gptq.weighted_error(w, decode(nearest, scale, zero), gram)
+                taken = whole - w
+                nearest_error = gptq.weighted_error(whole, taken + decode(nearest, scale, zero), gram)
                 solved = gptq.Solved(codes_OI=nearest.to(torch.uint8), damping=0.0, error=nearest_error)
                 if self.recipe.solver == "gptq":
                     solved = self._gptq(name, w, gram, grid)
+                    if spec.rank:
+                        values = taken + decode(solved.codes_OI, scale, zero)
+                        solved = replace(solved, error=gptq.weighted_error(whole, values, gram))
             tensors.write(
                 unit.folder,
                 {
                     "codes": solved.codes_OI,
                     "scale": grid.scale_OG.bfloat16(),
                     "zero": grid.zero_OG.to(torch.uint8),
+                    **parts,
                 },
             )
             unit.value = {
@@ -121,6 +147,35 @@ class Solve:
                 "damping": solved.damping,
                 "spec": spec.plain(),
             }
+
+    def _prepared(
+        self, w: Tensor, gram: Tensor, spec: LayerSpec, peaks: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The weight (float32) and the Gram matrix (float64) in the basis the codes are in, and the tensors of it."""
+        import torch
+
+        from adatsq_pipe.stages.numerics import smoothing, transform
+
+        parts: dict[str, Tensor] = {}
+        if peaks is not None:
+            s = smoothing.smoothquant(peaks.to(w.device), w, alpha=self.recipe.smoothing_alpha)
+            parts["smooth"] = (1 / s).bfloat16()
+            factor = parts["smooth"].double()
+            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
+        h = transform.hadamard(spec.block, dtype=torch.float64, device=self.device)
+        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h), parts
+
+    def _peaks(self, source: str) -> Tensor:
+        """The absolute maximum of every input channel, over all tokens, steps and captions, [in]."""
+        import torch
+
+        from adatsq_pipe.storage import tensors
+
+        name, found = f"absmax:{source}", []
+        for key in capture.units(self.context)[2]:
+            _, folder = self.context.read("capture", key, tensors=[name])
+            found.append(tensors.read(folder, [name])[name].flatten(0, -2).amax(0))
+        return torch.stack(found).amax(0)
 
     def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Any:
         from adatsq_pipe.stages.numerics import gptq
@@ -133,8 +188,6 @@ class Solve:
 
 def _stored(grid: Grid) -> Grid:
     """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
-    from dataclasses import replace
-
     return replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
 
 
@@ -166,13 +219,13 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     recipe = resolve(tables["recipe"]).model_dump()
-    weights = {key: recipe[key] for key in (*WEIGHT_FIELDS, "activation_symmetric")}
+    weights = {key: recipe[key] for key in WEIGHT_FIELDS}
     return {**identity(tables, "compute", "solve"), "recipe": weights}
 
 
 STAGE = Stage(
     name="solve",
-    version=1,
+    version=2,
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from adatsq_pipe.stages.base import Settings, StageError
 
@@ -19,6 +19,16 @@ class Recipe(Settings):
     """What is applied to activations online and folded into weights offline."""
     transform_block: int = Field(ge=1)
     """Largest Hadamard block."""
+    smoothing: Literal["none", "smoothquant"]
+    """Whether input channels are divided by something first, which multiplies the weight's columns."""
+    smoothing_alpha: float = Field(ge=0, le=1)
+    """How much of a channel's size moves to the weight: 0 nothing, 1 all."""
+    rank: int = Field(ge=0)
+    """Rank of the branch that runs beside the codes in full precision; 0 = none."""
+    rank_rounds: int = Field(ge=1)
+    """At most so many alternations of branch and residual."""
+    temporal: bool
+    """Hessians weighted by temporal Fisher information; false = all timesteps alike."""
     solver: Literal["rtn", "gptq"]
     weight_bits: Literal[2, 3, 4, 5, 6, 8]
     weight_group: int = Field(ge=0)
@@ -30,14 +40,17 @@ class Recipe(Settings):
     """Weight bits of layers fed one vector a sample (adaLN modulation); their activations are not rounded."""
     conditioning_group: int = Field(ge=0)
     activation_symmetric: bool
+    activation_group: int = Field(ge=0)
+    """Channels of a token that share an activation scale; 0 = all."""
     allocation: Literal["uniform", "trellis"]
     activation_bits: int = Field(ge=2, le=16)
     """Activation bits of a uniform allocation."""
 
 
 WEIGHT_FIELDS = (
-    "transform", "transform_block", "solver", "weight_bits", "weight_group", "weight_symmetric", "weight_clip",
-    "conditioning_bits", "conditioning_group",
+    "transform", "transform_block", "smoothing", "smoothing_alpha", "rank", "rank_rounds", "solver", "weight_bits",
+    "weight_group", "weight_symmetric", "weight_clip", "conditioning_bits", "conditioning_group",
+    "activation_symmetric", "activation_group",
 )  # fmt: skip
 
 
@@ -47,6 +60,11 @@ class RecipeSettings(Settings):
     method: str = "adatsq"
     transform: Literal["none", "hadamard"] | None = None
     transform_block: int | None = None
+    smoothing: Literal["none", "smoothquant"] | None = None
+    smoothing_alpha: float | None = None
+    rank: int | None = None
+    rank_rounds: int | None = None
+    temporal: bool | None = None
     solver: Literal["rtn", "gptq"] | None = None
     weight_bits: int | None = None
     weight_group: int | None = None
@@ -55,6 +73,7 @@ class RecipeSettings(Settings):
     conditioning_bits: int | None = None
     conditioning_group: int | None = None
     activation_symmetric: bool | None = None
+    activation_group: int | None = None
     allocation: Literal["uniform", "trellis"] | None = None
     activation_bits: int | None = None
 
@@ -73,4 +92,8 @@ def resolve(table: Mapping[str, Any]) -> Recipe:
         raise StageError(f"recipe.method is {name!r}; there are {', '.join(methods())}")
     base: Recipe = importlib.import_module(f"adatsq_pipe.stages.methods.{name}").RECIPE
     changes = {key: value for key, value in table.items() if key != "method" and value is not None}
-    return Recipe.model_validate({**base.model_dump(), **changes})
+    try:
+        return Recipe.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StageError(f"recipe.{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}") from None

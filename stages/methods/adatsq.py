@@ -11,6 +11,11 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 RECIPE = Recipe(
     transform="hadamard",
     transform_block=128,
+    smoothing="none",
+    smoothing_alpha=0.5,
+    rank=0,
+    rank_rounds=1,
+    temporal=True,
     solver="gptq",
     weight_bits=4,
     weight_group=0,
@@ -19,6 +24,7 @@ RECIPE = Recipe(
     conditioning_bits=4,
     conditioning_group=64,
     activation_symmetric=False,
+    activation_group=0,
     allocation="trellis",
     activation_bits=4,
 )

@@ -7,6 +7,11 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 RECIPE = Recipe(
     transform="none",
     transform_block=1,
+    smoothing="none",
+    smoothing_alpha=0.5,
+    rank=0,
+    rank_rounds=1,
+    temporal=False,
     solver="rtn",
     weight_bits=4,
     weight_group=0,
@@ -15,6 +20,7 @@ RECIPE = Recipe(
     conditioning_bits=4,
     conditioning_group=64,
     activation_symmetric=False,
+    activation_group=0,
     allocation="uniform",
     activation_bits=4,
 )

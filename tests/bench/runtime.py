@@ -2,12 +2,16 @@
 
 At FLUX's shapes (4608 tokens; 3072 x 3072 and 3072 x 12288), bf16, two threads, it prints the time of every execution
 over that of `nn.Linear`, beside torchao's int8 dynamic and SDNQ where they are installed (`pip install torchao sdnq`).
-With --model the same of a whole denoiser call: a quantized folder against its full-precision --base, in float32.
+With --model the same of a whole pipeline call: a quantized folder against its full-precision --base, in float32.
+With --memory the resident memory of one loaded FLUX block of full size, packed, over the size of its file.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,17 +100,73 @@ def linears(repeats: int) -> None:
             click.echo(f"  {name:24} {taken[name] / taken[PLAIN]:.2f}{size}")
 
 
+_LOADER = """
+import gc, sys, psutil, torch
+import adatsq_pipe.stages.runtime as runtime
+from diffusers import FluxTransformer2DModel
+me = psutil.Process()
+before = me.memory_full_info().rss
+model = FluxTransformer2DModel.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+runtime.execute(model, "packed")
+with torch.no_grad():
+    for layer in runtime.linear.quantized_layers(model).values():
+        layer(torch.randn(1, 64, layer.in_features, dtype=torch.bfloat16))
+gc.collect()
+print(me.memory_full_info().rss - before)
+"""
+
+
+def memory() -> None:
+    """One single-stream block of FLUX's width, 4-bit codes, loaded and used in a process of its own."""
+    from diffusers import FluxTransformer2DModel
+    from safetensors.torch import save_file
+
+    from adatsq_pipe.stages.denoiser import quantizable_linears
+    from adatsq_pipe.stages.runtime.spec import FORMAT
+
+    spec = LayerSpec(weight_bits=4, group=0, block=128, symmetric_activations=False)
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(num_layers=0, num_single_layers=2, guidance_embeds=True)
+    layers = quantizable_linears(model)
+    tensors = {n: torch.zeros(p.shape, dtype=torch.bfloat16) for n, p in model.state_dict().items()}
+    for name, linear in layers.items():
+        del tensors[f"{name}.weight"]
+        for part, (shape, dtype) in spec.tensors(linear.in_features, linear.out_features, 50).items():
+            tensors[f"{name}.{part}"] = torch.ones(shape, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        model.register_to_config(
+            quantization_config={
+                "quant_method": "adatsq",
+                "format": FORMAT,
+                "layers": {name: spec.plain() for name in layers},
+                "timesteps": [float(t) for t in range(50)],
+            }
+        )
+        model.save_config(folder)
+        path = Path(folder) / "diffusion_pytorch_model.safetensors"
+        save_file(tensors, path, metadata={"format": "pt"})
+        size = path.stat().st_size
+        done = subprocess.run([sys.executable, "-c", _LOADER, folder], check=True, capture_output=True, text=True)
+        click.echo(
+            f"two FLUX single blocks, W4 packed: file {size / 2**20:.0f} MiB, resident after use over it "
+            f"{int(done.stdout.split()[-1]) / size:.2f}"
+        )
+
+
 @click.command()
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A quantized pipeline folder.")
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Its full-precision folder.")
+@click.option("--memory", "weigh", is_flag=True, help="Resident memory, too.")
 @click.option("--threads", default=2, show_default=True)
-def main(repeats: int, model: Path | None, base: Path | None, threads: int) -> None:
+def main(repeats: int, model: Path | None, base: Path | None, weigh: bool, threads: int) -> None:
     """Print the ratios."""
     torch.set_num_threads(threads)
     linears(repeats)
     if model and base:
         pipelines(model, base, repeats)
+    if weigh:
+        memory()
 
 
 def pipelines(model: Path, base: Path, repeats: int) -> None:

@@ -1,0 +1,54 @@
+"""The contract of every method that is found: a tiny run of it ends with a folder that draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.methods._recipe import methods, resolve
+from adatsq_pipe.stages.solve import spec_of
+from tests.whole import harness
+
+SMALLER = {"svdquant": ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16")}
+"""What a method needs changed to fit layers of 32 inputs."""
+
+
+@pytest.fixture(scope="module")
+def captured(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("methods") / "run"
+    done = harness.run(*harness.tiny(run, family("flux"), "--stages", "capture..fisher"))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("method", methods())
+def test_a_run_of_it_ends_with_a_model_that_draws(method: str, captured: Path, family: Callable[[str], Path]) -> None:
+    sets = [f"--set={s}" for s in (f"recipe.method='{method}'", *SMALLER.get(method, ()))]
+    done = harness.run(*harness.tiny(captured, family("flux"), *sets))
+    assert done.returncode == 0, done.stderr
+    assert "capture: started" not in done.stderr + done.stdout
+    summary = json.loads((captured / "report" / "summary.json").read_text())
+    assert summary["quality"]["psnr"]["mean"] > 15
+    card = (captured / "model" / "README.md").read_text()
+    assert f"recipe `{method}`" in card
+
+
+ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"method": "svdquant"}, "group 64 does not divide the input width 48"),
+        ({"method": "svdquant", "weight_group": 0, "activation_group": 0, "rank": 64}, "rank 64 is above"),
+        ({"method": "rtn", "weight_bits": 7}, "recipe.weight_bits = 7"),
+        ({"method": "quark"}, "recipe.method is 'quark'; there are adatsq, "),
+    ],
+)
+def test_what_a_layer_cannot_take_is_said(table: dict[str, object], words: str) -> None:
+    with pytest.raises(StageError, match=words):
+        spec_of(resolve(table), ROW)

@@ -1,0 +1,62 @@
+"""Smoothing and the low-rank branch: what each must never do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from adatsq_pipe.stages.numerics import lowrank, smoothing
+from adatsq_pipe.stages.numerics.gptq import weighted_error
+from adatsq_pipe.stages.numerics.grid import decode, encode, weight_grid
+
+
+def _problem(seed: int = 3, width: int = 32, out: int = 24) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, width, generator=random, dtype=torch.float64)
+    x[:, 3] *= 40
+    return x, torch.randn(out, width, generator=random), x.T @ x
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_smoothing_leaves_the_output_as_it_was(alpha: float) -> None:
+    x, w, _ = _problem()
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=alpha)
+    assert torch.allclose((x / s) @ (w.double() * s).T, x @ w.double().T, rtol=1e-9, atol=1e-9)
+
+
+def test_smoothing_by_half_makes_both_sides_equal() -> None:
+    x, w, _ = _problem()
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=0.5)
+    assert torch.allclose((x / s).abs().amax(0), (w.double() * s).abs().amax(0))
+
+
+def test_smoothing_leaves_dead_channels_alone() -> None:
+    x, w, _ = _problem()
+    x[:, 1], w[:, 2] = 0, 0
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=0.5)
+    assert s[1] == 1 and s[2] == 1 and s.isfinite().all()
+
+
+def _rounded(w: Tensor) -> Tensor:
+    grid = weight_grid(w, bits=3, group=8, symmetric=False, clip=False)
+    scale, zero = grid.columns(w.shape[1])
+    return decode(encode(w, scale, zero, grid.levels), scale, zero)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_the_alternation_never_ends_worse_than_it_began(rank: int) -> None:
+    _, w, gram = _problem()
+    branch = lowrank.alternate(w, gram, _rounded, rank=rank, rounds=30)
+    assert branch.error == min(branch.errors) and branch.error <= branch.errors[0]
+    assert branch.error < weighted_error(w, _rounded(w), gram)
+    low = branch.up_OR.double() @ branch.down_RI.double()
+    got = low + _rounded((w.double() - low).float()).double()
+    assert weighted_error(w, got, gram) == pytest.approx(branch.error)
+
+
+def test_the_branch_is_the_best_of_its_rank() -> None:
+    _, w, _ = _problem()
+    up, down = lowrank.truncated(w, 5, dtype=torch.float64)
+    left = torch.linalg.svdvals(w.double() - up @ down)
+    assert torch.allclose(left[: 24 - 5], torch.linalg.svdvals(w.double())[5:])
