@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -33,6 +34,7 @@ from adatsq_pipe.storage.fingerprint import Plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adatsq_pipe.stages.numerics.gptq import Solved
     from adatsq_pipe.stages.numerics.grid import Grid
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
@@ -59,6 +61,9 @@ def spec_of(recipe: Recipe, row: Mapping[str, Any]) -> LayerSpec:
         block=1 if conditioning or recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
         symmetric_activations=recipe.activation_symmetric,
         activation_group=0 if conditioning else recipe.activation_group,
+        permuted=recipe.permuted and not conditioning,
+        codebook=recipe.codebook and not conditioning,
+        activation_codebook=recipe.codebook and not conditioning,
         smoothed=recipe.smoothing != "none" and not conditioning,
         rank=0 if conditioning else recipe.rank,
     )
@@ -90,80 +95,63 @@ class Solve:
     def __call__(self, key: str) -> None:
         import torch
 
-        from adatsq_pipe.stages.numerics import gptq, lowrank
-        from adatsq_pipe.stages.numerics.grid import decode, encode, weight_grid
+        from adatsq_pipe.stages.numerics import weight
         from adatsq_pipe.storage import tensors
 
         name = key.partition("/")[2]
-        row, spec = self.rows[name], spec_of(self.recipe, self.rows[name])
+        row, spec, recipe = self.rows[name], spec_of(self.recipe, self.rows[name]), self.recipe
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
             gram = tensors.read(folder, [name])[name].to(self.device).double()
             peaks = self._peaks(row["source"]) if spec.smoothed else None
             with unit.timed("algebra"):
-                w, gram, parts = self._prepared(self.linears[name].weight.detach().double(), gram, spec, peaks)
-
-                def grid_of(w: Tensor) -> Grid:
-                    return _stored(
-                        weight_grid(
-                            w, bits=spec.weight_bits, group=spec.group,
-                            symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
-                        )
-                    )  # fmt: skip
-
-                def rounded(w: Tensor) -> Tensor:
-                    grid = grid_of(w)
-                    scale, zero = grid.columns(w.shape[1])
-                    return decode(encode(w, scale, zero, grid.levels), scale, zero)
-
-                whole = w
-                if spec.rank:
-                    branch = lowrank.alternate(w, gram, rounded, rank=spec.rank, rounds=self.recipe.rank_rounds)
-                    parts |= {"up": branch.up_OR, "down": branch.down_RI}
-                    w = (w.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
-                grid = grid_of(w)
-                scale, zero = grid.columns(w.shape[1])
-                nearest = encode(w, scale, zero, grid.levels)
-                taken = whole - w
-                nearest_error = gptq.weighted_error(whole, taken + decode(nearest, scale, zero), gram)
-                solved = gptq.Solved(codes_OI=nearest.to(torch.uint8), damping=0.0, error=nearest_error)
-                if self.recipe.solver == "gptq":
-                    solved = self._gptq(name, w, gram, grid)
-                    if spec.rank:
-                        values = taken + decode(solved.codes_OI, scale, zero)
-                        solved = replace(solved, error=gptq.weighted_error(whole, values, gram))
-            tensors.write(
-                unit.folder,
-                {
-                    "codes": solved.codes_OI,
-                    "scale": grid.scale_OG.bfloat16(),
-                    "zero": grid.zero_OG.to(torch.uint8),
-                    **parts,
-                },
-            )
+                w, gram, basis = self._prepared(name, gram, spec, peaks)
+                if spec.codebook:
+                    coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
+                else:
+                    solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
+                    coded = weight.on_grid(
+                        w, gram, partial(self._grid, spec), rank=spec.rank, rounds=recipe.rank_rounds, solver=solver
+                    )
+            tensors.write(unit.folder, {**coded.tensors, **basis})
             unit.value = {
-                "error": solved.error,
-                "nearest_error": nearest_error,
-                "damping": solved.damping,
+                "error": coded.error,
+                "nearest_error": coded.nearest_error,
+                "damping": coded.damping,
                 "spec": spec.plain(),
             }
 
+    def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
+        """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
+        from adatsq_pipe.stages.numerics.grid import weight_grid
+
+        found = weight_grid(
+            w, bits=spec.weight_bits, group=spec.group,
+            symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
+        )  # fmt: skip
+        return replace(found, scale_OG=found.scale_OG.bfloat16().float())
+
     def _prepared(
-        self, w: Tensor, gram: Tensor, spec: LayerSpec, peaks: Tensor | None
+        self, name: str, gram: Tensor, spec: LayerSpec, peaks: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The weight (float32) and the Gram matrix (float64) in the basis the codes are in, and the tensors of it."""
+        import numpy as np
         import torch
 
         from adatsq_pipe.stages.numerics import smoothing, transform
 
-        parts: dict[str, Tensor] = {}
+        w, basis = self.linears[name].weight.detach().double(), {}
+        if spec.permuted:
+            order = torch.from_numpy(np.random.default_rng(list(name.encode())).permutation(w.shape[1])).to(w.device)
+            basis["order"] = order.int()
+            w, gram = w[:, order], gram[order][:, order]
         if peaks is not None:
             s = smoothing.smoothquant(peaks.to(w.device), w, alpha=self.recipe.smoothing_alpha)
-            parts["smooth"] = (1 / s).bfloat16()
-            factor = parts["smooth"].double()
+            basis["smooth"] = (1 / s).bfloat16()
+            factor = basis["smooth"].double()
             w, gram = w / factor, gram * factor * factor.unsqueeze(1)
         h = transform.hadamard(spec.block, dtype=torch.float64, device=self.device)
-        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h), parts
+        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h), basis
 
     def _peaks(self, source: str) -> Tensor:
         """The absolute maximum of every input channel, over all tokens, steps and captions, [in]."""
@@ -177,18 +165,13 @@ class Solve:
             found.append(tensors.read(folder, [name])[name].flatten(0, -2).amax(0))
         return torch.stack(found).amax(0)
 
-    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Any:
+    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solved:
         from adatsq_pipe.stages.numerics import gptq
 
         try:
             return gptq.solve(w, gram, grid, damping=self.settings.damping, act_order=self.settings.act_order)
         except ValueError as error:
             raise StageError(f"layer {name}: {error}; raise solve.damping or capture.rows") from None
-
-
-def _stored(grid: Grid) -> Grid:
-    """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
-    return replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
 
 
 def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Recipe(Settings):
     """What is applied to activations online and folded into weights offline."""
     transform_block: int = Field(ge=1)
     """Largest Hadamard block."""
+    permuted: bool
+    """Put input channels in a random order before the rotation."""
+    codebook: bool
+    """Round weights (by row) and activations (by token) to Lloyd-Max levels of a Gaussian, not to a uniform grid."""
     smoothing: Literal["none", "smoothquant"]
     """Whether input channels are divided by something first, which multiplies the weight's columns."""
     smoothing_alpha: float = Field(ge=0, le=1)
@@ -48,9 +52,9 @@ class Recipe(Settings):
 
 
 WEIGHT_FIELDS = (
-    "transform", "transform_block", "smoothing", "smoothing_alpha", "rank", "rank_rounds", "solver", "weight_bits",
-    "weight_group", "weight_symmetric", "weight_clip", "conditioning_bits", "conditioning_group",
-    "activation_symmetric", "activation_group",
+    "transform", "transform_block", "permuted", "codebook", "smoothing", "smoothing_alpha", "rank", "rank_rounds",
+    "solver", "weight_bits", "weight_group", "weight_symmetric", "weight_clip", "conditioning_bits",
+    "conditioning_group", "activation_symmetric", "activation_group",
 )  # fmt: skip
 
 
@@ -60,6 +64,8 @@ class RecipeSettings(Settings):
     method: str = "adatsq"
     transform: Literal["none", "hadamard"] | None = None
     transform_block: int | None = None
+    permuted: bool | None = None
+    codebook: bool | None = None
     smoothing: Literal["none", "smoothquant"] | None = None
     smoothing_alpha: float | None = None
     rank: int | None = None

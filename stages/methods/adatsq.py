@@ -11,6 +11,8 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 RECIPE = Recipe(
     transform="hadamard",
     transform_block=128,
+    permuted=False,
+    codebook=False,
     smoothing="none",
     smoothing_alpha=0.5,
     rank=0,

@@ -7,6 +7,8 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 RECIPE = Recipe(
     transform="none",
     transform_block=1,
+    permuted=False,
+    codebook=False,
     smoothing="none",
     smoothing_alpha=0.5,
     rank=0,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adatsq_pipe.stages.numerics.lloyd import nearest
+
 CLIP_STEPS = 40
 CLIP_SMALLEST = 0.4
 CLIP_NORM = 2.4
@@ -112,6 +114,13 @@ def static_codes(x_NI: Tensor, levels: Tensor | float, scale: Tensor, zero: Tens
     floor = -zero
     codes = torch.div(x_NI.float(), scale).round_()
     return torch.minimum(torch.maximum(codes, floor), floor + levels).to(x_NI.dtype)
+
+
+def codebook_tokens(x_NI: Tensor, levels: Tensor) -> Tensor:
+    """Round every token (row) of `x_NI` [..., in] to the nearest of `levels` times its root mean square; dtype kept."""
+    x = x_NI.float()
+    size = x.square().mean(-1, keepdim=True).sqrt_().clamp_(min=1e-12)
+    return levels.to(x)[nearest(x / size, levels)].mul_(size).to(x_NI.dtype)
 
 
 def _token_codes(x_NI: Tensor, levels: Tensor | float, symmetric: bool, group: int) -> tuple[Tensor, Tensor]:

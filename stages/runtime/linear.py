@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adatsq_pipe.stages.numerics.grid import by_rows, decode, quantize_tokens, static_codes, token_codes
+from adatsq_pipe.stages.numerics.grid import (
+    by_rows,
+    codebook_tokens,
+    decode,
+    quantize_tokens,
+    static_codes,
+    token_codes,
+)
+from adatsq_pipe.stages.numerics.lloyd import gaussian_book
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
@@ -180,6 +188,8 @@ class QuantizedLinear(nn.Module):
             if as_codes and not sometimes:
                 return codes, self.now_scale
             values = (codes.float() * self.now_scale).to(x.dtype)
+        elif spec.activation_codebook:
+            values = codebook_tokens(x, gaussian_book(self.bits).to(x.device)) if self.bits < WEIGHT_ONLY else x
         elif as_codes and not spec.activation_group and not sometimes:
             return token_codes(x, levels, symmetric=spec.symmetric_activations)
         else:
@@ -189,7 +199,7 @@ class QuantizedLinear(nn.Module):
     def _prepared(self, x: Tensor, *, as_codes: bool) -> tuple[Rounded, Tensor | None]:
         """The rounded input, and what the low-rank branch takes."""
         spec = self.spec
-        own = spec.permuted or spec.smoothed or spec.rank or spec.time_groups
+        own = spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
         shared = None if own or torch.compiler.is_compiling() or x.is_inference() else self.shared
         key = (self.bits, spec.block, spec.symmetric_activations, spec.activation_group, as_codes)
         if shared is not None and (kept := shared.rounded(x, key)) is not None:

@@ -35,6 +35,8 @@ class LayerSpec:
     """Rank of the branch that runs beside the codes in full precision."""
     codebook: bool = False
     """Codes name the values of a table, not the steps of a uniform grid."""
+    activation_codebook: bool = False
+    """Tokens are rounded to Lloyd-Max levels of a Gaussian of their own root mean square."""
     time_groups: int = 0
     """Activation scales that were calibrated, one for each group of timesteps; 0 = each token has its own."""
 
@@ -43,6 +45,8 @@ class LayerSpec:
             raise ValueError(f"weights of {self.weight_bits} bits cannot be packed; choose of {WEIGHT_BITS}")
         if self.activation_group and self.time_groups:
             raise ValueError("activation_group is for tokens' own scales; with time_groups there is one scale for all")
+        if self.activation_codebook and (self.activation_group or self.time_groups):
+            raise ValueError("activation_codebook rounds a token by its norm; it goes with no group and no time_groups")
         if self.block & (self.block - 1) or self.block < 1:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
 

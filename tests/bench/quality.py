@@ -1,4 +1,4 @@
-"""The table of README: `python -m tests.bench.quality --run-dir DIR [--captions 24]`.
+"""The table of README: `python -m tests.bench.quality --run-dir DIR [--captions 24] [--only SVDQuant]`.
 
 Every row is a run of the same command in one run directory, so all share one capture, and is scored on the same
 held-out captions and seeds of the built-in model. Writes the rows to DIR/table.json and prints them.
@@ -16,9 +16,17 @@ import click
 UNIFORM = ("recipe.allocation='uniform'",)
 ROWS: dict[str, tuple[str, ...]] = {
     "W4A4 round to nearest": ("w4a4", "recipe.method='rtn'"),
+    "W4A4 SmoothQuant": ("w4a4", "recipe.method='smoothquant'"),
+    "W4A4 QuaRot": ("w4a4", "recipe.method='quarot'"),
+    "W4A4 SVDQuant, rank 32": ("w4a4", "recipe.method='svdquant'"),
+    "W4A4 OrbitQuant": ("w4a4", "recipe.method='orbitquant'"),
     "W4A4 base + GPTQ, uniform A4": ("w4a4", *UNIFORM),
     "W4A4 AdaTSQ, 4.0 bits": ("w4a4",),
     "W3A3 round to nearest": ("w3a3", "recipe.method='rtn'"),
+    "W3A3 SmoothQuant": ("w3a3", "recipe.method='smoothquant'"),
+    "W3A3 QuaRot": ("w3a3", "recipe.method='quarot'"),
+    "W3A3 SVDQuant, rank 32": ("w3a3", "recipe.method='svdquant'"),
+    "W3A3 OrbitQuant": ("w3a3", "recipe.method='orbitquant'"),
     "W3A3 base + GPTQ, uniform A3": ("w3a3", *UNIFORM),
     "W3A3 AdaTSQ, 3.1 bits": ("w3a3",),
     "W3A3 AdaTSQ, 3.6 bits": ("w3a3", "search.budget=3.6"),
@@ -28,12 +36,12 @@ ROWS: dict[str, tuple[str, ...]] = {
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--captions", default=24, show_default=True)
-@click.option("--only", default="", help="Rows whose name contains this.")
-def main(run_dir: Path, captions: int, only: str) -> None:
+@click.option("--only", multiple=True, help="Rows whose name contains this; repeat for several.")
+def main(run_dir: Path, captions: int, only: tuple[str, ...]) -> None:
     """Run the rows and print the table."""
     table = []
     for name, (preset, *sets) in ROWS.items():
-        if only not in name:
+        if only and not any(part in name for part in only):
             continue
         command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir)]
         options = [f"--set={s}" for s in (*sets, f"evaluate.count={captions}", "evaluate.batch=12")]

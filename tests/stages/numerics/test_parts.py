@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics import lowrank, smoothing
+from adatsq_pipe.stages.numerics import lloyd, lowrank, smoothing, weight
 from adatsq_pipe.stages.numerics.gptq import weighted_error
 from adatsq_pipe.stages.numerics.grid import decode, encode, weight_grid
 
@@ -60,3 +60,29 @@ def test_the_branch_is_the_best_of_its_rank() -> None:
     up, down = lowrank.truncated(w, 5, dtype=torch.float64)
     left = torch.linalg.svdvals(w.double() - up @ down)
     assert torch.allclose(left[: 24 - 5], torch.linalg.svdvals(w.double())[5:])
+
+
+@pytest.mark.parametrize(("bits", "published"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497), (5, 0.002499)])
+def test_the_codebook_has_the_published_distortion(bits: int, published: float) -> None:
+    book = lloyd.gaussian_book(bits)
+    x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    density = torch.exp(-x * x / 2) / (2 * torch.pi) ** 0.5
+    error = ((x - book[lloyd.nearest(x, book)]).square() * density).sum() * (x[1] - x[0])
+    assert error.item() == pytest.approx(published, rel=3e-3)
+    assert torch.equal(book, -book.flip(0)) and (book.diff() > 0).all()
+
+
+def test_a_gaussian_weight_is_better_off_on_the_codebook() -> None:
+    w = torch.randn(8, 512, generator=torch.Generator().manual_seed(0))
+    gram = torch.eye(512, dtype=torch.float64)
+    booked = weight.on_codebook(w, gram, bits=3)
+    plain = weight.on_grid(w, gram, lambda w: weight_grid(w, bits=3, group=0, symmetric=False, clip=True))
+    assert booked.error == pytest.approx(0.0345, rel=0.1) and booked.error < plain.error
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    w = torch.zeros(2, 16)
+    w[1] = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    coded = weight.on_codebook(w, torch.eye(16, dtype=torch.float64), bits=4)
+    values = coded.tensors["book"][coded.tensors["codes"].long()] * coded.tensors["scale"].float()
+    assert values[0].abs().max() == 0

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.numerics.lloyd import gaussian_book
 from adatsq_pipe.stages.numerics.transform import hadamard
 from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear, execute
@@ -59,6 +60,9 @@ def by_hand(layer: QuantizedLinear, codes: Tensor, x: Tensor, step: int) -> Tens
             if spec.time_groups:
                 scale, zero = layer.step_scale[place], layer.step_zero[place]
                 got = ((part / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
+            elif spec.activation_codebook:
+                size, book = part.square().mean().sqrt(), gaussian_book(bits)
+                got = torch.stack([book[(value / size - book).abs().argmin()] for value in part]) * size
             elif spec.symmetric_activations:
                 scale = part.abs().max() / (2 ** (bits - 1) - 1)
                 got = (part / scale).round() * scale if scale > 0 else part
@@ -91,6 +95,7 @@ PARTS: list[dict[str, Any]] = [
     {"rank": 2, "smoothed": True},
     {"codebook": True, "permuted": True, "block": 16},
     {"time_groups": 2},
+    {"activation_codebook": True, "codebook": True},
     {"group": 16, "block": 16, "smoothed": True, "rank": 1, "permuted": True, "activation_group": 8},
 ]
 
@@ -117,25 +122,26 @@ def cases(draw: st.DrawFn) -> tuple[LayerSpec, int, int, Tensor, int]:
     block = draw(st.sampled_from([1, 1, 2, 8]))
     width = block * draw(st.integers(1, 9))
     divisors = [0, *(d for d in range(1, width + 1) if width % d == 0)]
-    out, static = draw(st.integers(1, 9)), draw(st.booleans())
+    out, kind = draw(st.integers(1, 9)), draw(st.sampled_from(["token", "group", "static", "codebook"]))
     spec = LayerSpec(
         weight_bits=draw(st.sampled_from(WEIGHT_BITS)),
         group=draw(st.sampled_from(divisors)),
         block=block,
         symmetric_activations=draw(st.booleans()),
-        activation_group=0 if static else draw(st.sampled_from(divisors)),
+        activation_group=draw(st.sampled_from(divisors)) if kind == "group" else 0,
+        activation_codebook=kind == "codebook",
         permuted=draw(st.booleans()),
         smoothed=draw(st.booleans()),
         rank=draw(st.integers(0, min(width, out, 3))),
         codebook=draw(st.booleans()),
-        time_groups=2 if static else 0,
+        time_groups=2 if kind == "static" else 0,
     )
     seed = draw(st.integers(0, 10))
     x = torch.randn(draw(st.integers(0, 6)), width, generator=torch.Generator().manual_seed(seed))
-    for kind, row in zip(draw(st.permutations(["zero", "constant", "huge", "as it is"])), x, strict=False):
-        if kind in ("zero", "constant"):
-            row.fill_(0.0 if kind == "zero" else -1.7)
-        elif kind == "huge":
+    for special, row in zip(draw(st.permutations(["zero", "constant", "huge", "as it is"])), x, strict=False):
+        if special in ("zero", "constant"):
+            row.fill_(0.0 if special == "zero" else -1.7)
+        elif special == "huge":
             row[0] = 1e4
     return spec, width, out, x, draw(st.sampled_from([0, 1, 2]))
 
