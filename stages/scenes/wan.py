@@ -23,7 +23,7 @@ from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 8
 STEPS = 25
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 SHIFT = 2.0
 _CHUNK = 64
 _ANSWERS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
