@@ -67,10 +67,10 @@ def others(plain: nn.Linear) -> dict[str, nn.Module]:
     except ImportError:
         click.echo("torchao is not installed: left out")
     try:
-        from sdnq.quantizer import sdnq_quantize_layer
+        from sdnq import sdnq_post_load_quant
 
-        holder = nn.Linear(plain.in_features, plain.out_features, dtype=torch.bfloat16)
-        found["SDNQ int4 weights"] = sdnq_quantize_layer(holder, weights_dtype="int4", torch_dtype=torch.bfloat16)[0]
+        holder = nn.Sequential(nn.Linear(plain.in_features, plain.out_features, dtype=torch.bfloat16))
+        found["SDNQ uint4 weights"] = sdnq_post_load_quant(holder, weights_dtype="uint4", torch_dtype=torch.bfloat16)
     except ImportError:
         click.echo("sdnq is not installed: left out")
     return found

@@ -14,7 +14,13 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from adatsq_pipe.stages.scenes import captions, judge, scorer, tally, worlds
 from adatsq_pipe.stages.scenes.shelf import built_ins
 
-FLOORS = {"scenes/dit-xl": 0.7, "scenes/flux-dev": 0.6, "scenes/flux-schnell": 0.55, "scenes/wan": 0.8, "scenes/z-image": 0.5}
+FLOORS = {
+    "scenes/dit-xl": 0.7,
+    "scenes/flux-dev": 0.6,
+    "scenes/flux-schnell": 0.55,
+    "scenes/wan": 0.8,
+    "scenes/z-image": 0.5,
+}
 """Least share of held-out prompts drawn right, somewhat below what each model has."""
 
 
