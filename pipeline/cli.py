@@ -19,6 +19,7 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -282,7 +283,7 @@ def verify(run_dir: Path) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--format", "wanted", required=True, help="One of those below.")
+@click.option("--format", "wanted", required=True, help=f"One of {', '.join(_formats.formats())}.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -291,8 +292,6 @@ def verify(run_dir: Path) -> None:
 @_plainly
 def export(run: Path, wanted: str, out: Path | None) -> None:
     """Turn the quantized model of RUN (a run directory, or the model folder itself) into another format."""
-    from adatsq_pipe.stages.exports import _formats
-
     known = _formats.formats()
     if wanted not in known:
         raise ConfigError(f"--format {wanted}: there are {', '.join(known)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,12 +42,9 @@ def _publish(run: RunDir, context: Context, summary: Mapping[str, Any]) -> None:
     """The assembled folder with a card that says what it scores; `model` is that from now on."""
     manifest = context.manifest("assemble")
     place = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
-    unfinished = place.with_name(place.name + ".unfinished")
-    twin(manifest.unit_folder("model"), unfinished)
-    write_text(unfinished / "README.md", card(context, manifest.read("model").value, summary["quality"]))
-    shutil.copyfile(run.report / "policy.png", unfinished / "policy.png")
-    shutil.rmtree(place, ignore_errors=True)
-    unfinished.rename(place)
+    text = card(context, manifest.read("model").value, summary["quality"])
+    added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
+    twin(manifest.unit_folder("model"), place, added)
     point(run.model, place)
 
 

@@ -150,5 +150,5 @@ def _publish(context: Context, run: RunDir) -> None:
     if manifest.done("model"):
         folder = manifest.unit_folder("model")
         scored = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
-        if not run.model.is_symlink() or run.model.resolve() not in (folder.resolve(), scored.resolve()):
+        if not run.model.exists() or run.model.resolve() not in (folder.resolve(), scored.resolve()):
             point(run.model, folder)

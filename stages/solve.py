@@ -70,10 +70,10 @@ def spec_of(recipe: Recipe, row: Mapping[str, Any]) -> LayerSpec:
     try:
         spec.tensors(row["in"], row["out"], 1)
     except ValueError as error:
-        which = (
-            f"recipe.{'conditioning' if conditioning else 'weight'}_group" if group and row["in"] % group else "recipe"
-        )
-        raise StageError(f"layer {row['name']}: {error}; choose a divisor or 0 for {which}") from None
+        advice = "change it under [recipe]"
+        if group and row["in"] % group:
+            advice = f"set recipe.{'conditioning' if conditioning else 'weight'}_group to a divisor, or 0"
+        raise StageError(f"layer {row['name']}: {error}; {advice}") from None
     return spec
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -44,11 +45,15 @@ _COPIED = 2**20
 """Files up to this size are copied; larger ones share their bytes with the original."""
 
 
-def twin(source: Path, target: Path) -> None:
-    """Make `target` the same tree as `source`: small files copied, large ones hard-linked where that can be."""
-    shutil.rmtree(target, ignore_errors=True)
+def twin(source: Path, target: Path, added: Mapping[str, bytes]) -> None:
+    """Make `target` the tree `source` with the files `added` put in, or in the place of its own.
+
+    Small files are copied, large ones hard-linked where that can be. `target` is replaced when its successor is whole.
+    """
+    whole = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(whole, ignore_errors=True)
     for path in sorted(source.rglob("*")):
-        there = target / path.relative_to(source)
+        there = whole / path.relative_to(source)
         if path.is_dir():
             there.mkdir(parents=True, exist_ok=True)
             continue
@@ -59,3 +64,7 @@ def twin(source: Path, target: Path) -> None:
             os.link(path, there)
         except OSError:
             shutil.copyfile(path, there)
+    for name, data in added.items():
+        write_bytes(whole / name, data)
+    shutil.rmtree(target, ignore_errors=True)
+    whole.rename(target)

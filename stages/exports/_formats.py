@@ -20,16 +20,17 @@ Export = Callable[[Path, Path], str]
 """Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
 
 
-def formats() -> dict[str, str]:
-    """Names of the formats there are, and the first line of what each says of itself."""
+def formats() -> list[str]:
+    """Names of the formats there are."""
     import adatsq_pipe.stages.exports as package
 
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return {name.replace("_", "-"): (_module(name).__doc__ or "").splitlines()[0] for name in names}
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"adatsq_pipe.stages.exports.{name.replace('-', '_')}")
+def _writer(name: str) -> Export:
+    module = importlib.import_module(f"adatsq_pipe.stages.exports.{name.replace('-', '_')}")
+    written: Export = module.export
+    return written
 
 
 def export(name: str, source: Path, out: Path) -> str:
@@ -43,7 +44,7 @@ def export(name: str, source: Path, out: Path) -> str:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        said: str = _module(name).export(source, unfinished)
+        said = _writer(name)(source, unfinished)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -6,27 +6,15 @@ asymmetric weights with searched clipping; adaLN modulation weight-only at 4 bit
 
 from __future__ import annotations
 
-from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
-RECIPE = Recipe(
-    transform="hadamard",
-    transform_block=128,
-    permuted=False,
-    codebook=False,
-    smoothing="none",
-    smoothing_alpha=0.5,
-    rank=0,
-    rank_rounds=1,
-    temporal=True,
-    solver="gptq",
-    weight_bits=4,
-    weight_group=0,
-    weight_symmetric=False,
-    weight_clip=True,
-    conditioning_bits=4,
-    conditioning_group=64,
-    activation_symmetric=False,
-    activation_group=0,
-    allocation="trellis",
-    activation_bits=4,
+RECIPE = RTN.model_copy(
+    update={
+        "transform": "hadamard",
+        "transform_block": 128,
+        "temporal": True,
+        "solver": "gptq",
+        "weight_clip": True,
+        "allocation": "trellis",
+    }
 )

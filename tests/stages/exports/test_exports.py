@@ -137,7 +137,7 @@ def test_a_step_policy_says_first_and_last_steps_only() -> None:
         step_policy.projected({"a": [16, 4, 16, 8, 16]})
 
 
-def test_a_step_policy_travels_in_the_config(family: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_step_policy_travels_in_the_config(family: Callable[[str], Path], tmp_path: Path) -> None:
     source = quantize(family("flux"), tmp_path / "flux", [1.0])
     _formats.export("step-policy", source, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
