@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -16,7 +17,9 @@ ATTEMPTS = 10
 
 
 class _Director:
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
+        for module in modules:
+            importlib.import_module(module)
         self._crew: Crew | None = None
         self._progress = (0, 0)
 
@@ -35,10 +38,10 @@ class _Director:
             self._crew.stop()
 
 
-def start(run: str) -> Any:
-    """The actor named after the run, its process on the way up; Ray restarts a dead one."""
+def start(run: str, modules: Sequence[str] = ()) -> Any:
+    """The actor named after the run, its process on the way up and importing `modules`; Ray restarts a dead one."""
     named = ray.remote(_Director).options(num_cpus=0, max_concurrency=3, max_restarts=-1, name=f"adatsq-director-{run}")
-    return named.remote()
+    return named.remote(tuple(modules))
 
 
 def conduct(

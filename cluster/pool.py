@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -82,10 +82,10 @@ def cause(error: RayTaskError) -> BaseException:
 
 
 class Pool:
-    """The Ray executor."""
+    """The Ray executor. `modules` are imported by the director while it waits for its turn."""
 
-    def __init__(self, resources: Resources, run: str) -> None:
-        self._run = run
+    def __init__(self, resources: Resources, run: str, modules: Sequence[str] = ()) -> None:
+        self._run, self._modules = run, tuple(modules)
         self._director: Any = None
         self._prepared = False
         connect(resources)
@@ -106,14 +106,14 @@ class Pool:
 
         for item in self._crew.stream(worker, context, keys):
             if not self._prepared:
-                self._prepared, self._director = True, director.start(self._run)
+                self._prepared, self._director = True, director.start(self._run, self._modules)
             yield item
 
     def conduct(self, drive: Callable[..., None], context: Any, report: Callable[[int, int], None]) -> None:
         """Run `drive` in a named actor of its own; if that dies, in its successor, which resumes from what is done."""
         from adatsq_pipe.cluster import director
 
-        actor, self._director = self._director or director.start(self._run), None
+        actor, self._director = self._director or director.start(self._run, self._modules), None
         director.conduct(actor, self._crew, drive, context, report, lambda: self._stopping)
 
     def close(self) -> None:

@@ -197,6 +197,8 @@ def _spent(manifest: Manifest) -> dict[str, float]:
 
 def pictures(context: Context, path: Path, title: str) -> None:
     """The first captions, full precision above quantized, captions under. Videos show their middle frame."""
+    import numpy as np
+
     plt = _pyplot()
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
     for unit in _quantized_units(context):
@@ -206,19 +208,29 @@ def pictures(context: Context, path: Path, title: str) -> None:
         wanted = arrays.read(drawn, "pictures")
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]
-    figure, axes = plt.subplots(2, len(columns), figsize=(1.7 * len(columns), 4.1), squeeze=False)
-    for i, (caption, wanted, got) in enumerate(columns):
-        for axis, picture in ((axes[0, i], wanted), (axes[1, i], got)):
-            axis.imshow((picture if picture.ndim == 3 else picture[len(picture) // 2]).clip(0, 1))
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[1, i].set_xlabel(_wrapped(caption), fontsize=7)
-    axes[0, 0].set_ylabel("full precision", fontsize=8)
-    axes[1, 0].set_ylabel("quantized", fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
+    strips = [[_framed(column[row]) for column in columns] for row in (1, 2)]
+    height, width = strips[0][0].shape[:2]
+    figure = plt.figure(figsize=(1.7 * len(columns) + 0.4, 4.1))
+    axis = figure.add_axes((0.03, 0.12, 0.96, 0.8))
+    axis.imshow(np.concatenate([np.concatenate(strip, 1) for strip in strips]))
+    axis.set_xticks([width * (i + 0.5) for i in range(len(columns))])
+    axis.set_xticklabels([_wrapped(column[0]) for column in columns], fontsize=7)
+    axis.set_yticks([height / 2, height * 1.5])
+    axis.set_yticklabels(["full precision", "quantized"], fontsize=8, rotation=90, va="center")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _framed(picture: Any) -> Any:
+    """A picture (of a video the middle frame) with a white border."""
+    import numpy as np
+
+    still = picture if picture.ndim == 3 else picture[len(picture) // 2]
+    edge = max(1, still.shape[0] // 24)
+    return np.pad(still.clip(0, 1), ((edge, edge), (edge, edge), (0, 0)), constant_values=1.0)
 
 
 def _wrapped(text: str, width: int = 22) -> str:

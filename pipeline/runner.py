@@ -21,6 +21,8 @@ from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
 
 REPAIRS = 8
+DRIVEN = ("adatsq_pipe.stages.search", "adatsq_pipe.storage.tables", "zarr")
+"""What the search's director needs besides: imported while it waits, not while the workers wait for it."""
 
 
 class Screen(Protocol):
@@ -62,7 +64,7 @@ class Executors:
         from adatsq_pipe.cluster.resources import Resources
 
         resources = Resources(**cluster.model_dump(exclude={"executor"}))
-        return Pool(resources, digest(str(self.run.path))[:12])
+        return Pool(resources, digest(str(self.run.path))[:12], DRIVEN)
 
     def stop(self) -> None:
         self.stopping = True

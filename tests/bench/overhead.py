@@ -1,7 +1,7 @@
 """What a run costs beyond the work itself, as ratios: `python -m tests.bench.overhead [--workers 2]`.
 
 Runs the default quantization of the built-in model in a fresh directory and prints
-- wall time of the command, less the fixed start-up, over (model compute + linear algebra) / workers,
+- wall time of the command, less its start-up (up to the first unit), over (model compute + linear algebra) / workers,
 - capture's worker time over its bare forwards,
 - the search in equivalents of one full-precision trajectory, by denoiser calls and by seconds.
 """
@@ -9,7 +9,6 @@ Runs the default quantization of the built-in model in a fresh directory and pri
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,32 +17,16 @@ from pathlib import Path
 
 import click
 
-STARTUP = """
-import ray
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-@ray.remote
-class Worker:
-    def ready(self):
-        from adatsq_pipe.pipeline.config import model_folder
-        from adatsq_pipe.stages.denoiser import open_denoiser
-        open_denoiser(str(model_folder("")), dtype="float32", device="cpu", threads=1, call={})
-workers = [Worker.remote() for _ in range(2)]
-ray.get([w.ready.remote() for w in workers])
-ray.shutdown()
-"""
 
+def start_up(run_dir: Path, began: float) -> float:
+    """Seconds from the command to the first unit's first moment: Ray, the workers' processes, the model opened there.
 
-def start_up() -> float:
-    """Seconds to start Ray and two workers that open the model, and to stop them: the fixed part of any run.
-
-    The median of three: it varies by seconds.
+    Taken from the run itself, since it differs by seconds from one run to the next. `began` is time.time().
     """
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", STARTUP], check=True, capture_output=True)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    starts = []
+    for path in run_dir.glob("capture/*/markers/trajectory/*.json"):
+        starts.append(path.stat().st_mtime - json.loads(path.read_text())["seconds"]["total"])
+    return min(starts) - began
 
 
 @click.command()
@@ -52,13 +35,13 @@ def main(workers: int) -> None:
     """Print the ratios."""
     run_dir = Path(tempfile.mkdtemp()) / "run"
     command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir)]
-    start = time.perf_counter()
+    start = time.time()
     subprocess.run([*command, "--set", f"cluster.workers={workers}"], check=True)
-    wall = time.perf_counter() - start
+    wall = time.time() - start
     summary = json.loads((run_dir / "report" / "summary.json").read_text())
     seconds, search = summary["seconds"], summary["search"]
     work = sum(part["model"] + part["algebra"] for part in seconds.values())
-    fixed = start_up()
+    fixed = start_up(run_dir, start)
     for name, part in seconds.items():
         shares = ", ".join(f"{kind} {part[kind]:6.1f}" for kind in ("model", "algebra", "overhead"))
         click.echo(f"{name:9} wall {part['wall']:6.1f} s   workers: {shares} s")
