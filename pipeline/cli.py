@@ -1,83 +1,25 @@
-"""The command line: run, status, why, verify. Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (run again)."""
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped (run again)."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import click
 from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
-from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, plainly, working
 from adatsq_pipe.stages.exports import _formats
-from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.stages.fit import refuse
+from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage.rundir import RunDir
-
-STOPPED = 75
-DEFAULT_RUN = Path("adatsq-run")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _options(command: F) -> F:
-    """Options that say which run and which configuration."""
-    for option in reversed(
-        (
-            click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True),
-            click.option(
-                "--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."
-            ),
-            click.option("--preset", type=click.Choice(PRESETS), help="Start from these settings [default: w4a4]."),
-            click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables."),
-            click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _plainly(command: F) -> F:
-    """Errors for people in one line with the right exit code; ours, with a traceback, stay ours."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except ConfigError as error:
-            _fail(str(error), 2)
-        except (StageError, StorageError) as error:
-            _fail(str(error), 1)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                where = f" writing {error.filename}" if error.filename else ""
-                _fail(f"the disk is full{where}; free some space and run again: everything finished is kept", 1)
-            raise
-
-    return wrapped  # type: ignore[return-value]
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
-    sys.exit(code)
-
-
-def _load(run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> RunConfig:
-    from adatsq_pipe.storage.checkpoint import find_pipeline
-
-    kept = configuration.kept_config(run.path) if run.exists() else None
-    config = configuration.load(preset=preset, file=file, sets=sets, model=model, kept=kept)
-    find_pipeline(config.model)
-    return config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,11 +31,11 @@ def main() -> None:
 
 
 @main.command()
-@_options
+@options
 @click.option("--stages", default="all", show_default=True, help="all, a list a,b or a range a..c.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where units run [default: ray].")
 @click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")
-@_plainly
+@plainly
 def run(
     run_dir: Path,
     model: str | None,
@@ -109,7 +51,9 @@ def run(
     chosen = planning.choose(stages)
     extra = [f"cluster.executor={executor!r}"] if executor else []
     extra += [f"cluster.address={address!r}"] if address else []
-    config = _load(place, model, preset, file, (*sets, *extra))
+    config = load_config(place, model, preset, file, (*sets, *extra))
+    if "solve" in chosen:
+        refuse(resolve(config.tables["recipe"]), config.model)
     place.create()
     with place.lock():
         configuration.keep_config(place.path, config)
@@ -117,29 +61,14 @@ def run(
 
 
 def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
-    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
     from adatsq_pipe.pipeline import report, runner
-    from adatsq_pipe.pipeline.screen import Screen
 
-    screen = Screen()
-
-    def stop(number: int, frame: object) -> None:
-        executors.stop()
-        screen.say("stopping: the units in hand are finished and committed first")
-
-    executors = runner.Executors(config, place, on_made=lambda: signal.signal(signal.SIGTERM, stop))
-    signal.signal(signal.SIGTERM, stop)
-    try:
+    def work(executors: Any, screen: Any) -> tuple[bool, bool]:
         steps, context, ran = runner.execute(config, place, chosen, executors, screen)
         with executors.closing():
-            finished = report.write(config, place, steps, context)
-    except (Stopped, KeyboardInterrupt):
-        screen.say(f"stopped; everything finished is kept. Go on with: adatsq-pipe run --run-dir {place.path}")
-        return STOPPED
-    except (WorkerLost, ClusterUnreachable) as error:
-        _fail(str(error), 1)
-    finally:
-        executors.close()
+            return ran, report.write(config, place, steps, context)
+
+    ran, finished = working(config, place, work, f"adatsq-pipe run --run-dir {place.path}")
     _closing(place, ran, finished)
     return 0
 
@@ -180,6 +109,47 @@ def _scores(asked: dict[str, Any]) -> str:
 
 
 @main.command()
+@options
+@click.option("--methods", "wanted", default="all", show_default=True, help="all, or a list a,b.")
+@click.option("--bits", default="w4a4,w3a3", show_default=True, help="Pairs of weight and activation bits.")
+@click.option("--sweep", is_flag=True, help="Turn each method's main knob too, and show its best.")
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where units run [default: ray].")
+@click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")
+@plainly
+def compare(
+    run_dir: Path,
+    model: str | None,
+    preset: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    wanted: str,
+    bits: str,
+    sweep: bool,
+    executor: str | None,
+    address: str | None,
+) -> None:
+    """Run methods on the same captures and judge them alike. Interrupt it as you like; run it again to go on."""
+    from adatsq_pipe.pipeline import compare as comparing
+
+    place = RunDir(run_dir.resolve())
+    extra = [f"cluster.executor={executor!r}"] if executor else []
+    extra += [f"cluster.address={address!r}"] if address else []
+    load_config(place, model, preset, file, (*sets, *extra))
+
+    def load(recipe: Sequence[str]) -> RunConfig:
+        return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)
+
+    planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
+    place.create()
+    with place.lock():
+        again = " ".join(["adatsq-pipe", *sys.argv[1:]])
+        found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
+    here = Path(os.path.relpath(place.path))
+    click.echo((here / "compare.md").read_text() if found else "no row could be run")
+    click.echo(f"rows      {here / 'compare.parquet'}\nplot      {here / 'compare.png'}")
+
+
+@main.command()
 @click.argument("model", default="")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; repeat for several.")
 @click.option(
@@ -190,7 +160,7 @@ def _scores(asked: dict[str, Any]) -> str:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--scale", default=8, show_default=True, help="Size of a drawn pixel, for small pictures.")
-@_plainly
+@plainly
 def sample(
     model: str,
     prompts: tuple[str, ...],
@@ -221,13 +191,13 @@ def sample(
 def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:
     place = RunDir(run_dir.resolve())
     place.check()
-    return planning.plan(_load(place, model, preset, file, sets), place)[0]
+    return planning.plan(load_config(place, model, preset, file, sets), place)[0]
 
 
 @main.command()
-@_options
+@options
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@_plainly
+@plainly
 def status(
     run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
@@ -242,8 +212,8 @@ def status(
 
 
 @main.command()
-@_options
-@_plainly
+@options
+@plainly
 def why(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> None:
     """What `run` would do with these options, and which field makes it so."""
     steps = _plan_of(run_dir, model, preset, file, sets)
@@ -268,7 +238,7 @@ def why(run_dir: Path, model: str | None, preset: str | None, file: Path | None,
 
 @main.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True)
-@_plainly
+@plainly
 def verify(run_dir: Path) -> None:
     """Hash again everything that this run directory vouches for."""
     place = RunDir(run_dir.resolve())
@@ -277,7 +247,7 @@ def verify(run_dir: Path) -> None:
     for stage, unit, what in wrong:
         click.echo(f"{stage} {unit}: {what}", err=True)
     if wrong:
-        _fail(f"{len(wrong)} of {checked} units are damaged; `adatsq-pipe run` does them again", 1)
+        fail(f"{len(wrong)} of {checked} units are damaged; `adatsq-pipe run` does them again", 1)
     click.echo(f"{checked} units are as their markers say")
 
 
@@ -289,7 +259,7 @@ def verify(run_dir: Path) -> None:
     type=click.Path(path_type=Path),
     help="A folder that is not there yet [default: RUN/exports/FORMAT, or MODEL-FORMAT].",
 )
-@_plainly
+@plainly
 def export(run: Path, wanted: str, out: Path | None) -> None:
     """Turn the quantized model of RUN (a run directory, or the model folder itself) into another format."""
     known = _formats.formats()

@@ -13,6 +13,7 @@ from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.card import card
+from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import point, twin, write_text
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
@@ -71,7 +72,8 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
     sizes = context.manifest("assemble").read("model").value
     count = 1 + max(row["step"] for row in steps)
     by_step = [[row for row in steps if row["step"] == t] for t in range(count)]
-    layers = {u: context.manifest("solve").read(u).value for u in context.manifest("solve").units()}
+    solved = context.manifest("solve")
+    layers = {u: solved.read(u).value for u in solved.units() if u.startswith("layer/")}
     survey = context.manifest("capture").read("survey").value
     damped = {
         u.removeprefix("layer/"): v["damping"]
@@ -113,11 +115,21 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
+            "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
         },
         "capture_over_bare_forwards": capture_cost(context),
         "seconds": seconds(run, context),
     }
+
+
+def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
+    """Layers whose weight groups are not of the recipe's size, for that does not divide their width."""
+    recipe = resolve(config.tables["recipe"])
+    wanted = {recipe.weight_group, recipe.conditioning_group}
+    if not recipe.group_fit or recipe.group_search:
+        return {}
+    return {u.removeprefix("layer/"): v["spec"]["group"] for u, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
 def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -160,7 +172,7 @@ def search_cost(context: Context) -> dict[str, float]:
     capture, search = context.manifest("capture"), context.manifest("search")
     reference = capture.read("trajectory/000")
     units = [search.read(u) for u in search.units()]
-    levels = [m for m in units if m.unit.startswith("level/")]
+    levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
     samples = min(context.tables["search"]["rollout_prompts"], reference.value["samples"])
     calls = sum(m.seconds["calls"] for m in levels)
@@ -199,7 +211,7 @@ def pictures(context: Context, path: Path, title: str) -> None:
     """The first captions, full precision above quantized, captions under. Videos show their middle frame."""
     import numpy as np
 
-    plt = _pyplot()
+    plt = pyplot()
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
     for unit in _quantized_units(context):
         rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
@@ -241,7 +253,7 @@ def _wrapped(text: str, width: int = 22) -> str:
 
 def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mapping[str, Any]) -> None:
     """The policy as a picture (steps by layers), and the latents' PSNR over the steps."""
-    plt = _pyplot()
+    plt = pyplot()
     policy = context.manifest("search").read("front").value["policy"]
     kept = [i for i in range(len(policy[0])) if any(row[i] < 16 for row in policy)]
     figure, axis = plt.subplots(figsize=(7, 4))
@@ -263,7 +275,8 @@ def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mappi
     plt.close(figure)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing to files."""
     import matplotlib
 
     matplotlib.use("Agg")

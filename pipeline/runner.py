@@ -88,13 +88,16 @@ class Executors:
 
 
 def execute(
-    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen
+    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen, *, publish: bool = True
 ) -> tuple[list[Step], Context, bool]:
-    """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran."""
+    """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran.
+
+    `publish` points the run directory's `model` to what was assembled.
+    """
     ran = False
     for _ in range(REPAIRS):
         try:
-            ran = _once(config, run, stages, executors, screen) or ran
+            ran = _once(config, run, stages, executors, screen, publish) or ran
             return *plan(config, run), ran
         except DamagedUnit as error:
             screen.say(f"{error}: it is withdrawn and done again")
@@ -106,7 +109,9 @@ def execute(
     raise StorageError(f"units were found damaged {REPAIRS} times in one run; check the disk that holds {run.path}")
 
 
-def _once(config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen) -> bool:
+def _once(
+    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen, publish: bool
+) -> bool:
     ran, completed = False, set[str]()
     for name in [name for name in discover() if name in stages]:
         steps, context = plan(config, run)
@@ -121,7 +126,7 @@ def _once(config: RunConfig, run: RunDir, stages: list[str], executors: Executor
                 )
             _run_stage(step, context, run, executors, screen)
             ran = True
-        if name == "assemble":
+        if name == "assemble" and publish:
             _publish(context, run)
     return ran
 

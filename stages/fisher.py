@@ -14,6 +14,7 @@ from pydantic import Field
 
 from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, StageError, fan_out, identity, unit_of
+from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Fisher:
         self.survey = capture.survey_of(context)
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row["name"]: linears[row["name"]] for row in self.survey["layers"]}
+        self.by_channel = _by_channel(context.tables)
 
     def __call__(self, key: str) -> None:
         import torch
@@ -61,6 +63,10 @@ class Fisher:
         steps = capture.blocks_of(self.context, self.survey["steps"])[block]
         with unit_of(self.context, self.stage, key) as unit:
             scores = torch.zeros(len(steps), len(self.layers), dtype=torch.float64)
+            curvature = {
+                name: torch.zeros(len(steps), layer.out_features, dtype=torch.float64)
+                for name, layer in self.layers.items()
+            }
             run, calls = read_trajectory(self.context, shard), list[tuple[int, Any]]()
             self.denoiser.replay(
                 self.shards[shard], run.outputs,
@@ -69,7 +75,9 @@ class Fisher:
             for j, call in calls:
                 for draw in range(self.settings.draws):
                     with unit.timed("model"):
-                        scores[call.step - steps.start] += self._scores(call, (self.settings.seed, draw, shard, j))
+                        seed = (self.settings.seed, draw, shard, j)
+                        place = call.step - steps.start
+                        scores[place] += self._scores(call, seed, {n: c[place] for n, c in curvature.items()})
             scores /= self.settings.draws * len(self.shards[shard].prompts)
             if not scores.isfinite().all():
                 step, layer = (int(i) for i in (~scores.isfinite()).nonzero()[0])
@@ -77,9 +85,11 @@ class Fisher:
                     f"NaN or infinity in the gradient of layer {list(self.layers)[layer]} at step {steps[step]} "
                     f"(timestep {self.survey['timesteps'][steps[step]]:g}); set compute.dtype to float32"
                 )
-            tensors.write(unit.folder, {"scores": scores}, {"start": steps.start, "stop": steps.stop})
+            kept = {f"curvature:{name}": c.float() for name, c in curvature.items()} if self.by_channel else {}
+            tensors.write(unit.folder, {"scores": scores, **kept}, {"start": steps.start, "stop": steps.stop})
 
-    def _scores(self, call: Call, seed: tuple[int, ...]) -> Tensor:
+    def _scores(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
+        """The scores of all layers at one call; `curvature` [out] of a layer takes the output's, if it is wanted."""
         import numpy as np
         import torch
 
@@ -88,7 +98,7 @@ class Fisher:
 
         found = torch.zeros(len(self.layers), dtype=torch.float64)
 
-        def hook(index: int) -> Any:
+        def hook(index: int, name: str) -> Any:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
                 x = args[0].detach()
                 if not output.requires_grad:
@@ -96,6 +106,8 @@ class Fisher:
 
                 def take(gradient: Tensor) -> None:
                     found[index] += squared_gradient_mean(x, gradient).cpu()
+                    if self.by_channel:
+                        curvature[name].add_(gradient.flatten(0, -2).double().square().mean(0).cpu())
 
                 output.register_hook(take)
                 return output
@@ -103,7 +115,7 @@ class Fisher:
             return see
 
         random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        handles = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(self.layers.values())]
+        handles = [layer.register_forward_hook(hook(i, name)) for i, (name, layer) in enumerate(self.layers.items())]
         try:
             with torch.enable_grad():
                 outputs = [
@@ -136,6 +148,28 @@ def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
     return mean
 
 
+def curvature(context: Context, layer: str) -> npt.NDArray[np.float64]:
+    """Mean squared gradient of a layer's output channels at every step, [steps, out], summed over batches in order.
+
+    Only recipes with calibrated scales have it written.
+    """
+    import numpy as np
+
+    from adatsq_pipe.storage import arrays
+
+    parts: dict[int, npt.NDArray[np.float64]] = {}
+    for key in _units(context):
+        folder = context.read("fisher", key, tensors=["scores", f"curvature:{layer}"])[1]
+        found = arrays.read(folder, f"curvature:{layer}").astype(np.float64)
+        start = int(arrays.attributes(folder)["start"])
+        parts[start] = parts[start] + found if start in parts else found
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
+def _by_channel(tables: Mapping[str, Any]) -> bool:
+    return resolve(tables["recipe"]).time_groups > 0
+
+
 def _units(context: Context) -> list[str]:
     return [key.replace("activations/", "scores/") for key in capture.units(context)[2]]
 
@@ -147,7 +181,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     settings = dict(tables["fisher"])
     settings.pop("gradient_checkpointing")
-    return {**identity(tables, "compute"), "fisher": settings}
+    found = {**identity(tables, "compute"), "fisher": settings}
+    return {**found, "curvature": True} if _by_channel(tables) else found
 
 
 STAGE = Stage(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from adatsq_pipe.stages import capture, fisher
+from adatsq_pipe.stages import capture, fisher, inputs
 from adatsq_pipe.stages.base import (
     ComputeSettings,
     Context,
@@ -67,7 +67,7 @@ class Hessian:
         with unit_of(self.context, self.stage, key) as unit:
             weights = [self._weights(i) for i in sharers]
             grams = [torch.zeros(width, width, dtype=torch.float64, device=self.device) for _ in sharers]
-            for step, rows in self._rows(source):
+            for step, rows in inputs.rows(self.context, source):
                 with unit.timed("algebra"):
                     x = rows.to(self.device).float()
                     gram = (x.T @ x).double() / len(x)
@@ -87,22 +87,6 @@ class Hessian:
         temporal = self.settings.temporal and resolve(self.context.tables["recipe"]).temporal
         share = self.settings.effective_steps if temporal else 1.0
         return temporal_weights(self.fisher_TL[:, layer], effective=max(1.0, share * steps))
-
-    def _rows(self, source: str) -> Any:
-        """(step, rows of all batches) in order of steps."""
-        import torch
-
-        from adatsq_pipe.storage import tensors
-
-        name = f"rows:{source}"
-        for block, steps in enumerate(capture.blocks_of(self.context, self.survey["steps"])):
-            parts = []
-            for shard in range(capture.batches(self.context)):
-                _, folder = self.context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
-                parts.append(tensors.read(folder, [name])[name])
-            calls = len(parts[0]) // len(steps)
-            for i, step in enumerate(steps):
-                yield step, torch.cat([part[i * calls : (i + 1) * calls].flatten(0, 1) for part in parts])
 
 
 def _units(context: Context) -> list[str]:

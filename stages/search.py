@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adatsq_pipe.stages import capture
+from adatsq_pipe.stages import capture, decoupled
 from adatsq_pipe.stages.base import (
     Context,
     Executor,
@@ -273,8 +273,11 @@ def policy_of(context: Context) -> Policy:
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    if resolve(context.tables["recipe"]).allocation == "trellis":
+    allocation = resolve(context.tables["recipe"]).allocation
+    if allocation == "trellis":
         executor.conduct(drive, context, report)
+    elif allocation == "decoupled":
+        decoupled.allocate(context, executor, report)
     else:
         _uniform(context)
         report(1, 1)

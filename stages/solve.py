@@ -8,14 +8,14 @@ that of rounding to nearest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from adatsq_pipe.stages import capture
+from adatsq_pipe.stages import basis, capture, fisher, fit, granularity, inputs
 from adatsq_pipe.stages.base import (
     ComputeSettings,
     Context,
@@ -24,18 +24,21 @@ from adatsq_pipe.stages.base import (
     Settings,
     Stage,
     StageError,
+    Unit,
     fan_out,
     identity,
     unit_of,
 )
-from adatsq_pipe.stages.methods._recipe import WEIGHT_FIELDS, Recipe, resolve
+from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe, resolve
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adatsq_pipe.stages.basis import Basis
     from adatsq_pipe.stages.numerics.gptq import Solved
     from adatsq_pipe.stages.numerics.grid import Grid
+    from adatsq_pipe.stages.numerics.weight import Coded
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 
@@ -48,33 +51,36 @@ class SolveSettings(Settings):
     """Solve columns by falling Gram diagonal (groups stay static)."""
 
 
-def spec_of(recipe: Recipe, row: Mapping[str, Any]) -> LayerSpec:
-    """How the layer of a survey row is stored under a recipe. Group sizes that do not divide the width are refused."""
+def spec_of(recipe: Recipe, row: Mapping[str, Any], *, group: int | None = None) -> LayerSpec:
+    """How the layer of a survey row is stored under a recipe, in groups of `group` if that was searched for it.
+
+    Raises StageError if it cannot be.
+    """
     from adatsq_pipe.stages.numerics.transform import block_size
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
-    conditioning = row["kind"] == "conditioning"
-    group = recipe.conditioning_group if conditioning else recipe.weight_group
-    spec = LayerSpec(
-        weight_bits=recipe.conditioning_bits if conditioning else recipe.weight_bits,
-        group=group,
-        block=1 if conditioning or recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
+    if found := fit.misfit(recipe, row):
+        raise StageError(found)
+    of_weight, of_tokens = fit.groups_of(recipe, row, searched=group)
+    if row["kind"] == "conditioning":
+        return LayerSpec(
+            weight_bits=recipe.conditioning_bits, group=of_weight, block=1,
+            symmetric_activations=recipe.activation_symmetric,
+        )  # fmt: skip
+    skipped = bool(recipe.smoothing_skip) and row["name"].endswith(recipe.smoothing_skip)
+    return LayerSpec(
+        weight_bits=recipe.weight_bits,
+        group=of_weight,
+        block=1 if recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
         symmetric_activations=recipe.activation_symmetric,
-        activation_group=0 if conditioning else recipe.activation_group,
-        permuted=recipe.permuted and not conditioning,
-        codebook=recipe.codebook and not conditioning,
-        activation_codebook=recipe.codebook and not conditioning,
-        smoothed=recipe.smoothing != "none" and not conditioning,
-        rank=0 if conditioning else recipe.rank,
+        activation_group=of_tokens,
+        permuted=recipe.permuted,
+        codebook=recipe.codebook,
+        activation_codebook=recipe.codebook,
+        smoothed=recipe.smoothing != "none" and not skipped,
+        rank=recipe.rank,
+        time_groups=recipe.time_groups,
     )
-    try:
-        spec.tensors(row["in"], row["out"], 1)
-    except ValueError as error:
-        advice = "change it under [recipe]"
-        if group and row["in"] % group:
-            advice = f"set recipe.{'conditioning' if conditioning else 'weight'}_group to a divisor, or 0"
-        raise StageError(f"layer {row['name']}: {error}; {advice}") from None
-    return spec
 
 
 class Solve:
@@ -95,31 +101,55 @@ class Solve:
     def __call__(self, key: str) -> None:
         import torch
 
+        kind, _, name = key.partition("/")
+        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
+            if kind == granularity.CHOICE:
+                unit.value = granularity.chosen(self.context, self.recipe, _searched(self.rows.values()))
+            elif kind == "sizes":
+                with unit.timed("algebra"):
+                    unit.value = granularity.errors_of(self.context, self.recipe, self.rows[name], self._weight(name))
+            else:
+                self._solve(name, unit)
+
+    def _weight(self, name: str) -> Tensor:
+        return self.linears[name].weight.detach().float()
+
+    def _spec(self, row: Mapping[str, Any]) -> LayerSpec:
+        group = None
+        if self.recipe.group_search and row["kind"] == "tokens":
+            group = self.context.read("solve", granularity.CHOICE)[0].value[row["name"]]
+        return spec_of(self.recipe, row, group=group)
+
+    def _solve(self, name: str, unit: Unit) -> None:
         from adatsq_pipe.stages.numerics import weight
         from adatsq_pipe.storage import tensors
 
-        name = key.partition("/")[2]
-        row, spec, recipe = self.rows[name], spec_of(self.recipe, self.rows[name]), self.recipe
-        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
-            _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
-            gram = tensors.read(folder, [name])[name].to(self.device).double()
-            peaks = self._peaks(row["source"]) if spec.smoothed else None
-            with unit.timed("algebra"):
-                w, gram, basis = self._prepared(name, gram, spec, peaks)
-                if spec.codebook:
-                    coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
-                else:
-                    solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
-                    coded = weight.on_grid(
-                        w, gram, partial(self._grid, spec), rank=spec.rank, rounds=recipe.rank_rounds, solver=solver
-                    )
-            tensors.write(unit.folder, {**coded.tensors, **basis})
-            unit.value = {
-                "error": coded.error,
-                "nearest_error": coded.nearest_error,
-                "damping": coded.damping,
-                "spec": spec.plain(),
-            }
+        row, recipe = self.rows[name], self.recipe
+        spec, weight_OI = self._spec(row), self._weight(name)
+        _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
+        gram = tensors.read(folder, [name])[name].to(self.device).double()
+        offered = basis.bases(self.context, recipe, row, spec, weight_OI)
+        solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
+        grid_of = partial(self._grid, spec)
+        with unit.timed("algebra"):
+            own = offered[0]
+            if len(offered) > 1:
+                tried = [weight.on_grid(*each.of_weight(weight_OI, gram), grid_of, rank=spec.rank) for each in offered]
+                own = offered[min(range(len(tried)), key=lambda i: tried[i].error)]
+            w, gram = own.of_weight(weight_OI, gram)
+            if spec.time_groups:
+                coded, spec = self._by_time(row, spec, own, w, gram)
+            elif spec.codebook:
+                coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
+            else:
+                coded = weight.on_grid(w, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
+        tensors.write(unit.folder, {**coded.tensors, **own.tensors})
+        unit.value = {
+            "error": coded.error,
+            "nearest_error": coded.nearest_error,
+            "damping": coded.damping,
+            "spec": spec.plain(),
+        }
 
     def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
         """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
@@ -131,39 +161,34 @@ class Solve:
         )  # fmt: skip
         return replace(found, scale_OG=found.scale_OG.bfloat16().float())
 
-    def _prepared(
-        self, name: str, gram: Tensor, spec: LayerSpec, peaks: Tensor | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The weight (float32) and the Gram matrix (float64) in the basis the codes are in, and the tensors of it."""
-        import numpy as np
+    def _by_time(
+        self, row: Mapping[str, Any], spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
+    ) -> tuple[Coded, LayerSpec]:
+        """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
         import torch
 
-        from adatsq_pipe.stages.numerics import smoothing, transform
+        from adatsq_pipe.stages.numerics import timegroups, weight
 
-        w, basis = self.linears[name].weight.detach().double(), {}
-        if spec.permuted:
-            order = torch.from_numpy(np.random.default_rng(list(name.encode())).permutation(w.shape[1])).to(w.device)
-            basis["order"] = order.int()
-            w, gram = w[:, order], gram[order][:, order]
-        if peaks is not None:
-            s = smoothing.smoothquant(peaks.to(w.device), w, alpha=self.recipe.smoothing_alpha)
-            basis["smooth"] = (1 / s).bfloat16()
-            factor = basis["smooth"].double()
-            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
-        h = transform.hadamard(spec.block, dtype=torch.float64, device=self.device)
-        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h), basis
-
-    def _peaks(self, source: str) -> Tensor:
-        """The absolute maximum of every input channel, over all tokens, steps and captions, [in]."""
-        import torch
-
-        from adatsq_pipe.storage import tensors
-
-        name, found = f"absmax:{source}", []
-        for key in capture.units(self.context)[2]:
-            _, folder = self.context.read("capture", key, tensors=[name])
-            found.append(tensors.read(folder, [name])[name].flatten(0, -2).amax(0))
-        return torch.stack(found).amax(0)
+        survey = capture.survey_of(self.context)
+        place = timegroups.group_of_steps(survey["steps"], spec.time_groups)
+        curvature = torch.from_numpy(fisher.curvature(self.context, row["name"])).to(w.device)
+        groups = max(place) + 1
+        rows: list[list[Tensor]] = [[] for _ in range(groups)]
+        weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
+        for step, x in inputs.rows(self.context, row["source"]):
+            rows[place[step]].append(own.of_rows(x.to(w)))
+            weights[place[step]] += curvature[step] / place.count(place[step])
+        joined = [torch.cat(parts) for parts in rows]
+        sampled = [x[:: max(1, len(x) * groups // granularity.ROWS)] for x in joined]
+        regions = self.recipe.regions and timegroups.after_gelu(joined)
+        spec = replace(spec, time_groups=groups, regions=regions)
+        found = timegroups.calibrate(
+            sampled, w, weights, self._grid(spec, w), bits=self.recipe.activation_bits, regions=regions
+        )
+        coded = weight.on_grid(w, gram, lambda _: found.grid)
+        coded.tensors["time_group"] = torch.tensor(place, dtype=torch.uint8)
+        coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
+        return coded, spec
 
     def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solved:
         from adatsq_pipe.stages.numerics import gptq
@@ -192,17 +217,33 @@ def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, An
     return layers
 
 
-def _units(context: Context) -> list[str]:
-    return [f"layer/{row['name']}" for row in capture.survey_of(context)["layers"]]
+def _searched(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The layers whose groups are searched: those whose inputs are rounded."""
+    return [row for row in rows if row["kind"] == "tokens"]
+
+
+def _waves(context: Context) -> list[list[str]]:
+    """The stage's units in their order: with a search of groups the errors and the choice come first."""
+    rows = capture.survey_of(context)["layers"]
+    before = []
+    if resolve(context.tables["recipe"]).group_search:
+        before = [[f"sizes/{row['name']}" for row in _searched(rows)], [granularity.CHOICE]]
+    return [*before, [f"layer/{row['name']}" for row in rows]]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    fan_out(context, executor, Solve, _units(context), report)
+    waves, before = _waves(context), 0
+    total = sum(map(len, waves))
+    for keys in waves:
+        fan_out(context, executor, Solve, keys, lambda done, n: report(before + done, total))  # noqa: B023
+        before += len(keys)
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    recipe = resolve(tables["recipe"]).model_dump()
-    weights = {key: recipe[key] for key in WEIGHT_FIELDS}
+    recipe = resolve(tables["recipe"])
+    weights = recipe.model_dump(mode="json", exclude=set(NOT_OF_WEIGHTS))
+    if recipe.time_groups or recipe.group_search:
+        weights["activation_bits"] = recipe.activation_bits
     return {**identity(tables, "compute", "solve"), "recipe": weights}
 
 
@@ -212,6 +253,6 @@ STAGE = Stage(
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,
-    expected=lambda context: len(_units(context)),
+    expected=lambda context: sum(map(len, _waves(context))),
     settings=SolveSettings,
 )

@@ -77,3 +77,18 @@ def read_transformer(source: Path) -> dict[str, Any]:
     if not found:
         raise StorageError(f"{source / 'transformer'} has no safetensors weights; save the pipeline with safetensors")
     return found
+
+
+def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the transformer's `.weight` tensors by the name of their module, from the headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted((source / "transformer").glob("diffusion_pytorch_model*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
+                found |= {name.removesuffix(".weight"): tuple(file.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise StorageError(f"{path} is not readable as safetensors: {error}") from None
+    return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from adatsq_pipe.stages.base import Settings, StageError
 
@@ -27,6 +27,12 @@ class Recipe(Settings):
     """Whether input channels are divided by something first, which multiplies the weight's columns."""
     smoothing_alpha: float = Field(ge=0, le=1)
     """How much of a channel's size moves to the weight: 0 nothing, 1 all."""
+    smoothing_grid: int = Field(ge=1)
+    """Exponents tried for every layer, evenly between 0 and 1, by its output error; 1 = smoothing_alpha alone."""
+    smoothing_over: Literal["all", "noisiest", "salience"]
+    """An input channel's size: its peak over all timesteps, at the noisiest, or weighted by Spearman's rho."""
+    smoothing_skip: tuple[str, ...]
+    """Endings of the names of layers that are not smoothed."""
     rank: int = Field(ge=0)
     """Rank of the branch that runs beside the codes in full precision; 0 = none."""
     rank_rounds: int = Field(ge=1)
@@ -37,6 +43,12 @@ class Recipe(Settings):
     weight_bits: Literal[2, 3, 4, 5, 6, 8]
     weight_group: int = Field(ge=0)
     """Input channels a weight scale covers; 0 = per output channel."""
+    group_fit: bool
+    """Where a group does not divide a layer's width: take the largest divisor below it (the report says where), or
+    refuse."""
+    group_search: tuple[int, ...]
+    """Group sizes, of weight and activations alike, out of which an evolutionary search chooses for every layer; the
+    mean over layers stays at least weight_group. Empty = weight_group everywhere."""
     weight_symmetric: bool
     weight_clip: bool
     """Search the clipping ratio of each weight grid, or take min and max."""
@@ -46,42 +58,38 @@ class Recipe(Settings):
     activation_symmetric: bool
     activation_group: int = Field(ge=0)
     """Channels of a token that share an activation scale; 0 = all."""
-    allocation: Literal["uniform", "trellis"]
+    time_groups: int = Field(ge=0)
+    """Groups of timesteps with one calibrated activation scale each; 0 = every token has its own, dynamically."""
+    regions: bool
+    """With time_groups: inputs after GELU, whose negative values are small, have a fixed finer grid for those."""
+    allocation: Literal["uniform", "trellis", "decoupled"]
+    """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), or by layer and kind of layer
+    (ViDiT-Q)."""
     activation_bits: int = Field(ge=2, le=16)
     """Activation bits of a uniform allocation."""
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> Recipe:
+        if self.time_groups and self.allocation != "uniform":
+            raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
+        if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):
+            raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
+        if self.regions and not self.time_groups:
+            raise ValueError("regions is for calibrated scales; it needs time_groups")
+        return self
 
-WEIGHT_FIELDS = (
-    "transform", "transform_block", "permuted", "codebook", "smoothing", "smoothing_alpha", "rank", "rank_rounds",
-    "solver", "weight_bits", "weight_group", "weight_symmetric", "weight_clip", "conditioning_bits",
-    "conditioning_group", "activation_symmetric", "activation_group",
-)  # fmt: skip
+
+NOT_OF_WEIGHTS = ("temporal", "allocation", "activation_bits")
+"""Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
 
 
-class RecipeSettings(Settings):
-    """[recipe] The method, and what to change of it."""
-
-    method: str = "adatsq"
-    transform: Literal["none", "hadamard"] | None = None
-    transform_block: int | None = None
-    permuted: bool | None = None
-    codebook: bool | None = None
-    smoothing: Literal["none", "smoothquant"] | None = None
-    smoothing_alpha: float | None = None
-    rank: int | None = None
-    rank_rounds: int | None = None
-    temporal: bool | None = None
-    solver: Literal["rtn", "gptq"] | None = None
-    weight_bits: int | None = None
-    weight_group: int | None = None
-    weight_symmetric: bool | None = None
-    weight_clip: bool | None = None
-    conditioning_bits: int | None = None
-    conditioning_group: int | None = None
-    activation_symmetric: bool | None = None
-    activation_group: int | None = None
-    allocation: Literal["uniform", "trellis"] | None = None
-    activation_bits: int | None = None
+RecipeSettings = create_model(
+    "RecipeSettings",
+    __base__=Settings,
+    __doc__="[recipe] The method, and what to change of it.",
+    method=(str, "adatsq"),
+    **{name: (cast(Any, info.annotation) | None, None) for name, info in Recipe.model_fields.items()},  # type: ignore[call-overload]
+)
 
 
 def methods() -> list[str]:
@@ -89,6 +97,11 @@ def methods() -> list[str]:
     import adatsq_pipe.stages.methods as package
 
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """What `compare` tries of a method: as published (no change), and with its main knob turned."""
+    return [{}, *importlib.import_module(f"adatsq_pipe.stages.methods.{name}").VARIANTS]
 
 
 def resolve(table: Mapping[str, Any]) -> Recipe:
@@ -102,4 +115,6 @@ def resolve(table: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            raise StageError(f"[recipe] {first['msg'].removeprefix('Value error, ')}") from None
         raise StageError(f"recipe.{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}") from None

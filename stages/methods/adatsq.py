@@ -6,6 +6,8 @@ asymmetric weights with searched clipping; adaLN modulation weight-only at 4 bit
 
 from __future__ import annotations
 
+from typing import Any
+
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(
@@ -18,3 +20,10 @@ RECIPE = RTN.model_copy(
         "allocation": "trellis",
     }
 )
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"allocation": "uniform"},
+    {"temporal": False},
+    {"allocation": "uniform", "temporal": False},
+)
+"""Ablations: bits uniform, timesteps alike in the Hessian, both."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from adatsq_pipe.stages.methods._recipe import Recipe
 
 RECIPE = Recipe(
@@ -11,18 +13,28 @@ RECIPE = Recipe(
     codebook=False,
     smoothing="none",
     smoothing_alpha=0.5,
+    smoothing_grid=1,
+    smoothing_over="all",
+    smoothing_skip=(),
     rank=0,
     rank_rounds=1,
     temporal=False,
     solver="rtn",
     weight_bits=4,
     weight_group=0,
+    group_fit=False,
+    group_search=(),
     weight_symmetric=False,
     weight_clip=False,
     conditioning_bits=4,
     conditioning_group=64,
     activation_symmetric=False,
     activation_group=0,
+    time_groups=0,
+    regions=False,
     allocation="uniform",
     activation_bits=4,
 )
+
+VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True},)
+"""Searched clipping of the weights."""

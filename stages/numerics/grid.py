@@ -116,6 +116,20 @@ def static_codes(x_NI: Tensor, levels: Tensor | float, scale: Tensor, zero: Tens
     return torch.minimum(torch.maximum(codes, floor), floor + levels).to(x_NI.dtype)
 
 
+_FINE = 0.17
+"""Negative values after GELU reach to -.17 (TQ-DiT, 2502.04056, multi-region quantization)."""
+
+
+def region_values(x_NI: Tensor, levels: Tensor | float, scale: Tensor) -> Tensor:
+    """`x_NI` [..., in] rounded in two regions of 2^(b-1) codes each: from 0 up in steps of `scale` (a single number),
+    below 0 in the fixed step .17 / 2^(b-1); dtype kept."""
+    half = (levels + 1) / 2
+    x, fine = x_NI.float(), _FINE / half
+    above = torch.div(x, scale).round_().clamp_(min=0).clamp_(max=half - 1).mul_(scale)
+    below = (x / fine).round_().clamp_(max=0).clamp_(min=-half).mul_(fine)
+    return torch.where(x < 0, below, above).to(x_NI.dtype)
+
+
 def codebook_tokens(x_NI: Tensor, levels: Tensor) -> Tensor:
     """Round every token (row) of `x_NI` [..., in] to the nearest of `levels` times its root mean square; dtype kept."""
     x = x_NI.float()

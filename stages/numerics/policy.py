@@ -59,3 +59,26 @@ def assign(fisher_L: Sequence[float], bits: Sequence[int], shares: Sequence[floa
             row[layer] = width
         place += count
     return tuple(row)
+
+
+def spend(errors_LB: Sequence[Sequence[float]], bits: Sequence[int], budget: float) -> tuple[int, ...]:
+    """Bits of every layer, the mean at most `budget`: from the fewest, the raise that mends most per bit comes first.
+
+    `errors_LB[l][i]` is the error with layer l at `bits[i]`; `bits` rises. A raise may skip widths; ties go to the
+    earlier layer. ValueError if the fewest bits are above the budget.
+    """
+    if bits[0] > budget + 1e-9:
+        raise ValueError(f"a budget of {budget:g} mean bits is below the fewest there are, {bits[0]}")
+    places, left = [0] * len(errors_LB), (budget - bits[0]) * len(errors_LB) + 1e-9
+    while True:
+        best: tuple[float, int, int] | None = None
+        for layer, errors in enumerate(errors_LB):
+            for place in range(places[layer] + 1, len(bits)):
+                price = bits[place] - bits[places[layer]]
+                gain = (errors[places[layer]] - errors[place]) / price
+                if price <= left and gain > 0 and (best is None or gain > best[0]):
+                    best = (gain, layer, place)
+        if best is None:
+            return tuple(bits[place] for place in places)
+        left -= bits[best[2]] - bits[places[best[1]]]
+        places[best[1]] = best[2]

@@ -18,6 +18,7 @@ from adatsq_pipe.stages.numerics.grid import (
     codebook_tokens,
     decode,
     quantize_tokens,
+    region_values,
     static_codes,
     token_codes,
 )
@@ -183,7 +184,9 @@ class QuantizedLinear(nn.Module):
         levels: Tensor | float = self.levels if compiling else 2.0**self.bits - 1
         sometimes = compiling and self.rounds is None
         spec = self.spec
-        if spec.time_groups:
+        if spec.regions:
+            values = region_values(x, levels, self.now_scale)
+        elif spec.time_groups:
             codes = static_codes(x, levels, self.now_scale, self.now_zero)
             if as_codes and not sometimes:
                 return codes, self.now_scale

@@ -39,12 +39,16 @@ class LayerSpec:
     """Tokens are rounded to Lloyd-Max levels of a Gaussian of their own root mean square."""
     time_groups: int = 0
     """Activation scales that were calibrated, one for each group of timesteps; 0 = each token has its own."""
+    regions: bool = False
+    """With `time_groups`: the calibrated scale is that of positive values; negative ones have a fixed finer step."""
 
     def __post_init__(self) -> None:
         if self.weight_bits not in WEIGHT_BITS:
             raise ValueError(f"weights of {self.weight_bits} bits cannot be packed; choose of {WEIGHT_BITS}")
         if self.activation_group and self.time_groups:
             raise ValueError("activation_group is for tokens' own scales; with time_groups there is one scale for all")
+        if self.regions and not self.time_groups:
+            raise ValueError("regions is for calibrated scales; it needs time_groups")
         if self.activation_codebook and (self.activation_group or self.time_groups):
             raise ValueError("activation_codebook rounds a token by its norm; it goes with no group and no time_groups")
         if self.block & (self.block - 1) or self.block < 1:

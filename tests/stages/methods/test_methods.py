@@ -28,7 +28,7 @@ def captured(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("method", methods())
 def test_a_run_of_it_ends_with_a_model_that_draws(method: str, captured: Path, family: Callable[[str], Path]) -> None:
     sets = [f"--set={s}" for s in (f"recipe.method='{method}'", *SMALLER.get(method, ()))]
-    done = harness.run(*harness.tiny(captured, family("flux"), *sets))
+    done = harness.run(*harness.tiny(captured, family("flux"), "--preset", "w4a4", *sets))
     assert done.returncode == 0, done.stderr
     assert "capture: started" not in done.stderr + done.stdout
     summary = json.loads((captured / "report" / "summary.json").read_text())
@@ -43,12 +43,27 @@ ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"method": "svdquant"}, "group 64 does not divide the input width 48"),
+        ({"method": "svdquant"}, "weight_group 64 does not divide the input width 48"),
         ({"method": "svdquant", "weight_group": 0, "activation_group": 0, "rank": 64}, "rank 64 is above"),
         ({"method": "rtn", "weight_bits": 7}, "recipe.weight_bits = 7"),
         ({"method": "quark"}, "recipe.method is 'quark'; there are adatsq, "),
+        ({"method": "tq_dit", "allocation": "trellis"}, "needs allocation = 'uniform'"),
+        ({"method": "tq_dit", "solver": "gptq"}, "needs solver rtn"),
+        ({"method": "rtn", "regions": True}, "regions is for calibrated scales"),
     ],
 )
 def test_what_a_layer_cannot_take_is_said(table: dict[str, object], words: str) -> None:
     with pytest.raises(StageError, match=words):
         spec_of(resolve(table), ROW)
+
+
+def test_a_group_is_fitted_where_the_recipe_says_so() -> None:
+    spec = spec_of(resolve({"method": "svdquant", "group_fit": True}), ROW)
+    assert spec.group == spec.activation_group == 48
+    assert spec_of(resolve({"method": "svdquant", "group_fit": True}), {**ROW, "in": 341, "out": 64}).group == 31
+
+
+def test_the_second_linear_of_a_feed_forward_is_not_balanced() -> None:
+    recipe = resolve({"method": "ptq4dit"})
+    assert spec_of(recipe, ROW).smoothed
+    assert not spec_of(recipe, {**ROW, "name": "blocks.0.ff.net.2"}).smoothed

@@ -57,7 +57,12 @@ def by_hand(layer: QuantizedLinear, codes: Tensor, x: Tensor, step: int) -> Tens
     for n in range(len(x)) if bits < 16 else ():
         for first in range(0, width, spec.activation_group or width):
             part = x[n, first : first + (spec.activation_group or width)]
-            if spec.time_groups:
+            if spec.regions:
+                half, scale = 2 ** (bits - 1), layer.step_scale[place]
+                above = (part / scale).round().clamp(0, half - 1) * scale
+                below = (part / (0.17 / half)).round().clamp(-half, 0) * (0.17 / half)
+                got = torch.where(part < 0, below, above)
+            elif spec.time_groups:
                 scale, zero = layer.step_scale[place], layer.step_zero[place]
                 got = ((part / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
             elif spec.activation_codebook:
@@ -95,6 +100,7 @@ PARTS: list[dict[str, Any]] = [
     {"rank": 2, "smoothed": True},
     {"codebook": True, "permuted": True, "block": 16},
     {"time_groups": 2},
+    {"time_groups": 2, "regions": True, "smoothed": True},
     {"activation_codebook": True, "codebook": True},
     {"group": 16, "block": 16, "smoothed": True, "rank": 1, "permuted": True, "activation_group": 8},
 ]
@@ -122,7 +128,7 @@ def cases(draw: st.DrawFn) -> tuple[LayerSpec, int, int, Tensor, int]:
     block = draw(st.sampled_from([1, 1, 2, 8]))
     width = block * draw(st.integers(1, 9))
     divisors = [0, *(d for d in range(1, width + 1) if width % d == 0)]
-    out, kind = draw(st.integers(1, 9)), draw(st.sampled_from(["token", "group", "static", "codebook"]))
+    out, kind = draw(st.integers(1, 9)), draw(st.sampled_from(["token", "group", "static", "regions", "codebook"]))
     spec = LayerSpec(
         weight_bits=draw(st.sampled_from(WEIGHT_BITS)),
         group=draw(st.sampled_from(divisors)),
@@ -134,7 +140,8 @@ def cases(draw: st.DrawFn) -> tuple[LayerSpec, int, int, Tensor, int]:
         smoothed=draw(st.booleans()),
         rank=draw(st.integers(0, min(width, out, 3))),
         codebook=draw(st.booleans()),
-        time_groups=2 if kind == "static" else 0,
+        time_groups=2 if kind in ("static", "regions") else 0,
+        regions=kind == "regions",
     )
     seed = draw(st.integers(0, 10))
     x = torch.randn(draw(st.integers(0, 6)), width, generator=torch.Generator().manual_seed(seed))
@@ -221,6 +228,7 @@ def test_one_graph_serves_every_step() -> None:
         ({"group": 5}, "does not divide"),
         ({"rank": 9}, "rank 9 is above"),
         ({"activation_group": 8, "time_groups": 2}, "one scale for all"),
+        ({"regions": True}, "needs time_groups"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any], words: str) -> None:
