@@ -1,0 +1,50 @@
+"""`compare` through the command line: captures once, rows as they finish, nothing done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adatsq_pipe.storage import tables
+from tests.conftest import TINY
+from tests.whole import harness
+
+
+@pytest.fixture
+def arguments(family: Callable[[str], Path], tmp_path: Path) -> list[str]:
+    run = str(tmp_path / "run")
+    return ["compare", "--run-dir", run, "--model", str(family("flux")), "--executor", "inline", *TINY]
+
+
+def test_rows_share_the_capture_and_are_not_done_again(arguments: list[str], tmp_path: Path) -> None:
+    first = harness.run(*arguments, "--methods", "rtn,q_dit", "--bits", "w4a4")
+    assert first.returncode == 0, first.stderr
+    said = first.stderr + first.stdout
+    assert said.count("capture: started") == 1 and said.count("solve: started") == 2
+    assert "| rtn |" in first.stdout and "| q_dit |" in first.stdout
+    rows = tables.read(tmp_path / "run" / "compare.parquet")
+    assert [row["method"] for row in rows] == ["rtn", "q_dit"]
+    assert all(0 < row["psnr"] < 100 and row["calibration_seconds"] > 0 for row in rows)
+    assert not (tmp_path / "run" / "model").exists()
+    more = harness.run(*arguments, "--methods", "rtn,q_dit,vidit_q", "--bits", "w4a4")
+    assert more.returncode == 0, more.stderr
+    said = more.stderr + more.stdout
+    assert "capture: started" not in said and said.count("evaluate: started") == 1
+    assert [r for r in tables.read(tmp_path / "run" / "compare.parquet") if r["method"] != "vidit_q"] == rows
+
+
+def test_it_goes_on_after_a_kill(arguments: list[str], tmp_path: Path) -> None:
+    arguments += ["--methods", "rtn,smoothquant", "--bits", "w4a4"]
+    killed = harness.run(*arguments, strike="solve:3")
+    assert killed.returncode < 0
+    done = harness.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "capture: started" not in done.stderr + done.stdout
+    assert len(tables.read(tmp_path / "run" / "compare.parquet")) == 2
+
+
+def test_a_method_there_is_not_is_said_first(arguments: list[str]) -> None:
+    done = harness.run(*arguments, "--methods", "quark")
+    assert done.returncode == 2 and "there are adatsq, " in done.stderr
