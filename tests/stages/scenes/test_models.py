@@ -15,7 +15,7 @@ from adatsq_pipe.stages.scenes import captions, judge, scorer, tally, worlds
 from adatsq_pipe.stages.scenes.shelf import built_ins
 
 FLOORS = {
-    "scenes/dit-xl": 0.7,
+    "scenes/dit-xl": 0.9,
     "scenes/flux-dev": 0.6,
     "scenes/flux-schnell": 0.55,
     "scenes/wan": 0.8,
