@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
+            "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
         },

@@ -81,7 +81,10 @@ class Assemble:
                 "codes": pack(solved["codes"], spec["weight_bits"]),
                 "policy": torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8),
             }
+            if "bias" in parts:
+                parts["bias"] = parts["bias"].to(stored[f"{name}.bias"].dtype)
             stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+            parts.pop("bias", None)
             specs[name] = spec
             weights += row["in"] * row["out"]
             before += 2 * row["in"] * row["out"]

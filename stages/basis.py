@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """`tensors` as the layer stores them (order, smooth), and the rotation's block."""
+    """`tensors` as the layer stores them (order, smooth), and the rotation's block. `folded` [in] is what the layer
+    before multiplies the input's channels by."""
 
     tensors: dict[str, Tensor]
     block: int
+    folded: Tensor | None = None
 
     def of_rows(self, x_NI: Tensor) -> Tensor:
         """Inputs in this basis, dtype kept."""
         from adatsq_pipe.stages.numerics import transform
 
-        x = x_NI
+        x = x_NI if self.folded is None else x_NI * self.folded.to(x_NI.dtype)
         if "order" in self.tensors:
             x = x[:, self.tensors["order"].long()]
         if "smooth" in self.tensors:
@@ -39,6 +41,9 @@ class Basis:
         from adatsq_pipe.stages.numerics import transform
 
         w, gram = w_OI.double(), gram_II.double()
+        if self.folded is not None:
+            factor = self.folded.double()
+            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
         if "order" in self.tensors:
             order = self.tensors["order"].long()
             w, gram = w[:, order], gram[order][:, order]
@@ -70,6 +75,15 @@ def bases(context: Context, recipe: Recipe, row: Mapping[str, Any], spec: LayerS
         smooth = (1 / smoothing.smoothquant(size, w, alpha=alpha)).bfloat16()
         found.append(Basis(tensors={**fixed, "smooth": smooth}, block=spec.block))
     return found
+
+
+def factor(context: Context, recipe: Recipe, source: str, w_OI: Tensor) -> Tensor:
+    """What smoothing multiplies the channels of the input `source` by, [in] float64, for all of the layers it feeds:
+    `w_OI` are their weights, one below the other."""
+    from adatsq_pipe.stages.numerics import smoothing
+
+    size = channel_sizes(recipe, inputs.peaks(context, source).to(w_OI.device), w_OI)
+    return 1 / smoothing.smoothquant(size, w_OI, alpha=recipe.smoothing_alpha)
 
 
 def exponents(recipe: Recipe) -> list[float]:

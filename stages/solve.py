@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adatsq_pipe.stages.basis import Basis
+    from adatsq_pipe.stages.folding import Fold
     from adatsq_pipe.stages.numerics.gptq import Solved
     from adatsq_pipe.stages.numerics.grid import Grid
     from adatsq_pipe.stages.numerics.weight import Coded
@@ -96,7 +97,15 @@ class Solve:
         self.recipe = resolve(context.tables["recipe"])
         self.device = context.settings("compute", ComputeSettings).device
         self.rows = {row["name"]: row for row in capture.survey_of(context)["layers"]}
-        self.linears = quantizable_linears(denoiser_of(context).transformer)
+        transformer = denoiser_of(context).transformer
+        self.linears = quantizable_linears(transformer)
+        self.folds: list[Fold] = []
+        if self.recipe.smoothing_fold:
+            from adatsq_pipe.stages.folding import folds
+
+            for fold in folds(transformer, list(self.rows.values())):
+                if all(spec_of(self.recipe, self.rows[name]).smoothed for name in fold.consumers):
+                    self.folds.append(fold)
 
     def __call__(self, key: str) -> None:
         import torch
@@ -128,7 +137,13 @@ class Solve:
         spec, weight_OI = self._spec(row), self._weight(name)
         _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
         gram = tensors.read(folder, [name])[name].to(self.device).double()
-        offered = basis.bases(self.context, recipe, row, spec, weight_OI)
+        weight_OI, bias = self._producing(name, weight_OI)
+        folded = self._folded(name)
+        if folded is None:
+            offered = basis.bases(self.context, recipe, row, spec, weight_OI)
+        else:
+            spec = replace(spec, smoothed=False)
+            offered = [basis.Basis(tensors={}, block=spec.block, folded=folded)]
         solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
         grid_of = partial(self._grid, spec)
         with unit.timed("algebra"):
@@ -143,13 +158,33 @@ class Solve:
                 coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
             else:
                 coded = weight.on_grid(w, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
-        tensors.write(unit.folder, {**coded.tensors, **own.tensors})
+        tensors.write(unit.folder, {**coded.tensors, **own.tensors, **bias})
         unit.value = {
             "error": coded.error,
             "nearest_error": coded.nearest_error,
             "damping": coded.damping,
             "spec": spec.plain(),
+            "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
         }
+
+    def _factor(self, fold: Fold) -> Tensor:
+        """What a fold multiplies the channels of its consumers' input by."""
+        import torch
+
+        joint = torch.cat([self._weight(name) for name in fold.consumers])
+        return basis.factor(self.context, self.recipe, self.rows[fold.consumers[0]]["source"], joint)
+
+    def _folded(self, name: str) -> Tensor | None:
+        """What the layer before multiplies this layer's input by."""
+        return next((self._factor(fold) for fold in self.folds if name in fold.consumers), None)
+
+    def _producing(self, name: str, w_OI: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weight with what is folded into its rows, and the bias that goes with it, if any is."""
+        own = [fold for fold in self.folds if fold.producer == name]
+        bias: Tensor | None = self.linears[name].bias
+        for fold in own:
+            w_OI, bias = fold.rows(w_OI, bias, self._factor(fold))
+        return w_OI, {"bias": bias.detach().float()} if own and bias is not None else {}
 
     def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
         """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""

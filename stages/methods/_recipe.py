@@ -33,6 +33,9 @@ class Recipe(Settings):
     """An input channel's size: its peak over all timesteps, at the noisiest, or weighted by Spearman's rho."""
     smoothing_skip: tuple[str, ...]
     """Endings of the names of layers that are not smoothed."""
+    smoothing_fold: bool
+    """Fold the smoothing into the layer before, where one can take it (modulation, value projection), instead of
+    multiplying at run time."""
     rank: int = Field(ge=0)
     """Rank of the branch that runs beside the codes in full precision; 0 = none."""
     rank_rounds: int = Field(ge=1)
@@ -74,6 +77,8 @@ class Recipe(Settings):
             raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
         if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):
             raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
+        if self.smoothing_fold and (self.permuted or self.smoothing_grid > 1):
+            raise ValueError("smoothing_fold is for one exponent and channels in their own order")
         if self.regions and not self.time_groups:
             raise ValueError("regions is for calibrated scales; it needs time_groups")
         return self

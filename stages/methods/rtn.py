@@ -16,6 +16,7 @@ RECIPE = Recipe(
     smoothing_grid=1,
     smoothing_over="all",
     smoothing_skip=(),
+    smoothing_fold=False,
     rank=0,
     rank_rounds=1,
     temporal=False,
