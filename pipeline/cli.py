@@ -145,8 +145,12 @@ def compare(
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
         found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
     here = Path(os.path.relpath(place.path))
-    click.echo((here / "compare.md").read_text() if found else "no row could be run")
+    if not found.rows:
+        fail("no row could be run; the reasons are above", 1)
+    click.echo((here / "compare.md").read_text())
     click.echo(f"rows      {here / 'compare.parquet'}\nplot      {here / 'compare.png'}")
+    if found.failed:
+        fail(f"{found.failed} rows failed; the reasons are below the table", 1)
 
 
 @main.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ class Row:
     def name(self) -> str:
         changed = ", ".join(f"{key}={value}" for key, value in self.change.items())
         return f"{self.method} ({changed})" if changed else self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The finished rows, and how many failed."""
+
+    rows: list[dict[str, Any]]
+    failed: int
 
 
 def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]], RunConfig]) -> list[Row]:
@@ -187,7 +195,7 @@ def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: 
         lines += [f"## {bits}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in found if row["bits"] == bits]
         lines.append("")
-    lines += [f"- {row.name} at {row.bits} was refused: {row.refused}" for row in refused]
+    lines += [f"- {row.name} at {row.bits} was left out: {row.refused}" for row in refused]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -241,21 +249,28 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
     plot(best(found), run.path / "compare.png")
 
 
-def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> list[dict[str, Any]]:
-    """Do every row that is not refused; the tables are written anew after each, so an interruption leaves them true."""
+def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> Outcome:
+    """Do every row that is not refused; the tables are written anew after each, so an interruption leaves them true.
+
+    A row that fails is said and left out; the others go on.
+    """
     from adatsq_pipe.pipeline import report, runner
 
-    found: list[dict[str, Any]] = []
-    refused = [row for row in planned if row.refused]
-    for row in refused:
+    found, left_out, failed = list[dict[str, Any]](), [row for row in planned if row.refused], 0
+    for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")
     doable = [row for row in planned if not row.refused]
     for place, row in enumerate(doable, 1):
         screen.say(f"row {place} of {len(doable)}: {row.name} at {row.bits}")
-        _, context, _ = runner.execute(row.config, run, list(ORDER), executors, screen, publish=False)
-        found.append(measured(row, report.summarize(row.config, run, context)))
-        screen.say(
-            f"{row.name} at {row.bits}: {', '.join(map(' '.join, zip(COLUMNS[1:], cells(found[-1])[1:], strict=True)))}"
-        )
-        write(found, refused, run, row.config.model.name)
-    return found
+        try:
+            _, context, _ = runner.execute(row.config, run, list(ORDER), executors, screen, publish=False)
+        except StageError as error:
+            failed += 1
+            left_out.append(replace(row, refused=str(error)))
+            screen.say(f"{row.name} at {row.bits} failed: {error}")
+        else:
+            found.append(measured(row, report.summarize(row.config, run, context)))
+            said = zip(COLUMNS[1:], cells(found[-1])[1:], strict=True)
+            screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, said))}")
+        write(found, left_out, run, row.config.model.name)
+    return Outcome(rows=found, failed=failed)

@@ -67,3 +67,14 @@ def test_the_second_linear_of_a_feed_forward_is_not_balanced() -> None:
     recipe = resolve({"method": "ptq4dit"})
     assert spec_of(recipe, ROW).smoothed
     assert not spec_of(recipe, {**ROW, "name": "blocks.0.ff.net.2"}).smoothed
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_balance_is_undone_wherever_it_is_folded(fold: bool, captured: Path, family: Callable[[str], Path]) -> None:
+    eight = ("weight_bits=8", "conditioning_bits=8", "activation_bits=8", f"smoothing_fold={str(fold).lower()}")
+    sets = [f"--set=recipe.{s}" for s in ("method='ptq4dit'", *eight)]
+    done = harness.run(*harness.tiny(captured, family("flux"), "--preset", "w4a4", *sets))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((captured / "report" / "summary.json").read_text())
+    assert summary["quality"]["psnr"]["mean"] > 40
+    assert ("folded" in summary["facts"]["smoothing"]) == fold
