@@ -16,6 +16,7 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, plainly, working
+from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
 from adatsq_pipe.stages.methods._recipe import resolve
@@ -53,7 +54,10 @@ def run(
     extra += [f"cluster.address={address!r}"] if address else []
     config = load_config(place, model, preset, file, (*sets, *extra))
     if "solve" in chosen:
-        refuse(resolve(config.tables["recipe"]), config.model)
+        try:
+            refuse(resolve(config.tables["recipe"]), config.model)
+        except StageError as error:
+            raise ConfigError(str(error)) from None
     place.create()
     with place.lock():
         configuration.keep_config(place.path, config)
@@ -147,7 +151,14 @@ def compare(
     here = Path(os.path.relpath(place.path))
     if not found.rows:
         fail("no row could be run; the reasons are above", 1)
-    click.echo((here / "compare.md").read_text())
+    text = (here / "compare.md").read_text()
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+    else:
+        click.echo(text)
     click.echo(f"rows      {here / 'compare.parquet'}\nplot      {here / 'compare.png'}")
     if found.failed:
         fail(f"{found.failed} rows failed; the reasons are below the table", 1)

@@ -181,7 +181,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: str) -> str:
-    """The tables of `compare.md`, one for each pair of bits."""
+    """The tables of `compare.md`, one for each pair of bits, the nearest to full precision first."""
     lines = [f"# Methods on {model}", ""]
     if found:
         first = found[0]
@@ -193,7 +193,8 @@ def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: 
         lines += [f"{first['captions']} held-out captions x {first['seeds']} paired seeds, 95 % intervals{score}.", ""]
     for bits in dict.fromkeys(row["bits"] for row in found):
         lines += [f"## {bits}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        lines += [f"| {' | '.join(cells(row))} |" for row in found if row["bits"] == bits]
+        ranked = sorted((row for row in found if row["bits"] == bits), key=lambda row: -row["psnr"])
+        lines += [f"| {' | '.join(cells(row))} |" for row in ranked]
         lines.append("")
     lines += [f"- {row.name} at {row.bits} was left out: {row.refused}" for row in refused]
     return "\n".join(lines).rstrip() + "\n"

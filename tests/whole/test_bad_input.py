@@ -189,3 +189,11 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     _refused(harness.run("sample", str(model), "--prompt", "a circle", "--out", str(tmp_path / "x.png")), 1, str(model))
+
+
+def test_a_recipe_the_model_cannot_take_is_refused_before_any_work(tiny_flux: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = harness.run(*harness.tiny(run, tiny_flux, "--set", "recipe.method='svdquant'"))
+    assert done.returncode == 2
+    assert "weight_group 64 does not divide the input width 32" in done.stderr and "recipe.group_fit" in done.stderr
+    assert not run.exists()
