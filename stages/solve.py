@@ -277,7 +277,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     recipe = resolve(tables["recipe"])
-    weights = recipe.model_dump(mode="json", exclude=set(NOT_OF_WEIGHTS))
+    without_meaning = set() if recipe.time_groups else {"time_search"}
+    weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
     if recipe.time_groups or recipe.group_search:
         weights["activation_bits"] = recipe.activation_bits
     return {**identity(tables, "compute", "solve"), "recipe": weights}
