@@ -136,14 +136,21 @@ def measured(row: Row, summary: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+SAME_BITS = 0.25
+"""Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
+
+
 def best(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of every method at every pair of bits, the change of highest PSNR to full precision; in the order given.
 
-    Ablations of AdaTSQ are no tuning: they stay rows of their own.
+    Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
     """
     kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    published = {(row["bits"], row["method"]): row["weight_bits"] for row in found if row["change"] == "{}"}
     for row in found:
-        key = (row["bits"], row["method"], row["change"] if row["method"] == "adatsq" else "")
+        size = published.get((row["bits"], row["method"]), row["weight_bits"])
+        apart = row["method"] == "adatsq" or abs(row["weight_bits"] - size) > SAME_BITS
+        key = (row["bits"], row["method"], row["change"] if apart else "")
         if key not in kept or row["psnr"] > kept[key]["psnr"]:
             kept[key] = row
     return list(kept.values())

@@ -167,7 +167,7 @@ def curvature(context: Context, layer: str) -> npt.NDArray[np.float64]:
 
 
 def _by_channel(tables: Mapping[str, Any]) -> bool:
-    return resolve(tables["recipe"]).time_groups > 0
+    return resolve(tables["recipe"]).time_search
 
 
 def _units(context: Context) -> list[str]:

@@ -204,22 +204,23 @@ class Solve:
 
         from adatsq_pipe.stages.numerics import timegroups, weight
 
-        survey = capture.survey_of(self.context)
-        place = timegroups.group_of_steps(survey["steps"], spec.time_groups)
-        curvature = torch.from_numpy(fisher.curvature(self.context, row["name"])).to(w.device)
+        steps, recipe = capture.survey_of(self.context)["steps"], self.recipe
+        place = timegroups.group_of_steps(steps, spec.time_groups)
         groups = max(place) + 1
         rows: list[list[Tensor]] = [[] for _ in range(groups)]
-        weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
         for step, x in inputs.rows(self.context, row["source"]):
             rows[place[step]].append(own.of_rows(x.to(w)))
-            weights[place[step]] += curvature[step] / place.count(place[step])
         joined = [torch.cat(parts) for parts in rows]
-        sampled = [x[:: max(1, len(x) * groups // granularity.ROWS)] for x in joined]
-        regions = self.recipe.regions and timegroups.after_gelu(joined)
+        regions = recipe.regions and timegroups.after_gelu(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
-        found = timegroups.calibrate(
-            sampled, w, weights, self._grid(spec, w), bits=self.recipe.activation_bits, regions=regions
-        )
+        start, bits = self._grid(spec, w), recipe.activation_bits
+        if recipe.time_search:
+            curvature = torch.from_numpy(fisher.curvature(self.context, row["name"])).to(w.device)
+            weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
+            weights.index_add_(0, torch.tensor(place, device=w.device), curvature)
+            found = timegroups.calibrate(joined, w, weights, start, bits=bits, regions=regions)
+        else:
+            found = timegroups.by_range(joined, start, bits=bits, regions=regions)
         coded = weight.on_grid(w, gram, lambda _: found.grid)
         coded.tensors["time_group"] = torch.tensor(place, dtype=torch.uint8)
         coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
@@ -276,7 +277,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
     recipe = resolve(tables["recipe"])
-    weights = recipe.model_dump(mode="json", exclude=set(NOT_OF_WEIGHTS))
+    without_meaning = set() if recipe.time_groups else {"time_search"}
+    weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
     if recipe.time_groups or recipe.group_search:
         weights["activation_bits"] = recipe.activation_bits
     return {**identity(tables, "compute", "solve"), "recipe": weights}

@@ -63,6 +63,9 @@ class Recipe(Settings):
     """Channels of a token that share an activation scale; 0 = all."""
     time_groups: int = Field(ge=0)
     """Groups of timesteps with one calibrated activation scale each; 0 = every token has its own, dynamically."""
+    time_search: bool
+    """With time_groups: choose the scales, and the weight's, by the output error under the loss's curvature; false =
+    min and max."""
     regions: bool
     """With time_groups: inputs after GELU, whose negative values are small, have a fixed finer grid for those."""
     allocation: Literal["uniform", "trellis", "decoupled"]
@@ -79,8 +82,8 @@ class Recipe(Settings):
             raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
         if self.smoothing_fold and (self.permuted or self.smoothing_grid > 1):
             raise ValueError("smoothing_fold is for one exponent and channels in their own order")
-        if self.regions and not self.time_groups:
-            raise ValueError("regions is for calibrated scales; it needs time_groups")
+        if (self.regions or self.time_search) and not self.time_groups:
+            raise ValueError("regions and time_search are for calibrated scales; they need time_groups")
         return self
 
 

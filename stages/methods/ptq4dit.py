@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
+from adatsq_pipe.stages.methods.rtn import STATIC
 
 RECIPE = RTN.model_copy(
     update={
@@ -22,5 +23,5 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True},)
-"""Searched clipping of the weights."""
+VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, STATIC)
+"""Searched clipping of the weights; one calibrated scale for a layer's input, where balancing has more to mend."""

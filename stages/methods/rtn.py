@@ -32,10 +32,12 @@ RECIPE = Recipe(
     activation_symmetric=False,
     activation_group=0,
     time_groups=0,
+    time_search=False,
     regions=False,
     allocation="uniform",
     activation_bits=4,
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True},)
-"""Searched clipping of the weights."""
+STATIC = {"time_groups": 1, "time_search": False}
+VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, STATIC)
+"""Searched clipping of the weights; one calibrated scale for a layer's input (the baseline of PTQ4DiT and TQ-DiT)."""

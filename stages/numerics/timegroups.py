@@ -6,6 +6,7 @@ every group of steps in turn; scales are multiples of min-max in [.01, 1.2].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,38 +51,54 @@ def rounded(x_NI: Tensor, levels: float, scale: Tensor, zero: Tensor, *, regions
     return static_codes(x_NI, levels, scale, zero) * scale
 
 
+def by_range(rows: Sequence[Tensor], start: Grid, *, bits: int, regions: bool) -> Calibrated:
+    """Every group's min-max, over `rows[g]` [n, in], and the weight's own grid: nothing is searched."""
+    scale_G, zero_G = _stacked([_span(x, 2.0**bits - 1, regions) for x in rows])
+    return Calibrated(grid=start, scale_G=scale_G, zero_G=zero_G, error=math.nan, single_error=math.nan)
+
+
 def calibrate(
-    rows: Sequence[Tensor], w_OI: Tensor, curvature_GO: Tensor, start: Grid, *, bits: int, regions: bool
+    rows: Sequence[Tensor],
+    w_OI: Tensor,
+    curvature_GO: Tensor,
+    start: Grid,
+    *,
+    bits: int,
+    regions: bool,
+    most: int = 1024,
 ) -> Calibrated:
     """Scales of the weight `w_OI` (float32, `start` is its min-max grid by row) and of the inputs `rows[g]` [n, in].
 
-    `curvature_GO` >= 0 weighs output channel o in group g. Starts from min-max; a round chooses the weight's scales for
-    the rounded inputs, then the inputs' for the rounded weight. A group's scale is never worse than the best that one
-    scale for all groups could be.
+    `curvature_GO` >= 0 weighs output channel o in group g. Starts from min-max of all rows; a round chooses the
+    weight's scales for the rounded inputs, then the inputs' for the rounded weight, by the error over at most `most`
+    rows, an even sample. A group's scale is never worse on them than the best that one scale for all groups could be.
     """
-    levels, outs = 2.0**bits - 1, [x @ w_OI.T for x in rows]
+    levels = 2.0**bits - 1
+    spans, whole = [_span(x, levels, regions) for x in rows], _span(torch.cat(list(rows)), levels, regions)
+    rows = [x[:: -(-len(x) * len(rows) // most)] for x in rows]
+    outs = [x @ w_OI.T for x in rows]
     total = sum(float((z.double().square() * h).sum()) for z, h in zip(outs, curvature_GO, strict=True))
-    spans = [_span(x, levels, regions) for x in rows]
-    whole = _span(torch.cat(list(rows)), levels, regions)
     grid, found, single_error, error = start, spans, 0.0, 0.0
     for _ in range(ROUNDS):
         grid = _weight_scales(rows, found, w_OI, curvature_GO, start, levels, regions)
         held = decode(encode(w_OI, grid.scale_OG, grid.zero_OG, grid.levels), grid.scale_OG, grid.zero_OG)
-        tried = [
-            _errors(x, z, held, h, _multiples(whole), levels, regions)
-            for x, z, h in zip(rows, outs, curvature_GO, strict=True)
-        ]
-        summed = torch.stack(tried).sum(0)
+        parts = list(zip(rows, outs, curvature_GO, strict=True))
+        summed = torch.stack([_errors(x, z, held, h, _multiples(whole), levels, regions) for x, z, h in parts]).sum(0)
         single_error, single = float(summed.min()), _multiples(whole)[int(summed.argmin())]
         found, error = [], 0.0
-        for x, z, h, span in zip(rows, outs, curvature_GO, spans, strict=True):
+        for (x, z, h), span in zip(parts, spans, strict=True):
             candidates = [*_multiples(span), single]
             errors = _errors(x, z, held, h, candidates, levels, regions)
             found.append(candidates[int(errors.argmin())])
             error += float(errors.min())
-    scale_G, zero_G = (torch.stack([pair[i] for pair in found]).float() for i in range(2))
+    scale_G, zero_G = _stacked(found)
     total = max(total, 1e-300)
     return Calibrated(grid=grid, scale_G=scale_G, zero_G=zero_G, error=error / total, single_error=single_error / total)
+
+
+def _stacked(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    scale, zero = (torch.stack([pair[i] for pair in pairs]).float() for i in range(2))
+    return scale, zero
 
 
 Pair = tuple[Tensor, Tensor]
@@ -105,10 +122,12 @@ def _errors(
     x: Tensor, z: Tensor, held_OI: Tensor, h_O: Tensor, candidates: Sequence[Pair], levels: float, regions: bool
 ) -> Tensor:
     """The weighted error of the output with the inputs on every candidate, float64."""
+    root = h_O.sqrt().to(z)
+    wanted, held = z * root, (held_OI * root.unsqueeze(1)).T.contiguous()
     errors = []
     for scale, zero in candidates:
-        delta = z - rounded(x, levels, scale, zero, regions=regions) @ held_OI.T
-        errors.append(float((delta.square_().double().sum(0) * h_O).sum()))
+        delta = torch.addmm(wanted, rounded(x, levels, scale, zero, regions=regions), held, alpha=-1)
+        errors.append(float(delta.square_().sum(dtype=torch.float64)))
     return torch.tensor(errors, dtype=torch.float64)
 
 

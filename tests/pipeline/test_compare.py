@@ -77,11 +77,14 @@ def test_the_best_of_each_method_is_shown_and_ablations_stay() -> None:
     found = [
         result(psnr=30.0),
         result(psnr=31.0, change='{"weight_clip": true}'),
+        result(psnr=39.0, change='{"weight_group": 16}', weight_bits=5.0),
         result(method="adatsq", psnr=37.0),
         result(method="adatsq", psnr=36.0, change='{"temporal": false}'),
     ]
     shown = compare.best(found)
-    assert [(row["method"], row["psnr"]) for row in shown] == [("rtn", 31.0), ("adatsq", 37.0), ("adatsq", 36.0)]
+    assert [(row["method"], row["psnr"]) for row in shown] == [
+        ("rtn", 31.0), ("rtn", 39.0), ("adatsq", 37.0), ("adatsq", 36.0),
+    ]  # fmt: skip
     text = compare.markdown(shown, [], "flux-dev")
     assert "| rtn (weight_clip=True) | 4.20 (+0.20) | 4.00 (+0.00) | 3.80x | 31.0 ± 1.0 |" in text
     assert "4 held-out captions x 3 paired seeds" in text and "0.82" in text

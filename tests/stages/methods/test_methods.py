@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.methods._recipe import methods, resolve
+from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
 from adatsq_pipe.stages.solve import spec_of
 from tests.whole import harness
 
@@ -37,6 +37,12 @@ def test_a_run_of_it_ends_with_a_model_that_draws(method: str, captured: Path, f
     assert f"recipe `{method}`" in card
 
 
+@pytest.mark.parametrize("method", methods())
+def test_every_variant_is_a_recipe_of_its_own(method: str) -> None:
+    tried = [resolve({"method": method, **change}) for change in variants(method)]
+    assert len(tried) > 1 and all(one != other for i, one in enumerate(tried) for other in tried[:i])
+
+
 ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
 
 
@@ -49,7 +55,7 @@ ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
         ({"method": "quark"}, "recipe.method is 'quark'; there are adatsq, "),
         ({"method": "tq_dit", "allocation": "trellis"}, "needs allocation = 'uniform'"),
         ({"method": "tq_dit", "solver": "gptq"}, "needs solver rtn"),
-        ({"method": "rtn", "regions": True}, "regions is for calibrated scales"),
+        ({"method": "rtn", "regions": True}, "regions and time_search are for calibrated scales"),
     ],
 )
 def test_what_a_layer_cannot_take_is_said(table: dict[str, object], words: str) -> None:

@@ -104,6 +104,17 @@ def test_scales_start_from_min_max_and_do_not_end_worse() -> None:
     assert found.error < float(plain / whole)
 
 
+def test_a_range_is_that_of_all_rows() -> None:
+    rows, w, _ = _drifting(2)
+    start = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
+    found = timegroups.by_range(rows, start, bits=4, regions=False)
+    for x, scale, zero in zip(rows, found.scale_G, found.zero_G, strict=True):
+        got = timegroups.rounded(x, 15.0, scale, zero, regions=False)
+        assert float((got - x).abs().max()) <= float(scale) * 1.01
+        assert float(scale) == pytest.approx(float(x.max() - x.min()) / 15)
+    assert torch.equal(found.grid.scale_OG, start.scale_OG)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_evolution_is_never_worse_than_its_start_and_near_the_best(seed: int) -> None:
     draw = random.Random(seed)
