@@ -15,5 +15,5 @@ from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(update={"time_groups": 10, "time_search": True, "regions": True})
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"time_groups": 1}, {"time_groups": 5}, {"time_groups": 25})
+VARIANTS: tuple[dict[str, Any], ...] = ({"time_groups": 1}, {"time_groups": 25})
 """The groups of timesteps; 1 is a calibrated scale for all of them."""
