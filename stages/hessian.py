@@ -36,8 +36,9 @@ class HessianSettings(Settings):
 
     temporal: bool = True
     """Weight timesteps by Fisher information, if the recipe does; false = all alike."""
-    effective_steps: float = Field(default=0.5, gt=0, le=1)
-    """Effective number of steps exp(H(alpha)), as a share of all steps; fixes the temperature tau per layer."""
+    effective_steps: float = Field(default=0.8, gt=0, le=1)
+    """Effective number of steps exp(H(alpha)), as a share of all steps; fixes the temperature tau per layer. The paper
+    gives no tau; of 0.5, 0.8 and 1 (all alike) 0.8 did best on the built-in flux-dev at 4 bits."""
 
 
 class Hessian:
