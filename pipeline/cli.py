@@ -15,7 +15,7 @@ from PIL import Image
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, plainly, working
+from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, placed, places, plainly, working
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
@@ -34,8 +34,7 @@ def main() -> None:
 @main.command()
 @options
 @click.option("--stages", default="all", show_default=True, help="all, a list a,b or a range a..c.")
-@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where units run [default: ray].")
-@click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")
+@places
 @plainly
 def run(
     run_dir: Path,
@@ -50,8 +49,7 @@ def run(
     """Run the stages that are missing. Interrupt it as you like; run it again to go on."""
     place = RunDir(run_dir.resolve())
     chosen = planning.choose(stages)
-    extra = [f"cluster.executor={executor!r}"] if executor else []
-    extra += [f"cluster.address={address!r}"] if address else []
+    extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
     if "solve" in chosen:
         try:
@@ -117,8 +115,7 @@ def _scores(asked: dict[str, Any]) -> str:
 @click.option("--methods", "wanted", default="all", show_default=True, help="all, or a list a,b.")
 @click.option("--bits", default="w4a4,w3a3", show_default=True, help="Pairs of weight and activation bits.")
 @click.option("--sweep", is_flag=True, help="Turn each method's main knob too, and show its best.")
-@click.option("--executor", type=click.Choice(["ray", "inline"]), help="Where units run [default: ray].")
-@click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")
+@places
 @plainly
 def compare(
     run_dir: Path,
@@ -136,8 +133,7 @@ def compare(
     from adatsq_pipe.pipeline import compare as comparing
 
     place = RunDir(run_dir.resolve())
-    extra = [f"cluster.executor={executor!r}"] if executor else []
-    extra += [f"cluster.address={address!r}"] if address else []
+    extra = placed(executor, address)
     load_config(place, model, preset, file, (*sets, *extra))
 
     def load(recipe: Sequence[str]) -> RunConfig:

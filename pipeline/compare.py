@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
 from adatsq_pipe.stages.base import ORDER, StageError
 from adatsq_pipe.stages.fit import refuse
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
@@ -23,10 +23,10 @@ from adatsq_pipe.storage.rundir import RunDir
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
 CALIBRATION = ORDER[: ORDER.index("assemble")]
 _SEARCH = {
-    3: ([3, 4, 8], [[1.0, 0.0, 0.0], [0.8, 0.1, 0.1], [0.3, 0.5, 0.2]]),
-    4: ([3, 4, 8], [[0.25, 0.75, 0.0], [0.0, 1.0, 0.0], [0.1, 0.6, 0.3]]),
-    6: ([4, 6, 8], [[0.25, 0.5, 0.25], [0.0, 1.0, 0.0], [0.1, 0.6, 0.3]]),
-    8: ([8], [[1.0]]),
+    3: preset_tables("w3a3")["search"],
+    4: preset_tables("w4a4")["search"],
+    6: {"bits": [4, 6, 8], "candidates": [[0.25, 0.5, 0.25], [0.0, 1.0, 0.0], [0.1, 0.6, 0.3]]},
+    8: {"bits": [8], "candidates": [[1.0]]},
 }
 """Bits and candidates of searched policies, by the least mean they are for."""
 
@@ -92,8 +92,10 @@ def _row(
     if activation != int(activation) and not searched:
         return None
     level = max(least for least in _SEARCH if least <= max(activation, 3))
-    widths, candidates = _SEARCH[level]
-    budget = max(activation, 3.1) if level == 3 and resolve(recipe).allocation == "trellis" else activation
+    widths, candidates = _SEARCH[level]["bits"], _SEARCH[level]["candidates"]
+    budget = (
+        max(activation, _SEARCH[3]["budget"]) if level == 3 and resolve(recipe).allocation == "trellis" else activation
+    )
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
     sets += [f"search.bits={widths}", f"search.candidates={candidates}", f"search.budget={float(budget)}"]
     config = load(sets)

@@ -124,7 +124,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _preset(name: str) -> dict[str, Any]:
+def preset_tables(name: str) -> dict[str, Any]:
+    """The tables of a preset that ships with the package."""
     return tomllib.loads((resources.files("adatsq_pipe.pipeline") / "presets" / f"{name}.toml").read_text())
 
 
@@ -152,7 +153,7 @@ def load(
     )
     _refuse_unknown(tables)
     asked = {"preset": name, "tables": tables}
-    return _resolved(merged(_preset(name), tables), asked)
+    return _resolved(merged(preset_tables(name), tables), asked)
 
 
 def _refuse_unknown(tables: Mapping[str, Any]) -> None:

@@ -42,6 +42,19 @@ def options(command: F) -> F:
     return command
 
 
+def places(command: F) -> F:
+    """Options that say where units run."""
+    command = click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")(command)
+    kinds = click.Choice(["ray", "inline"])
+    return click.option("--executor", type=kinds, help="Where units run [default: ray].")(command)
+
+
+def placed(executor: str | None, address: str | None) -> list[str]:
+    """What those options set."""
+    found = [f"cluster.executor={executor!r}"] if executor else []
+    return [*found, f"cluster.address={address!r}"] if address else found
+
+
 def plainly(command: F) -> F:
     """Errors for people in one line with the right exit code; ours, with a traceback, stay ours."""
 

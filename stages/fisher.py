@@ -66,6 +66,7 @@ class Fisher:
             curvature = {
                 name: torch.zeros(len(steps), layer.out_features, dtype=torch.float64)
                 for name, layer in self.layers.items()
+                if self.by_channel
             }
             run, calls = read_trajectory(self.context, shard), list[tuple[int, Any]]()
             self.denoiser.replay(
@@ -85,7 +86,7 @@ class Fisher:
                     f"NaN or infinity in the gradient of layer {list(self.layers)[layer]} at step {steps[step]} "
                     f"(timestep {self.survey['timesteps'][steps[step]]:g}); set compute.dtype to float32"
                 )
-            kept = {f"curvature:{name}": c.float() for name, c in curvature.items()} if self.by_channel else {}
+            kept = {f"curvature:{name}": c.float() for name, c in curvature.items()}
             tensors.write(unit.folder, {"scores": scores, **kept}, {"start": steps.start, "stop": steps.stop})
 
     def _scores(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
@@ -106,7 +107,7 @@ class Fisher:
 
                 def take(gradient: Tensor) -> None:
                     found[index] += squared_gradient_mean(x, gradient).cpu()
-                    if self.by_channel:
+                    if name in curvature:
                         curvature[name].add_(gradient.flatten(0, -2).double().square().mean(0).cpu())
 
                 output.register_hook(take)
