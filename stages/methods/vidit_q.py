@@ -24,5 +24,9 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7})
-"""The exponent."""
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"smoothing_alpha": 0.3},
+    {"smoothing_alpha": 0.7},
+    {"allocation": "uniform"},
+)
+"""The exponent, and the same bits for every layer."""
