@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
+from adatsq_pipe.cluster.crew import Crew, cause
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
-from adatsq_pipe.cluster.pool import Crew, cause
 
 ATTEMPTS = 10
 

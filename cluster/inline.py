@@ -1,11 +1,16 @@
-"""The executor that needs nothing: everything in this process, one unit after another. For debuggers and small runs."""
+"""The executor that needs nothing: everything in this process, one unit after another. For debuggers and small runs.
+
+A unit that fails is not tried again (it would fail again, here), but the others are done first.
+"""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from adatsq_pipe.cluster.errors import Stopped
+from adatsq_pipe.cluster.ledger import Ledger
 
 
 class Inline:
@@ -20,13 +25,21 @@ class Inline:
         self.stopping = True
 
     def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        ledger = Ledger(retries=0)
         for key in keys:
             if self.stopping:
                 raise Stopped
             if self._opened is None or self._opened[0] != (worker, context):
                 self._opened = None
                 self._opened = ((worker, context), worker(context))
-            yield key, self._opened[1](key)
+            try:
+                result = self._opened[1](key)
+            except Exception as error:
+                ledger.failed(key, error, traceback.format_exc())
+            else:
+                ledger.done()
+                yield key, result
+        ledger.settle()
         if self.stopping:
             raise Stopped
 

@@ -1,84 +1,17 @@
-"""A pool of Ray actors that live as long as the run, each fed one key at a time.
-
-An actor opens the worker class it is told to and keeps it open; told another, it changes over. A worker class whose
-units take milliseconds may say `ahead = 2`: then a second key waits at the actor already. Nothing is remembered in
-Ray: a key whose actor died is given to the next one, at most `retries` times.
-"""
+"""The Ray executor: a crew of actors that live as long as the run, and the director of the search."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
+from adatsq_pipe.cluster.crew import Crew, Host
+from adatsq_pipe.cluster.errors import ClusterUnreachable
 from adatsq_pipe.cluster.resources import Resources
-
-_LOST = (ActorDiedError, ActorUnavailableError)
-
-
-class _Host:
-    """The actor: one process, one open worker."""
-
-    def __init__(self) -> None:
-        self._opened: tuple[object, Any] | None = None
-
-    def do(self, worker: Callable[[Any], Any], context: Any, key: str) -> Any:
-        wanted = (worker.__module__, worker.__qualname__, context)
-        if self._opened is None or self._opened[0] != wanted:
-            self._opened = None
-            self._opened = (wanted, worker(context))
-        return self._opened[1](key)
-
-
-class Crew:
-    """Handles of the pool's actors and the feeding loop; can itself be sent to an actor."""
-
-    def __init__(self, hosts: list[Any], retries: int) -> None:
-        self.hosts, self.retries, self.stopping = hosts, retries, False
-
-    def stop(self) -> None:
-        self.stopping = True
-
-    def stream(self, worker: Callable[[Any], Any], context: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        waiting, idle = deque(keys), deque(self.hosts * int(getattr(worker, "ahead", 1)))
-        running: dict[Any, tuple[Any, str]] = {}
-        lost: Counter[str] = Counter()
-        while waiting or running:
-            while waiting and idle and not self.stopping:
-                host, key = idle.popleft(), waiting.popleft()
-                running[host.do.remote(worker, context, key)] = (host, key)
-            if not running:
-                break
-            ready, _ = ray.wait(list(running), timeout=0.5)
-            for reference in ready:
-                host, key = running.pop(reference)
-                idle.append(host)
-                try:
-                    result = ray.get(reference)
-                except _LOST:
-                    lost[key] += 1
-                    if lost[key] > self.retries:
-                        raise WorkerLost(
-                            f"the worker of unit {key!r} died {lost[key]} times (out of memory?); what is done is kept"
-                        ) from None
-                    waiting.append(key)
-                except RayTaskError as error:
-                    raise cause(error) from None
-                else:
-                    yield key, result
-        if self.stopping:
-            raise Stopped
-
-
-def cause(error: RayTaskError) -> BaseException:
-    """The exception as the worker raised it, not wrapped."""
-    return error.cause if isinstance(error.cause, BaseException) else error
 
 
 class Pool:
@@ -89,11 +22,23 @@ class Pool:
         self._director: Any = None
         self._prepared = False
         connect(resources)
-        host = ray.remote(_Host).options(
+        self._resources = resources
+        self._kind = ray.remote(Host).options(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
         )
-        self._crew = Crew([host.remote() for _ in range(resources.width)], resources.retries)
+        self._crew = Crew([self._kind.remote() for _ in range(self._width())], resources.retries)
+        self._crew.grow = self._grow
         self._stopping = False
+
+    def _width(self) -> int:
+        """Workers that are asked for; on a cluster of others, as many as it can hold now."""
+        if self._resources.address == "local" or self._resources.workers:
+            return self._resources.width
+        return self._resources.width_in(ray.cluster_resources())
+
+    def _grow(self) -> list[Any]:
+        """Actors for nodes that have joined."""
+        return [self._kind.remote() for _ in range(self._width() - len(self._crew.hosts))]
 
     def stop(self) -> None:
         """Let every unit in hand finish, then raise Stopped."""
@@ -123,6 +68,7 @@ class Pool:
 def connect(resources: Resources) -> None:
     """Start a Ray of our own, or join the one at `resources.address`. Raises ClusterUnreachable."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if resources.address == "local":
         ray.init(

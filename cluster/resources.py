@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -25,3 +26,8 @@ class Resources:
         if self.gpus_per_worker:
             return max(1, int(self.gpus / self.gpus_per_worker))
         return max(1, int(len(os.sched_getaffinity(0)) / max(self.cpus_per_worker, 1.0)))
+
+    def width_in(self, cluster: Mapping[str, float]) -> int:
+        """Workers that a cluster of these resources ("CPU", "GPU") holds, and at least one."""
+        parts = [(self.cpus_per_worker, cluster.get("CPU", 0.0)), (self.gpus_per_worker, cluster.get("GPU", 0.0))]
+        return max(1, min((int(there / each) for each, there in parts if each), default=1))

@@ -15,7 +15,17 @@ from PIL import Image
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, placed, places, plainly, working
+from adatsq_pipe.pipeline.shell import (
+    fail,
+    held,
+    load_config,
+    options,
+    placed,
+    places,
+    plainly,
+    run_dir_option,
+    working,
+)
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
@@ -37,7 +47,7 @@ def main() -> None:
 @places
 @plainly
 def run(
-    run_dir: Path,
+    run_dir: str,
     model: str | None,
     preset: str | None,
     file: Path | None,
@@ -47,7 +57,7 @@ def run(
     address: str | None,
 ) -> None:
     """Run the stages that are missing. Interrupt it as you like; run it again to go on."""
-    place = RunDir(run_dir.resolve())
+    place = RunDir.opened(run_dir)
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
@@ -57,8 +67,8 @@ def run(
         except StageError as error:
             raise ConfigError(str(error)) from None
     place.create()
-    with place.lock():
-        configuration.keep_config(place.path, config)
+    with held(place):
+        configuration.keep_config(place, config)
         sys.exit(_run_locked(config, place, chosen))
 
 
@@ -70,17 +80,16 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
         with executors.closing():
             return ran, report.write(config, place, steps, context)
 
-    ran, finished = working(config, place, work, f"adatsq-pipe run --run-dir {place.path}")
+    ran, finished = working(config, place, work, f"adatsq-pipe run --run-dir {place.shown()}")
     _closing(place, ran, finished)
     return 0
 
 
 def _closing(place: RunDir, ran: bool, finished: bool) -> None:
-    here = Path(os.path.relpath(place.path))
     if not ran:
         click.echo("nothing to do: every stage asked for is done")
     if not finished:
-        click.echo(f"next: adatsq-pipe run --run-dir {here}   (the remaining stages)")
+        click.echo(f"next: adatsq-pipe run --run-dir {place.shown()}   (the remaining stages)")
         return
     summary = json.loads((place.report / "summary.json").read_text())
     quality, bits, size = summary["quality"], summary["bits"], summary["size"]
@@ -91,11 +100,13 @@ def _closing(place: RunDir, ran: bool, finished: bool) -> None:
     )
     if asked := quality["asked_for"]:
         click.echo("shows what was asked for: " + _scores(asked))
-    click.echo(f"model     {here / 'model'}")
-    click.echo(f"summary   {here / 'report' / 'summary.json'}")
-    click.echo(f"pictures  {here / 'report' / 'side_by_side.png'}")
+    click.echo(f"model     {place.shown('model')}")
+    click.echo(f"summary   {place.shown('report/summary.json')}")
+    click.echo(f"pictures  {place.shown('report/side_by_side.png')}")
     click.echo("load it   import adatsq_pipe.stages.runtime; then from_pretrained on the model folder, as ever")
-    click.echo(f"next      adatsq-pipe run --run-dir {here} --set search.budget=3.6   (another budget, same weights)")
+    click.echo(
+        f"next      adatsq-pipe run --run-dir {place.shown()} --set search.budget=3.6   (another budget, same weights)"
+    )
 
 
 def _scores(asked: dict[str, Any]) -> str:
@@ -118,7 +129,7 @@ def _scores(asked: dict[str, Any]) -> str:
 @places
 @plainly
 def compare(
-    run_dir: Path,
+    run_dir: str,
     model: str | None,
     preset: str | None,
     file: Path | None,
@@ -132,7 +143,7 @@ def compare(
     """Run methods on the same captures and judge them alike. Interrupt it as you like; run it again to go on."""
     from adatsq_pipe.pipeline import compare as comparing
 
-    place = RunDir(run_dir.resolve())
+    place = RunDir.opened(run_dir)
     extra = placed(executor, address)
     load_config(place, model, preset, file, (*sets, *extra))
 
@@ -141,13 +152,12 @@ def compare(
 
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
     place.create()
-    with place.lock():
+    with held(place):
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
         found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
-    here = Path(os.path.relpath(place.path))
     if not found.rows:
         fail("no row could be run; the reasons are above", 1)
-    text = (here / "compare.md").read_text()
+    text = (place.path / "compare.md").read_text()
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
@@ -155,7 +165,7 @@ def compare(
         Console().print(Markdown(text))
     else:
         click.echo(text)
-    click.echo(f"rows      {here / 'compare.parquet'}\nplot      {here / 'compare.png'}")
+    click.echo(f"rows      {place.shown('compare.parquet')}\nplot      {place.shown('compare.png')}")
     if found.failed:
         fail(f"{found.failed} rows failed; the reasons are below the table", 1)
 
@@ -199,8 +209,8 @@ def sample(
     click.echo(f"{out}: {len(prompts)} drawn from {folder}")
 
 
-def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:
-    place = RunDir(run_dir.resolve())
+def _plan_of(run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:
+    place = RunDir.opened(run_dir)
     place.check()
     return planning.plan(load_config(place, model, preset, file, sets), place)[0]
 
@@ -210,7 +220,7 @@ def _plan_of(run_dir: Path, model: str | None, preset: str | None, file: Path | 
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @plainly
 def status(
-    run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
+    run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
     """What is done, from the run directory alone."""
     steps = _plan_of(run_dir, model, preset, file, sets)
@@ -220,12 +230,14 @@ def status(
     for step in steps:
         of = f"/{step.expected}" if step.expected is not None else ""
         click.echo(f"{step.stage.name:9} {step.state:8} {step.done}{of} units   {step.fingerprint[:16]}")
+        for unit, error in step.failed.items():
+            click.echo(f"{'':9} {unit} failed: {error}")
 
 
 @main.command()
 @options
 @plainly
-def why(run_dir: Path, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> None:
+def why(run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> None:
     """What `run` would do with these options, and which field makes it so."""
     steps = _plan_of(run_dir, model, preset, file, sets)
     rerun: set[str] = set()
@@ -248,11 +260,11 @@ def why(run_dir: Path, model: str | None, preset: str | None, file: Path | None,
 
 
 @main.command()
-@click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True)
+@run_dir_option
 @plainly
-def verify(run_dir: Path) -> None:
+def verify(run_dir: str) -> None:
     """Hash again everything that this run directory vouches for."""
-    place = RunDir(run_dir.resolve())
+    place = RunDir.opened(run_dir)
     place.check()
     checked, wrong = planning.verify(place)
     for stage, unit, what in wrong:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adatsq_pipe.cluster.errors import UnitFailed
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
 from adatsq_pipe.stages.base import ORDER, StageError
 from adatsq_pipe.stages.fit import refuse
@@ -257,6 +258,7 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
     tables.write(run.path / "compare.parquet", [dict(row) for row in found])
     write_text(run.path / "compare.md", markdown(best(found), refused, model))
     plot(best(found), run.path / "compare.png")
+    run.send("compare.parquet", "compare.md", "compare.png")
 
 
 def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> Outcome:
@@ -274,7 +276,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
         screen.say(f"row {place} of {len(doable)}: {row.name} at {row.bits}")
         try:
             _, context, _ = runner.execute(row.config, run, list(ORDER), executors, screen, publish=False)
-        except StageError as error:
+        except (StageError, UnitFailed) as error:
             failed += 1
             left_out.append(replace(row, refused=str(error)))
             screen.say(f"{row.name} at {row.bits} failed: {error}")

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from adatsq_pipe.stages.base import ComputeSettings, DataSettings, ModelSettings, Settings, StageError, discover
 from adatsq_pipe.stages.methods._recipe import RecipeSettings, resolve
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.rundir import RunDir
 
 PRESETS = ("w4a4", "w3a3")
 BUILT_IN = "scenes/flux-dev"
@@ -45,7 +45,7 @@ class ClusterSettings(Settings):
     """GPUs of a local Ray."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     retries: int = Field(default=3, ge=0)
-    """How often a unit may lose its worker."""
+    """How often a unit is tried again after an error, or after its worker died."""
 
 
 @cache
@@ -251,9 +251,9 @@ def kept_config(run: Path) -> dict[str, Any] | None:
         raise StorageError(f"{path} is not TOML ({error}); mend it, or give --preset to start from one") from None
 
 
-def keep_config(run: Path, config: RunConfig) -> None:
+def keep_config(run: RunDir, config: RunConfig) -> None:
     """Keep what was asked for, so that `run`, `status` and `why` need not be told again."""
     text = tomli_w.dumps(config.asked)
-    path = run / "config.toml"
+    path = run.path / "config.toml"
     if not path.exists() or path.read_text() != text:
-        write_text(path, text)
+        run.keep("config.toml", text)

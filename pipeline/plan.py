@@ -26,6 +26,8 @@ class Step:
     expected: int | None
     damaged: tuple[tuple[str, str], ...]
     changed: tuple[tuple[str, object, object], ...]
+    failed: Mapping[str, str]
+    """Units whose last try failed, with the error."""
 
     @property
     def state(self) -> str:
@@ -41,7 +43,7 @@ class Step:
 def context_of(config: RunConfig, run: RunDir) -> Context:
     """The context without fingerprints."""
     tables = {name: table for name, table in config.tables.items() if name != "cluster"}
-    return Context(tables=tables, run=str(run.path), model=str(config.model))
+    return Context(tables=tables, run=run.where, model=str(config.model))
 
 
 def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
@@ -85,6 +87,7 @@ def _look(
         expected=_expected(stage, context) if ready else None,
         damaged=damaged,
         changed=tuple(c for c in changed if not c[0].startswith("needs.")) or tuple(changed),
+        failed={u: why.strip().splitlines()[-1] for u, why in manifest.failures().items() if why.strip()},
     )
 
 
@@ -137,14 +140,13 @@ def choose(text: str) -> list[str]:
 def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
     """Re-hash everything every stage folder vouches for: (units checked, (stage, unit, what is wrong) of the bad)."""
     checked, wrong = 0, []
-    for folder in sorted(p for p in run.path.glob("*/*") if (p / "markers").is_dir()):
-        manifest = Manifest(folder.parent.name, folder)
+    for manifest in run.manifests():
         for unit in manifest.units():
             checked += 1
             try:
                 manifest.verify(unit)
             except DamagedUnit as error:
-                wrong.append((folder.parent.name, unit, error.what))
+                wrong.append((manifest.stage, unit, error.what))
     return checked, wrong
 
 
@@ -158,6 +160,7 @@ def as_json(steps: list[Step]) -> list[dict[str, Any]]:
             "units": step.done,
             "expected": step.expected,
             "damaged": [{"unit": unit, "what": what} for unit, what in step.damaged],
+            "failed": dict(step.failed),
             "changed": [{"field": field, "old": old, "new": new} for field, old, new in step.changed],
         }
         for step in steps

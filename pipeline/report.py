@@ -16,8 +16,8 @@ from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.card import card
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage import arrays, tables
-from adatsq_pipe.storage.files import point, twin, write_text
-from adatsq_pipe.storage.manifest import COMPLETE, Manifest
+from adatsq_pipe.storage.files import twin, write_text
+from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 
 PICTURES = 8
@@ -37,6 +37,7 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     _plots(context, run.report / "policy.png", run.report / "steps.png", summary)
     _publish(run, context, summary)
     write_text(path, json.dumps(summary, indent=1) + "\n")
+    run.send("report")
     return True
 
 
@@ -46,8 +47,8 @@ def _publish(run: RunDir, context: Context, summary: Mapping[str, Any]) -> None:
     place = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
     text = card(context, manifest.read("model").value, summary["quality"])
     added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
-    twin(manifest.unit_folder("model"), place, added)
-    point(run.model, place)
+    twin(manifest.local("model"), place, added)
+    run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])
 
 
 def _stands(path: Path, fingerprint: str) -> bool:
@@ -63,7 +64,7 @@ def _quantized_units(context: Context) -> list[str]:
 
 def _rows(context: Context, name: str) -> list[dict[str, Any]]:
     manifest = context.manifest("evaluate")
-    return [row for unit in _quantized_units(context) for row in tables.read(manifest.unit_folder(unit) / name)]
+    return [row for unit in _quantized_units(context) for row in tables.read(manifest.local(unit) / name)]
 
 
 def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
     count = 1 + max(row["step"] for row in steps)
     by_step = [[row for row in steps if row["step"] == t] for t in range(count)]
     solved = context.manifest("solve")
-    layers = {u: solved.read(u).value for u in solved.units() if u.startswith("layer/")}
+    layers = {u: marker.value for u, marker in solved.markers().items() if u.startswith("layer/")}
     survey = context.manifest("capture").read("survey").value
     damped = {
         u.removeprefix("layer/"): v["damping"]
@@ -142,11 +143,11 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
 
     from adatsq_pipe.stages.scenes.tally import compare, frechet
 
-    folders = [context.manifest("evaluate").unit_folder(unit) for unit in _quantized_units(context)]
+    folders = [context.manifest("evaluate").local(unit) for unit in _quantized_units(context)]
     quantized, reference = (
         np.concatenate([arrays.read(folder, name) for folder in folders]) for name in ("features", "reference_features")
     )
-    truth = arrays.read(context.manifest("reference").unit_folder("truth"), "features")
+    truth = arrays.read(context.manifest("reference").local("truth"), "features")
     distances = {
         "full_precision_to_truth": frechet(reference, truth),
         "quantized_to_truth": frechet(quantized, truth),
@@ -173,7 +174,7 @@ def search_cost(context: Context) -> dict[str, float]:
     """
     capture, search = context.manifest("capture"), context.manifest("search")
     reference = capture.read("trajectory/000")
-    units = [search.read(u) for u in search.units()]
+    units = list(search.markers().values())
     levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
     samples = min(context.tables["search"]["rollout_prompts"], reference.value["samples"])
@@ -189,7 +190,7 @@ def search_cost(context: Context) -> dict[str, float]:
 def capture_cost(context: Context) -> float:
     """Worker seconds of the capture over its bare forwards: each trajectory's calls, made once and repeated once."""
     manifest = context.manifest("capture")
-    units = [manifest.read(unit) for unit in manifest.units()]
+    units = list(manifest.markers().values())
     bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
     return sum(m.seconds["total"] for m in units) / bare
 
@@ -204,7 +205,7 @@ def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
 
 
 def _spent(manifest: Manifest) -> dict[str, float]:
-    spent = [manifest.read(unit).seconds for unit in manifest.units() if unit != COMPLETE]
+    spent = [marker.seconds for marker in manifest.markers().values()]
     model, algebra, total = (sum(s.get(k, 0.0) for s in spent) for k in ("model", "algebra", "total"))
     return {"model": model, "algebra": algebra, "overhead": total - model - algebra}
 
@@ -216,9 +217,9 @@ def pictures(context: Context, path: Path, title: str) -> None:
     plt = pyplot()
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
     for unit in _quantized_units(context):
-        rows = tables.read(manifest.unit_folder(unit) / "samples.parquet")
-        got = arrays.read(manifest.unit_folder(unit), "pictures")
-        drawn = context.manifest("reference").unit_folder(unit.replace("quantized", "draw"))
+        rows = tables.read(manifest.local(unit) / "samples.parquet")
+        got = arrays.read(manifest.local(unit), "pictures")
+        drawn = context.manifest("reference").local(unit.replace("quantized", "draw"))
         wanted = arrays.read(drawn, "pictures")
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]

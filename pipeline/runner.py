@@ -16,7 +16,6 @@ from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.stages.base import Context, Report, complete, discover
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
-from adatsq_pipe.storage.files import point
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -64,7 +63,7 @@ class Executors:
         from adatsq_pipe.cluster.resources import Resources
 
         resources = Resources(**cluster.model_dump(exclude={"executor"}))
-        return Pool(resources, digest(str(self.run.path))[:12], DRIVEN)
+        return Pool(resources, digest(self.run.where)[:12], DRIVEN)
 
     def stop(self) -> None:
         self.stopping = True
@@ -106,7 +105,7 @@ def execute(
             owner = error.stage
             stages = [s.stage.name for s in steps if s.stage.name in (*stages, owner) or owner in s.stage.shares]
             ran = True
-    raise StorageError(f"units were found damaged {REPAIRS} times in one run; check the disk that holds {run.path}")
+    raise StorageError(f"units were found damaged {REPAIRS} times in one run; check what holds {run.shown()}")
 
 
 def _once(
@@ -155,7 +154,7 @@ def _publish(context: Context, run: RunDir) -> None:
     """Point `model` to what was assembled, unless it is there already, or better: with its scores beside it."""
     manifest = context.manifest("assemble")
     if manifest.done("model"):
-        folder = manifest.unit_folder("model")
-        scored = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
+        folder, assembled = manifest.local("model"), context.fingerprints["assemble"]
+        scored = run.published(assembled, context.fingerprints["evaluate"])
         if not run.model.exists() or run.model.resolve() not in (folder.resolve(), scored.resolve()):
-            point(run.model, folder)
+            run.publish(folder, assembled)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,17 +21,22 @@ from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
 STOPPED = 75
-DEFAULT_RUN = Path("adatsq-run")
+DEFAULT_RUN = "adatsq-run"
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+
+run_dir_option = click.option(
+    "--run-dir", default=DEFAULT_RUN, show_default=True, metavar="PATH|URL", help="A folder, or e.g. s3://bucket/run."
+)
 
 
 def options(command: F) -> F:
     """Options that say which run and which configuration."""
     for option in reversed(
         (
-            click.option("--run-dir", type=click.Path(path_type=Path), default=DEFAULT_RUN, show_default=True),
+            run_dir_option,
             click.option(
                 "--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."
             ),
@@ -53,6 +60,20 @@ def placed(executor: str | None, address: str | None) -> list[str]:
     """What those options set."""
     found = [f"cluster.executor={executor!r}"] if executor else []
     return [*found, f"cluster.address={address!r}"] if address else found
+
+
+@contextmanager
+def held(place: RunDir) -> Iterator[None]:
+    """Hold the run directory's lock; should another run take it over, this one is stopped."""
+
+    def lost(said: str) -> None:
+        click.echo(f"stopping: {said}", err=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with place.lock(lost) as said:
+        if said:
+            click.echo(said, err=True)
+        yield
 
 
 def plainly(command: F) -> F:
@@ -93,7 +114,7 @@ def load_config(
 
 def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], again: str) -> T:
     """`work(executors, screen)`, which SIGTERM and Ctrl-C stop between units, with exit code 75."""
-    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
+    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed, WorkerLost
     from adatsq_pipe.pipeline import runner
     from adatsq_pipe.pipeline.screen import Screen
 
@@ -110,6 +131,9 @@ def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], aga
     except (Stopped, KeyboardInterrupt):
         screen.say(f"stopped; everything finished is kept. Go on with: {again}")
         sys.exit(STOPPED)
+    except UnitFailed as error:
+        click.echo(error.traceback.rstrip(), err=True)
+        fail(str(error), 1)
     except (WorkerLost, ClusterUnreachable) as error:
         fail(str(error), 1)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from adatsq_pipe.storage.rundir import RunDir
 
 class StageError(RuntimeError):
     """The work cannot go on as configured; the message says what was found and what to do. Everything done is kept."""
+
+    certain: ClassVar[bool] = True
+    """Trying again would find the same."""
 
 
 class Settings(BaseModel):
@@ -83,7 +87,7 @@ class Context:
         return kind.model_validate(self.tables[table])
 
     def manifest(self, stage: str) -> Manifest:
-        return RunDir(Path(self.run)).manifest(stage, self.fingerprints[stage])
+        return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])
 
     def read(self, stage: str, unit: str, *, tensors: Sequence[str] | None = None) -> tuple[Marker, Path]:
         """A finished unit's marker and folder, verified against its digests (of the named `tensors` only, if given).
@@ -159,7 +163,7 @@ def discover() -> dict[str, Stage]:
 def fan_out(context: Context, executor: Executor, worker: type[Worker], keys: Sequence[str], report: Report) -> None:
     """Do the units of `keys` that have no sound marker."""
     manifest = context.manifest(worker.stage)
-    missing = [key for key in keys if not manifest.done(key)]
+    missing = manifest.missing(keys)
     done = len(keys) - len(missing)
     report(done, len(keys))
     for _ in executor.stream(worker, context, missing):
@@ -190,10 +194,19 @@ class Unit:
 
 @contextmanager
 def unit_of(context: Context, stage: str, key: str) -> Iterator[Unit]:
-    """Work on a unit: its folder is made empty, and its marker is written if and only if the body succeeds."""
+    """Work on a unit: its folder is made empty, and its marker is written if and only if the body succeeds.
+
+    Else the reason is kept beside the markers.
+    """
     manifest, start = context.manifest(stage), time.perf_counter()
     unit = Unit(manifest.open_unit(key))
-    yield unit
+    try:
+        yield unit
+    except DamagedUnit:
+        raise
+    except Exception:
+        manifest.fail(key, traceback.format_exc())
+        raise
     total = time.perf_counter() - start + unit.elsewhere
     manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total, "calls": float(unit.calls)})
 
@@ -203,7 +216,7 @@ def complete(context: Context, stage: str) -> None:
     manifest = context.manifest(stage)
     if not manifest.done(COMPLETE):
         manifest.open_unit(COMPLETE)
-        manifest.commit(COMPLETE, value={unit: manifest.read(unit).digest for unit in manifest.units()})
+        manifest.commit(COMPLETE, value={unit: marker.digest for unit, marker in manifest.markers().items()})
 
 
 def shards(count: int, size: int) -> list[range]:

@@ -247,7 +247,7 @@ def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, An
     specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}
     layers = replace_linears(transformer, specs, steps=len(policy.bits))
     for i, (name, layer) in enumerate(layers.items()):
-        stored = tensors.read(context.manifest("solve").unit_folder(f"layer/{name}"))
+        stored = tensors.read(context.manifest("solve").local(f"layer/{name}"))
         layer.set_tensors(stored)
         layer.policy.copy_(torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8))
     return layers

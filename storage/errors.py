@@ -10,6 +10,9 @@ class StorageError(RuntimeError):
 class DamagedUnit(StorageError):
     """Bytes that a marker vouches for are missing, truncated or altered; the unit must be done again."""
 
+    hopeless = True
+    """Every unit that reads it would fail."""
+
     def __init__(self, stage: str, unit: str, what: str) -> None:
         super().__init__(stage, unit, what)
         self.stage, self.unit, self.what = stage, unit, what

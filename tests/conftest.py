@@ -27,7 +27,7 @@ TINY = (
 )  # fmt: skip
 
 
-FIRST = ("test_ray.py", "test_run.py", "test_bad_input.py")
+FIRST = ("test_s3.py", "test_ray.py", "test_run.py", "test_bad_input.py")
 """Files that take longest are handed out first, so that two processes end together."""
 
 

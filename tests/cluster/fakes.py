@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ class Script:
     kill: tuple[str, ...] = ()
     fail: tuple[str, ...] = ()
     kills: int = 1
+    fails: int = 99
+    certain: tuple[str, ...] = ()
+    hopeless: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+
+
+class Certain(RuntimeError):
+    certain = True
+
+
+class Hopeless(RuntimeError):
+    hopeless = True
 
 
 class Recorder:
@@ -32,8 +45,14 @@ class Recorder:
 
     def __call__(self, key: str) -> str:
         tries = self._note(f"call-{key}")
-        if key in self.script.fail:
+        if key in self.script.fail and tries <= self.script.fails:
             raise ValueError(f"no good: {key}")
+        if key in self.script.certain:
+            raise Certain(f"never: {key}")
+        if key in self.script.hopeless:
+            raise Hopeless(f"all is lost: {key}")
+        if key in self.script.slow and tries == 1:
+            time.sleep(120)
         if key in self.script.kill and tries <= self.script.kills:
             os.kill(os.getpid(), signal.SIGKILL)
         return key.upper()

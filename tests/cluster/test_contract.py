@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, WorkerLost
+from adatsq_pipe.cluster import crew
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed
 from adatsq_pipe.cluster.inline import Inline
 from adatsq_pipe.cluster.pool import Pool, connect
 from adatsq_pipe.cluster.resources import Resources
-from tests.cluster.fakes import Recorder, Script, drive, failing_drive
+from tests.cluster.fakes import Certain, Hopeless, Recorder, Script, drive, failing_drive
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,49 @@ def test_a_worker_stays_open_between_streams(executor: Any, tmp_path: Path) -> N
     assert len(opened) == len(set(opened)) <= 2
 
 
-def test_an_error_arrives_as_it_was_raised(executor: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no good: b"):
-        list(executor.stream(Recorder, Script(str(tmp_path), fail=("b",)), ["a", "b"]))
+def test_a_unit_that_fails_is_named_after_the_others_are_done(executor: Any, tmp_path: Path) -> None:
+    got: list[str] = []
+    with pytest.raises(UnitFailed, match=r"'b' failed .*ValueError: no good: b") as failed:
+        got += [key for key, _ in executor.stream(Recorder, Script(str(tmp_path), fail=("b",)), list("abcdef"))]
+    assert failed.value.unit == "b" and 'raise ValueError(f"no good: {key}")' in failed.value.traceback
+    assert [_calls(tmp_path, key) for key in "acdef"] == [1] * 5
+    assert _calls(tmp_path, "b") == (1 if isinstance(executor, Inline) else 3)
+
+
+def test_an_error_that_speaks_to_the_user_arrives_as_it_was_raised(executor: Any, tmp_path: Path) -> None:
+    with pytest.raises(Certain, match="never: b"):
+        list(executor.stream(Recorder, Script(str(tmp_path), certain=("b",)), list("abc")))
+    assert [_calls(tmp_path, key) for key in "abc"] == [1, 1, 1]
+
+
+def test_a_hopeless_error_ends_the_stream(executor: Any, tmp_path: Path) -> None:
+    keys = [f"k{i}" for i in range(20)]
+    with pytest.raises(Hopeless, match="all is lost"):
+        list(executor.stream(Recorder, Script(str(tmp_path), hopeless=("k0",)), keys))
+    assert sum(_calls(tmp_path, key) for key in keys) < 10
+
+
+def test_where_all_fail_the_rest_is_not_tried(executor: Any, tmp_path: Path) -> None:
+    keys = [f"k{i:02}" for i in range(20)]
+    with pytest.raises(UnitFailed, match="and so did"):
+        list(executor.stream(Recorder, Script(str(tmp_path), fail=tuple(keys)), keys))
+    assert sum(_calls(tmp_path, key) > 0 for key in keys) < 10
+
+
+def test_an_error_that_passes_costs_one_more_try(ray_pool: Pool, tmp_path: Path) -> None:
+    script = Script(str(tmp_path), fail=("b",), fails=1)
+    assert dict(ray_pool.stream(Recorder, script, ["a", "b", "c"])) == {"a": "A", "b": "B", "c": "C"}
+    assert _calls(tmp_path, "b") == 2
+
+
+def test_a_straggler_is_overtaken(ray_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SLOW_SECONDS", 1.0)
+    start = time.monotonic()
+    got = dict(ray_pool.stream(Recorder, Script(str(tmp_path), slow=("b",)), list("abcdef")))
+    assert got == {key: key.upper() for key in "abcdef"} and _calls(tmp_path, "b") == 2
+    assert time.monotonic() - start < 60, "the one who slept was waited for"
+    again = dict(ray_pool.stream(Recorder, Script(str(tmp_path)), list("gh")))
+    assert again == {"g": "G", "h": "H"}, "both actors work again"
 
 
 def test_a_stop_lets_the_unit_in_hand_finish(executor: Any, tmp_path: Path) -> None:
@@ -92,7 +134,7 @@ def test_a_dead_workers_key_is_done_by_another(ray_pool: Pool, tmp_path: Path) -
 
 
 def test_a_key_that_always_kills_is_named(ray_pool: Pool, tmp_path: Path) -> None:
-    with pytest.raises(WorkerLost, match="'b' died 3 times"):
+    with pytest.raises(UnitFailed, match=r"'b' failed 3 times: WorkerLost: .* died"):
         list(ray_pool.stream(Recorder, Script(str(tmp_path), kill=("b",), kills=99), ["b"]))
 
 
@@ -106,3 +148,6 @@ def test_width_follows_cpus_or_gpus() -> None:
     assert Resources(workers=5).width == 5
     assert Resources(gpus=2, gpus_per_worker=0.5).width == 4
     assert Resources().width >= 1
+    assert Resources(cpus_per_worker=2).width_in({"CPU": 9.0}) == 4
+    assert Resources(gpus_per_worker=0.5).width_in({"CPU": 64.0, "GPU": 3.0}) == 6
+    assert Resources(gpus_per_worker=1).width_in({"CPU": 64.0}) == 1

@@ -78,10 +78,38 @@ def test_damage_is_never_served(damage: str, tmp_path: Path) -> None:
     assert manifest.done("a/0") is (damage == "alter")
 
 
-def test_opening_a_unit_again_withdraws_it(tmp_path: Path) -> None:
+def test_a_second_try_at_a_finished_unit_changes_nothing(tmp_path: Path) -> None:
     manifest = _unit(tmp_path)
-    manifest.open_unit("a/0")
-    assert not manifest.done("a/0") and not (tmp_path / "units/a/0/bytes").exists()
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"other")
+    assert (
+        manifest.verify("a/0") == manifest.commit("a/0", value={"x": 3}) and not manifest.attempt_folder("a/0").exists()
+    )
+
+
+def test_a_damaged_unit_is_replaced(tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    (tmp_path / "units/a/0/bytes").write_bytes(b"hell")
+    (tmp_path / "units/a/0/more").write_bytes(b"x")
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"hello")
+    manifest.commit("a/0", value={"x": 1})
+    assert manifest.verify("a/0").value == {"x": 1} and not (tmp_path / "units/a/0/more").exists()
+
+
+def test_why_a_unit_failed_is_kept_until_it_is_done(tmp_path: Path) -> None:
+    manifest = Manifest("capture", tmp_path)
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"hel")
+    manifest.fail("a/0", "Traceback ...\nValueError: no")
+    assert manifest.failures() == {"a/0": "Traceback ...\nValueError: no"} and not manifest.done("a/0")
+    (manifest.open_unit("a/0") / "bytes").write_bytes(b"hello")
+    manifest.commit("a/0")
+    assert manifest.failures() == {} and manifest.done("a/0")
+
+
+def test_what_killed_tries_left_is_swept(tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    manifest.open_unit("a/1")
+    manifest.sweep()
+    assert not (tmp_path / "attempts").exists() and manifest.done("a/0") and list(manifest.units()) == ["a/0"]
 
 
 def test_times_do_not_enter_a_units_digest(tmp_path: Path) -> None:

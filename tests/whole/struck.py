@@ -18,7 +18,7 @@ def struck(self: Manifest, unit: str, **details: Any) -> Any:
     global left
     if self.stage == stage:
         if left == 0:
-            (self.unit_folder(unit) / "half-written").write_bytes(b"torn")
+            (self.attempt_folder(unit) / "half-written").write_bytes(b"torn")
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
     return commit(self, unit, **details)
