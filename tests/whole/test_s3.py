@@ -98,7 +98,9 @@ def test_what_is_damaged_in_the_bucket_is_not_served(bucket: s3.Door) -> None:
     with pytest.raises(DamagedUnit, match="digest"):
         manifest.verify("a/0")
     files.pipe_file(f"bucket/runs/one/capture/{'ab' * 8}/units/a/0/bytes", b"hell")
-    assert manifest.missing(["a/0"]) == ["a/0"]
+    assert manifest.missing(["a/0", "a/1"]) == ["a/1"]
+    with pytest.raises(DamagedUnit, match="has 4 bytes, its marker says 5"):
+        manifest.verify("a/0")
 
 
 def test_what_is_damaged_in_the_mirror_is_fetched_again(bucket: s3.Door) -> None:
