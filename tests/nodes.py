@@ -1,0 +1,83 @@
+"""A Ray cluster of several nodes on this machine, whose nodes and head can be killed, and a run that goes on in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.whole import harness
+
+
+class Nodes:
+    """A head that does no work, and `count` nodes with one CPU each: processes of their own, killed by SIGKILL."""
+
+    def __init__(self, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes: list[Any] = []
+        for _ in range(count):
+            self.join()
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def join(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1, include_dashboard=False))
+
+    def kill(self, place: int) -> None:
+        """The node's raylet and all that lives below it."""
+        self.cluster.remove_node(self.nodes.pop(place), allow_graceful=False)
+
+    def end(self) -> None:
+        """The whole cluster at once, head first."""
+        for process in [p for node in (self.cluster.head_node, *self.nodes) for p in _processes(node)]:
+            process.kill()
+        self.nodes = []
+        self.cluster.shutdown()
+
+
+def _processes(node: Any) -> list[psutil.Process]:
+    found = []
+    for kind in node.all_processes.values():
+        for entry in kind:
+            try:
+                process = psutil.Process(entry.process.pid)
+                found += [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+    return found
+
+
+class Driver:
+    """`adatsq-pipe run` in a process group of its own, its words in a file."""
+
+    def __init__(self, run_dir: Path, model: Path, address: str) -> None:
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            harness.command(*harness.tiny(run_dir, model, "--address", address, executor="ray")),
+            cwd=harness.ROOT, env=harness.environment(), stdout=self.words, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def said(self) -> str:
+        self.words.seek(0)
+        return self.words.read()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def torn(run_dir: Path) -> int:
+    """Tries that were killed: what they left is swept when the next run begins."""
+    return sum(len(files) > 0 for place in run_dir.glob("*/*/attempts") for _, _, files in os.walk(place) if files)
