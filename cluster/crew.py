@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +123,8 @@ class _Feed:
     def _hand_out(self) -> None:
         while self.waiting and self.idle and not self.crew.stopping:
             key = self.waiting.popleft()
-            known = self.tried.get(key, set())
-            host = next((h for h in self.idle if h not in known), self.idle[0])
+            busy, known = Counter(task.host for task in self.running.values()), self.tried.get(key, set())
+            host = min(self.idle, key=lambda h: (h in known, busy[h]))
             self.idle.remove(host)
             self._give(host, key)
 
