@@ -44,7 +44,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a job ended: its exit code (None if its command never ran to an end), whether it was stopped, and why."""
+    """How a job ended: its exit code (None if its command never ran to an end), whether it was stopped, and the last
+    line of what the cluster says of it."""
 
     code: int | None
     stopped: bool
@@ -54,10 +55,14 @@ class Ended:
 def check_address(address: str) -> str:
     """The address, if it has the form of a dashboard's. Raises ValueError."""
     parts = urlsplit(address)
+    try:
+        parts.port  # noqa: B018
+    except ValueError:
+        raise ValueError(f"--address {address} has no number as its port; write http://{parts.hostname}:8265") from None
     if parts.username or parts.password:
         raise ValueError("--address holds a user or a password; leave it out (tokens: RAY_AUTH_TOKEN_PATH)")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        host = parts.hostname if parts.scheme == "ray" else address.partition("://")[0].partition(":")[0]
+        host = parts.hostname if "://" in address else address.partition(":")[0]
         raise ValueError(
             f"--address {address} is not that of a dashboard; write http://{host or 'HEAD'}:8265 "
             "(the port that `ray start --head` names for the dashboard)"
@@ -172,7 +177,7 @@ def _ended(info: Any) -> Ended:
     return Ended(
         code=0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code,
         stopped=info.status == JobStatus.STOPPED,
-        why=lines[0].strip() if lines else "",
+        why=lines[-1].strip()[:300] if lines else "",
     )
 
 
@@ -219,10 +224,11 @@ def _told(address: str, job: str = "") -> Iterator[None]:
     """Errors of Ray's client that no second try mends, as JobRefused."""
     try:
         yield
-    except AuthenticationError:
+    except AuthenticationError as error:
+        answer = "asks for a token (401)" if "required" in str(error) else "refused the token (403)"
         raise JobRefused(
-            f"the cluster at {address} did not accept this user's token (401); set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the token of the cluster"
+            f"the cluster at {address} {answer}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) "
+            "to the token of the cluster"
         ) from None
     except aiohttp.WSServerHandshakeError as error:
         if error.status in (401, 403):
