@@ -117,9 +117,12 @@ def submit(
     )
 
 
-def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> Ended:
-    """Show the job's log as it grows, nothing twice, until it has ended. Raises JobRefused or LostSight."""
-    address, shown, lost = client.get_address(), 0, 0
+def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> Ended:
+    """Show the job's log as it grows, nothing twice, until it has ended; say what it waits for.
+
+    Raises JobRefused or LostSight.
+    """
+    address, shown, lost, told = client.get_address(), 0, 0, False
 
     def pass_on(text: str) -> None:
         nonlocal shown
@@ -131,6 +134,9 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
         try:
             with _told(address, job):
                 info = client.get_job_info(job)
+                if info.status == JobStatus.PENDING and not told:
+                    told = True
+                    say("the cluster prepares the job's environment (minutes, where packages have to be installed)")
                 if not info.status.is_terminal():
                     asyncio.run(_tail(client, job, shown, pass_on))
                     time.sleep(0.2)

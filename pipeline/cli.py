@@ -16,7 +16,17 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline import remote
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, placed, places, plainly, working
+from adatsq_pipe.pipeline.shell import (
+    DEFAULT_RUN,
+    fail,
+    load_config,
+    nearest,
+    options,
+    placed,
+    places,
+    plainly,
+    working,
+)
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
@@ -77,7 +87,7 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
 
 
 def _closing(place: RunDir, ran: bool, finished: bool) -> None:
-    here = Path(os.path.relpath(place.path))
+    here = nearest(place.path)
     if not ran:
         click.echo("nothing to do: every stage asked for is done")
     if not finished:
@@ -145,7 +155,7 @@ def compare(
     with place.lock():
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
         found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
-    here = Path(os.path.relpath(place.path))
+    here = nearest(place.path)
     if not found.rows:
         fail("no row could be run; the reasons are above", 1)
     text = (here / "compare.md").read_text()

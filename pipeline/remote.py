@@ -108,7 +108,9 @@ def _follow(client: Any, job: str, address: str) -> None:
     from adatsq_pipe.cluster.errors import JobRefused, LostSight
 
     try:
-        ended = jobs.follow(client, job, lambda text: click.echo(text, nl=False))
+        ended = jobs.follow(
+            client, job, show=lambda text: click.echo(text, nl=False), say=lambda line: click.echo(line, err=True)
+        )
     except KeyboardInterrupt:
         click.echo(f"\nno longer following; the job goes on. Follow it again: {_again(job, address)}", err=True)
         sys.exit(LEFT)

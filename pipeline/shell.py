@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -78,6 +79,12 @@ def plainly(command: F) -> F:
 def fail(message: str, code: int) -> NoReturn:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def nearest(path: Path) -> Path:
+    """The path as people here would write it: relative if it lies below, else whole (a job runs anywhere)."""
+    relative = Path(os.path.relpath(path))
+    return path if relative.parts[:1] == ("..",) else relative
 
 
 def load_config(

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,11 @@ def _wait(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=8)
-    for member in alive:
-        member.kill()
+    """As a machine goes: everything at once, with no time to say goodbye."""
+    root = psutil.Process(process.pid)
+    family = [root, *root.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
+    process.wait(timeout=10)

@@ -107,7 +107,7 @@ def test_a_cluster_that_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> Non
     with _serving(_version("2.60.0")) as address:
         client = submit.connect(address, RAY)
     with pytest.raises(LostSight, match=f"the connection to {address} broke 6 times"):
-        submit.follow(client, "any", lambda text: None)
+        submit.follow(client, "any", show=print, say=print)
 
 
 @pytest.mark.parametrize(
