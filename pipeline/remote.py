@@ -55,11 +55,11 @@ def submit(
 
     Sends this package along. Follows the log; Ctrl-C stops following, not the job. Exits as the job does.
     """
+    from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster import wheel
     from adatsq_pipe.cluster.errors import JobRefused
 
-    address, job = _checked(jobs.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
+    address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
     sent = None if working_dir == "none" else Path(working_dir)
     if sent is not None and not sent.is_dir():
         raise ConfigError(f"--working-dir {working_dir}: there is no such folder; none sends nothing along")
@@ -67,7 +67,7 @@ def submit(
     assert isinstance(parent, click.Group)
     line = entrypoint(parent, command)
     try:
-        client = jobs.connect(address, wheel.accepted(NAME, "ray"))
+        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
         with tempfile.TemporaryDirectory() as folder:
             jobs.submit(
                 client,
@@ -91,13 +91,13 @@ def submit(
 @plainly
 def attach(job: str, address: str) -> None:
     """Follow the job ID to its end, from the beginning of its log, and exit as it does."""
+    from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster import wheel
     from adatsq_pipe.cluster.errors import JobRefused
 
-    address, job = _checked(jobs.check_address, address), _checked(jobs.check_id, job)
+    address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)
     try:
-        client = jobs.connect(address, wheel.accepted(NAME, "ray"))
+        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
     except JobRefused as error:
         fail(str(error), 1)
     _follow(client, job, address)

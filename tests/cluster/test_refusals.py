@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from adatsq_pipe.cluster import submit
+from adatsq_pipe.cluster import dashboard, submit
 from adatsq_pipe.cluster.errors import JobRefused, LostSight
 
 RAY = Requirement("ray>=2.54,<2.62")
@@ -61,7 +61,7 @@ def _version(ray: str) -> tuple[int, str]:
 )
 def test_the_wrong_answer(answer: tuple[int, str], words: tuple[str, ...]) -> None:
     with _serving(answer) as address, pytest.raises(JobRefused) as refused:
-        submit.connect(address, RAY)
+        dashboard.connect(address, RAY)
     line = str(refused.value)
     assert address in line and "\n" not in line
     for word in words:
@@ -72,21 +72,21 @@ def test_the_right_answer_wherever_the_environment_points(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with _serving(_version("2.60.0")) as address:
-        assert submit.connect(address, RAY).get_address() == address
+        assert dashboard.connect(address, RAY).get_address() == address
 
 
 def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(JobRefused, match=f"nothing answers at http://127.0.0.1:{port} .Connection refused.*check host"):
-        submit.connect(f"http://127.0.0.1:{port}", RAY)
+        dashboard.connect(f"http://127.0.0.1:{port}", RAY)
     with pytest.raises(JobRefused, match=r"nothing answers at http://nowhere\.invalid:8265"):
-        submit.connect("http://nowhere.invalid:8265", RAY)
+        dashboard.connect("http://nowhere.invalid:8265", RAY)
 
 
 @pytest.mark.parametrize(("said", "words"), [(b"\x00\x00\x12\x04", "does not speak HTTP"), (b"", "no answer within")])
 def test_another_protocol_and_silence(said: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "KNOCK", 0.5)
+    monkeypatch.setattr(dashboard, "KNOCK", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def speak() -> None:
@@ -99,14 +99,14 @@ def test_another_protocol_and_silence(said: bytes, words: str, monkeypatch: pyte
 
         threading.Thread(target=speak, daemon=True).start()
         with pytest.raises(JobRefused, match=f"is no Ray dashboard .*{words}"):
-            submit.connect(f"http://127.0.0.1:{server.getsockname()[1]}", RAY)
+            dashboard.connect(f"http://127.0.0.1:{server.getsockname()[1]}", RAY)
 
 
 def test_a_cluster_that_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "time", SimpleNamespace(sleep=lambda seconds: None))
     with _serving(_version("2.60.0")) as address:
-        client = submit.connect(address, RAY)
-    with pytest.raises(LostSight, match=f"the connection to {address} broke 6 times"):
+        client = dashboard.connect(address, RAY)
+    with pytest.raises(LostSight, match=f"{address} did not answer 6 times in a row"):
         submit.follow(client, "any", show=print, say=print)
 
 
@@ -123,17 +123,18 @@ def test_a_cluster_that_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_what_is_no_address(address: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        submit.check_address(address)
+        dashboard.check_address(address)
 
 
-def test_a_password_is_neither_taken_nor_repeated() -> None:
+@pytest.mark.parametrize("address", ["http://me:hunter2@head:8265", "ray://me:hunter2@head", "http://me:hunter2@h:x"])
+def test_a_password_is_neither_taken_nor_repeated(address: str) -> None:
     with pytest.raises(ValueError, match="leave it out") as refused:
-        submit.check_address("http://me:hunter2@head:8265")
+        dashboard.check_address(address)
     assert "hunter2" not in str(refused.value)
 
 
 def test_addresses_and_ids() -> None:
-    assert submit.check_address("https://head.example/ray/") == "https://head.example/ray"
+    assert dashboard.check_address("https://head.example/ray/") == "https://head.example/ray"
     assert submit.check_id(submit.new_id()).startswith("adatsq-")
     for wrong in ("", "../x", "a b", "a/b", "-a", "x" * 101):
         with pytest.raises(ValueError, match="no submission id"):
