@@ -24,11 +24,10 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """Where the dashboard is, what it asks for, and the process that holds it all."""
+    """Where the dashboard is, and the token it asks for."""
 
     address: str
     token: str
-    pid: int
 
     def environment(self, token: bool = True) -> dict[str, str]:
         """For those who talk to it, with the token or without."""
@@ -78,7 +77,7 @@ def head(cpus: int = 3) -> Iterator[Head]:
         )  # fmt: skip
     try:
         _wait(f"http://127.0.0.1:{dashboard}/api/version", token, process, Path(folder, "head.log"))
-        yield Head(f"http://127.0.0.1:{dashboard}", token, process.pid)
+        yield Head(f"http://127.0.0.1:{dashboard}", token)
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)

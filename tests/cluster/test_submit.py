@@ -98,11 +98,6 @@ def test_a_taken_id_an_unknown_job_and_a_missing_token_are_one_line(ray_head: He
         assert ray_head.token not in out + err
 
 
-def test_such_a_ray_listens_on_loopback_alone(ray_head: Head) -> None:
-    assert _listening(ray_head.pid)
-    assert not [a for a in _listening(ray_head.pid) if a not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
-
-
 def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     script = (
         "from adatsq_pipe.pipeline.runner import Executors\nfrom adatsq_pipe.pipeline import config\n"

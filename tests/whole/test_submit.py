@@ -35,7 +35,9 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
     assert before and not (run / "model").exists()
 
     with head() as second:
-        watching = _submit(second, run, tiny_flux, "--submission-id", "again")
+        (sent := tmp_path / "sent").mkdir()
+        (sent / "note.txt").write_text("travels")
+        watching = _submit(second, run, tiny_flux, "--submission-id", "again", "--working-dir", str(sent))
         assert watching.stdout is not None
         shown = ""
         while "Running entrypoint" not in shown:
