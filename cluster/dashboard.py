@@ -93,7 +93,7 @@ def _knock(address: str) -> None:
         answer = requests.get(f"{address}/api/version", timeout=KNOCK, allow_redirects=False)
     except requests.exceptions.ReadTimeout:
         raise _no_dashboard(address, f"no answer within {KNOCK:.0f} s") from None
-    except (requests.exceptions.ConnectTimeout, requests.exceptions.ConnectionError) as error:
+    except requests.RequestException as error:
         if "RemoteDisconnected" in str(error) or "BadStatusLine" in str(error):
             raise _no_dashboard(address, "it does not speak HTTP") from None
         raise JobRefused(
