@@ -28,3 +28,11 @@ class UnitFailed(RuntimeError):
 
 class ClusterUnreachable(RuntimeError):
     """No Ray cluster answers at the given address."""
+
+
+class JobRefused(RuntimeError):
+    """The cluster did not take a job, or knows none of that id; the message says what to do."""
+
+
+class LostSight(RuntimeError):
+    """The connection to a cluster was lost for good. The job may well go on."""

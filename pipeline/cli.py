@@ -14,6 +14,7 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline import remote
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.shell import (
     fail,
@@ -297,6 +298,10 @@ def export(run: Path, wanted: str, out: Path | None) -> None:
         raise ConfigError(f"--out {out} lies inside the model that is exported; name a folder beside it")
     said = _formats.export(wanted, source.resolve(), out.resolve())
     click.echo(f"{out}: {said}")
+
+
+main.add_command(remote.submit)
+main.add_command(remote.attach)
 
 
 if __name__ == "__main__":

@@ -151,12 +151,13 @@ def load(
         parse_set(sets),
         {"model": {"path": model}} if model else {},
     )
-    _refuse_unknown(tables)
+    refuse_unknown(tables)
     asked = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), asked)
 
 
-def _refuse_unknown(tables: Mapping[str, Any]) -> None:
+def refuse_unknown(tables: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a table or a key that there is not."""
     for table, values in tables.items():
         if table not in kinds():
             raise ConfigError(f"there is no table [{table}]{_nearest(table, kinds())}")

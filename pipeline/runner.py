@@ -59,6 +59,10 @@ class Executors:
             from adatsq_pipe.cluster.inline import Inline
 
             return Inline()
+        if cluster.address == "local":
+            from adatsq_pipe.cluster import loopback
+
+            loopback.bind()
         from adatsq_pipe.cluster.pool import Pool
         from adatsq_pipe.cluster.resources import Resources
 
