@@ -61,7 +61,7 @@ class RunDir:
         return self.url or str(self.path)
 
     def shown(self, name: str = "") -> str:
-        """The run directory, or a file in it, as a person here would write it: relative if it lies below, else whole."""
+        """The run directory, or a file in it, as one would write it here: relative if it lies below, else whole."""
         relative = os.path.relpath(self.path)
         place = self.url or (str(self.path) if relative.startswith("..") else relative)
         return f"{place}/{name}" if name else place
