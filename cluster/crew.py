@@ -66,6 +66,10 @@ class Crew:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "grow": _nobody}
 
+    @property
+    def answering(self) -> int:
+        return len(self._up)
+
     def stop(self) -> None:
         self.stopping = True
 

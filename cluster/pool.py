@@ -30,6 +30,11 @@ class Pool:
         self._crew.grow = self._grow
         self._stopping = False
 
+    @property
+    def answering(self) -> int:
+        """Workers known to be up."""
+        return self._crew.answering
+
     def _width(self) -> int:
         """Workers that are asked for; on a cluster of others, as many as it can hold now."""
         if self._resources.address == "local" or self._resources.workers:

@@ -15,15 +15,15 @@ import click
 
 from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
-from tests.bench.sleepers import Nap, Sleeper
+from tests.bench.sleepers import Evaluation, Nap, Sleeper
 
 WORKERS = (1, 2, 4, 8, 16, 32)
 
 
-def _wall(pool: Pool, levels: list[list[str]], nap: Nap) -> float:
+def _wall(pool: Pool, worker: type[Sleeper], levels: list[list[str]], nap: Nap) -> float:
     start = time.perf_counter()
     for keys in levels:
-        for _ in pool.stream(Sleeper, nap, keys):
+        for _ in pool.stream(worker, nap, keys):
             pass
     return time.perf_counter() - start
 
@@ -40,11 +40,12 @@ def main(forward: float, per_unit: int, units: int, candidates: int, levels: int
     click.echo("| workers | wide stage | search, as it is | search, if a level filled the workers |\n|---|---|---|---|")
     for workers in WORKERS:
         pool = Pool(Resources(workers=workers, gpus=workers, gpus_per_worker=1, cpus_per_worker=0.01), "scaling")
-        _wall(pool, [[str(i) for i in range(4 * workers)]], Nap(0.05))
-        wide, nap = _wall(pool, [[str(i) for i in range(units * workers)]], Nap(forward * per_unit)), Nap(forward)
-        narrow = _wall(pool, [[str(i) for i in range(candidates)]] * levels, nap)
-        full = math.ceil(candidates / workers) * workers
-        filled = _wall(pool, [[str(i) for i in range(full)]] * levels, nap)
+        while pool.answering < workers:
+            _wall(pool, Sleeper, [[str(i) for i in range(4 * workers)]], Nap(0.05))
+        nap, full = Nap(forward), math.ceil(candidates / workers) * workers
+        wide = _wall(pool, Sleeper, [[str(i) for i in range(units * workers)]], Nap(forward * per_unit))
+        narrow = _wall(pool, Evaluation, [[str(i) for i in range(candidates)]] * levels, nap)
+        filled = _wall(pool, Evaluation, [[str(i) for i in range(full)]] * levels, nap)
         pool.close()
         rows.append(
             (

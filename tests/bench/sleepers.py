@@ -15,10 +15,14 @@ class Nap:
 class Sleeper:
     """Sleeps as long as the unit's forwards would take on a GPU."""
 
-    ahead: ClassVar[int] = 2
-
     def __init__(self, nap: Nap) -> None:
         self.nap = nap
 
     def __call__(self, key: str) -> None:
         time.sleep(self.nap.seconds)
+
+
+class Evaluation(Sleeper):
+    """As the search's evaluations: a second one waits at the actor already."""
+
+    ahead: ClassVar[int] = 2
