@@ -45,10 +45,17 @@ def pack(distribution: str, packages: Sequence[str], folder: Path) -> Path:
     return path
 
 
-def requirements(distribution: str, but: Sequence[str] = ()) -> list[str]:
-    """What the installed distribution requires, without its extras and the projects named in `but`."""
+def requirements(distribution: str, but: Sequence[str] = (), extras: Sequence[str] = ()) -> list[str]:
+    """What the installed distribution requires, with the named `extras`, without the projects named in `but`."""
     found = [Requirement(text) for text in importlib.metadata.requires(distribution) or ()]
-    return [str(r) for r in found if r.name not in but and (r.marker is None or r.marker.evaluate({"extra": ""}))]
+    kept = [r for r in found if r.name not in (*but, distribution) and _wanted(r, extras)]
+    for requirement in kept:
+        requirement.marker = None
+    return sorted({str(requirement) for requirement in kept})
+
+
+def _wanted(requirement: Requirement, extras: Sequence[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
 
 
 def accepted(distribution: str, project: str) -> Requirement:

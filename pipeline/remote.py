@@ -74,7 +74,7 @@ def submit(
                 job=job,
                 command=line,
                 wheel=wheel.pack(NAME, ROOMS, Path(folder)),
-                requirements=wheel.requirements(NAME, but=("ray",)) if pip else (),
+                requirements=wheel.requirements(NAME, but=("ray",), extras=_extras(line)) if pip else (),
                 working_dir=sent,
             )
     except JobRefused as error:
@@ -151,7 +151,11 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
     for named in (options["address"], cluster.get("address")):
         if named not in (None, "auto"):
             raise ConfigError(f"a submitted run joins the cluster it is submitted to; leave its address {named!r} out")
-    _shared("--run-dir", str(options["run_dir"]), "an absolute path that all nodes see, e.g. /mnt/shared/run")
+    _shared(
+        "--run-dir",
+        str(options["run_dir"]),
+        "an absolute path that all nodes see, e.g. /mnt/shared/run, or s3://bucket/run",
+    )
     model = options["model"] or tables.get("model", {}).get("path") or ""
     if model and model not in _built_ins():
         _shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
@@ -182,6 +186,11 @@ def _without(arguments: Sequence[str], option: str) -> list[str]:
         elif not argument.startswith(f"{option}="):
             kept.append(argument)
     return kept
+
+
+def _extras(line: str) -> tuple[str, ...]:
+    """What of our extras the command needs on the nodes."""
+    return ("s3",) if "s3://" in line else ()
 
 
 def _shared(option: str, given: str, expected: str) -> None:

@@ -65,3 +65,9 @@ def test_requirements_are_the_packages_own_without_ray_and_extras() -> None:
     assert {"torch", "diffusers", "zarr"} <= names
     assert not names & {"ray", "pytest", "ruff"}
     assert wheel.accepted(NAME, "ray").specifier.contains("2.60.0")
+
+
+def test_an_extra_brings_its_own() -> None:
+    plain, more = wheel.requirements(NAME, but=("ray",)), wheel.requirements(NAME, but=("ray",), extras=("s3",))
+    assert [r.split(">")[0] for r in sorted(set(more) - set(plain))] == ["s3fs"]
+    assert not any(";" in r for r in more)
