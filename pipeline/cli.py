@@ -15,7 +15,9 @@ from PIL import Image
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.inspect import inspect
 from adatsq_pipe.pipeline.shell import DEFAULT_RUN, fail, load_config, options, placed, places, plainly, working
+from adatsq_pipe.stages.acceptance import refuse as accept
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
@@ -51,6 +53,7 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
+    accept(config.model)
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)
@@ -285,6 +288,9 @@ def export(run: Path, wanted: str, out: Path | None) -> None:
         raise ConfigError(f"--out {out} lies inside the model that is exported; name a folder beside it")
     said = _formats.export(wanted, source.resolve(), out.resolve())
     click.echo(f"{out}: {said}")
+
+
+main.add_command(inspect)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class StageError(RuntimeError):
     """The work cannot go on as configured; the message says what was found and what to do. Everything done is kept."""
 
 
+class NotTaken(StageError):
+    """The pipeline is of a kind that cannot be quantized; said before any work, with the reason."""
+
+
 class Settings(BaseModel):
     """A TOML table: frozen, and closed to keys it does not know."""
 

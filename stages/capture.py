@@ -97,13 +97,55 @@ class Listener:
             handle.remove()
 
 
+class _Sizes(Listener):
+    """Keeps the sizes of inputs alone."""
+
+    def take(self, name: str, x: Tensor) -> None:
+        self.inputs[name] = x.to("meta")
+
+
+def _listen(transformer: nn.Module, call: Call, listener: Listener) -> Listener:
+    """One forward pass, listened to."""
+    try:
+        transformer.forward(*call.args, **call.kwargs)
+    finally:
+        listener.close()
+    return listener
+
+
+def survey(transformer: nn.Module, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
+    """What one call of `samples` samples shows: `layers` (see `survey_of`), and the names of those that are left
+    because they ran more than once (`repeated`) or never (`unused`)."""
+    listener = _listen(transformer, call, _Sizes(layers))
+    repeated = sorted(listener.repeated)
+    if repeated:
+        listener = _listen(transformer, call, _Sizes({n: x for n, x in layers.items() if n not in repeated}))
+    rows = []
+    for name, source in listener.source.items():
+        layer, x = layers[name], listener.inputs[source]
+        tokens = x.numel() // x.shape[-1]
+        conditioning = x.dim() <= 2 and tokens <= 2 * samples
+        rows.append(
+            {
+                "name": name,
+                "in": layer.in_features,
+                "out": layer.out_features,
+                "kind": "conditioning" if conditioning else "tokens",
+                "source": source,
+                "macs": tokens * layer.in_features * layer.out_features // samples,
+            }
+        )
+    unused = sorted(set(layers) - set(listener.source) - set(repeated))
+    return {"layers": rows, "unused": unused, "repeated": repeated}
+
+
 class Capture:
     """The stage's worker."""
 
     stage: ClassVar[str] = "capture"
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
         self.context = context
@@ -141,18 +183,9 @@ class Capture:
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
-            listener = self._listen(call, self.layers)
+            listener = _listen(self.denoiser.transformer, call, Listener(self.layers))
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
-
-    def _listen(self, call: Call, layers: Mapping[str, nn.Linear]) -> Listener:
-        """What the linear layers are fed in one forward pass."""
-        listener = Listener(layers)
-        try:
-            self.denoiser.transformer.forward(*call.args, **call.kwargs)
-        finally:
-            listener.close()
-        return listener
 
     def _calls(self, shard: int, steps: range) -> list[Call]:
         from adatsq_pipe.stages.trajectories import read_trajectory
@@ -166,36 +199,22 @@ class Capture:
     def _survey(self, key: str, _: str) -> None:
         import torch
 
+        from adatsq_pipe.stages.runtime.clock import monotonic
         from adatsq_pipe.stages.trajectories import read_trajectory
 
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
             call = self._calls(0, range(1))[0]
             with unit.timed("model"):
-                listener = self._listen(call, self.layers)
-                repeated = sorted(listener.repeated)
-                if repeated:
-                    listener = self._listen(call, {n: x for n, x in self.layers.items() if n not in repeated})
-            rows = []
-            for name, source in listener.source.items():
-                layer, x = self.layers[name], listener.inputs[source]
-                tokens = x.numel() // x.shape[-1]
-                conditioning = x.dim() <= 2 and tokens <= 2 * samples
-                rows.append(
-                    {
-                        "name": name,
-                        "in": layer.in_features,
-                        "out": layer.out_features,
-                        "kind": "conditioning" if conditioning else "tokens",
-                        "source": source,
-                        "macs": tokens * layer.in_features * layer.out_features // samples,
-                    }
-                )
+                found = survey(self.denoiser.transformer, call, self.layers, samples)
             steps = run.steps[-1] + 1
+            if not monotonic(run.timesteps):
+                raise StageError(
+                    f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in run.timesteps)}"
+                    "): it does not tell the steps apart, so no timestep policy can follow it"
+                )
             unit.value = {
-                "layers": rows,
-                "unused": sorted(set(self.layers) - set(listener.source) - set(repeated)),
-                "repeated": repeated,
+                **found,
                 "steps": steps,
                 "calls": list(run.steps),
                 "timesteps": [

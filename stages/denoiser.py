@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
+from adatsq_pipe.storage.errors import StorageError
 
 Output = Any
 """What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
@@ -208,10 +210,16 @@ class Denoiser:
             pictures = None
             try:
                 arguments = {**self._call, self._condition: given, "generator": generators, "output_type": "np"}
-                result = self.pipe(**arguments)
-                pictures = torch.from_numpy(next(iter(result.values())))
+                pictures = _pictures(self.pipe(**arguments))
             except _Reached:
                 pass
+            except (StageError, StorageError):
+                raise
+            except _OF_PIPELINES as error:
+                raise StageError(
+                    f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
+                    f"called with {_told(arguments)}; set [model.call] to what it takes"
+                ) from error
         return pictures, seen.get("latents", pictures)
 
     @torch.no_grad()
@@ -237,6 +245,27 @@ class Denoiser:
         return Trajectory(
             outputs=tuple(outputs), steps=tuple(steps), timesteps=tuple(timesteps), latents=latents, pictures=pictures
         )
+
+    @torch.no_grad()
+    def rehearse(self, conditions: Conditions) -> tuple[Trajectory, Call]:
+        """The whole loop at the price of one call, whose output the others get too; and that call's inputs."""
+        real, calls = self.transformer.forward, list[Call]()
+        first: list[Output] = []
+
+        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            calls.append(self._as_call(real, step, args, kwargs))
+            if not first:
+                first.append(real(*args, **kwargs))
+            return rebuild(structure(first[0]), iter([leaf.clone() for leaf in leaves(first[0])]))
+
+        _, latents = self._drive(conditions, forward, decode=False)
+        run = Trajectory(
+            outputs=(),
+            steps=tuple(call.step for call in calls),
+            timesteps=tuple(call.timestep for call in calls),
+            latents=latents,
+        )
+        return run, calls[0]
 
     @torch.no_grad()
     def replay(
@@ -287,6 +316,20 @@ class Denoiser:
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
 
 
+_OF_PIPELINES = (ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError)
+"""What pipelines raise where they are not given what they want."""
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
+
+
+def _pictures(result: Any) -> Tensor:
+    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
+    first = next(iter(result.values()))
+    return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
+
+
 @functools.lru_cache(maxsize=1)
 def _open(folder: str, dtype: str, device: str, call: str) -> Denoiser:
     return Denoiser(folder, dtype=dtype, device=device, call=json.loads(call))
@@ -303,14 +346,3 @@ def take_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: d
     taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call)
     _open.cache_clear()
     return taken
-
-
-def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
-    return {
-        f"{child_name}.{name}": layer
-        for child_name, child in transformer.named_children()
-        if isinstance(child, nn.ModuleList)
-        for name, layer in child.named_modules()
-        if isinstance(layer, nn.Linear)
-    }

@@ -41,7 +41,7 @@ class Fisher:
     stage: ClassVar[str] = "fisher"
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
         self.context, self.settings = context, context.settings("fisher", FisherSettings)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.files import write_text
 
 OF_THE_ORIGINAL = ("training.json",)
@@ -16,7 +16,10 @@ OF_THE_ORIGINAL = ("training.json",)
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
-    """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StorageError."""
+    """The folder's `model_index.json`, checked to be a local pipeline with a transformer.
+
+    Raises StorageError, NoTransformer if it is a pipeline of another kind.
+    """
     index = folder / "model_index.json"
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
@@ -28,7 +31,7 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
         raise StorageError(f"{index} is not JSON ({error}); restore the file") from None
     if not named.get("transformer") or not (folder / "transformer").is_dir():
         parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
-        raise StorageError(f"{folder} has no transformer to quantize (its parts: {parts})")
+        raise NoTransformer(f"{folder} has no transformer to quantize (its parts: {parts})")
     return dict(named)
 
 
