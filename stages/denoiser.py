@@ -210,7 +210,7 @@ class Denoiser:
             pictures = None
             try:
                 arguments = {**self._call, self._condition: given, "generator": generators, "output_type": "np"}
-                pictures = _pictures(self.pipe(**arguments))
+                pictures = pictures_of(self.pipe(**arguments))
             except _Reached:
                 pass
             except (StageError, StorageError):
@@ -324,7 +324,7 @@ def _told(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
 
 
-def _pictures(result: Any) -> Tensor:
+def pictures_of(result: Any) -> Tensor:
     """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
     first = next(iter(result.values()))
     return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))

@@ -1,0 +1,16 @@
+"""The zoo: a tiny pipeline of random weights for every transformer pipeline that can be made from its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests import tiny
+from tests.zoo import images, language, videos
+from tests.zoo.parts import Built
+
+BUILDERS: dict[str, Callable[[], Built]] = {
+    **tiny.BUILDERS,
+    **images.BUILDERS,
+    **language.BUILDERS,
+    **videos.BUILDERS,
+}
