@@ -8,6 +8,7 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -162,7 +163,7 @@ class Capture:
         {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}[kind](key, rest)
 
     def _trajectory(self, key: str, shard: str) -> None:
-        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.stages.trajectories import write_trajectory
 
         with unit_of(self.context, self.stage, key) as unit:
@@ -232,6 +233,7 @@ class Capture:
         survey = survey_of(self.context)
         steps = blocks_of(self.context, survey["steps"])[block]
         layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
+        owners = [row["name"] for row in survey["layers"] if row["source"] == row["name"]]
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             kept: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
@@ -243,12 +245,13 @@ class Capture:
                         self.denoiser.transformer.forward(*call.args, **call.kwargs)
                 finally:
                     sampler.close()
-                for name in sampler.rows:
-                    if not sampler.peaks[name].isfinite().all():
+                for name in owners:
+                    rows, peak = sampler.of(name, layers[name])
+                    if not peak.isfinite().all():
                         raise _not_finite(name, call)
-                    kept.setdefault(name, []).append(sampler.rows[name])
-                    peaks.setdefault(name, []).append(sampler.peaks[name])
-            stacked = {f"rows:{name}": torch.stack(rows) for name, rows in kept.items()}
+                    kept.setdefault(name, []).append(rows)
+                    peaks.setdefault(name, []).append(peak)
+            stacked = {f"rows:{name}": torch.stack(_level(rows)) for name, rows in kept.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
@@ -276,13 +279,31 @@ class _Sampler(Listener):
         self._count, self._random = count, np.random.default_rng(list(seed))
         super().__init__(layers)
 
+    def of(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Rows and peak of a layer's input; a zero row where the call did not reach it (an expert without tokens)."""
+        owner = self.source.get(name, name)
+        if owner in self.rows:
+            return self.rows[owner], self.peaks[owner]
+        nothing = layer.weight.new_zeros(1, layer.in_features).cpu()
+        return nothing, nothing[0]
+
     def take(self, name: str, x: Tensor) -> None:
         import torch
 
         flat = x.flatten(0, -2)
+        if not len(flat):
+            return
         self.peaks[name] = flat.abs().amax(0).cpu()
         chosen = self._random.permutation(len(flat))[: self._count]
         self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
+
+
+def _level(rows: list[Tensor]) -> list[Tensor]:
+    """Rows of several calls, as many of each: an expert gets more tokens in one call than in another."""
+    import torch
+
+    most = max(map(len, rows))
+    return [torch.cat([x] * math.ceil(most / len(x)))[:most] for x in rows]
 
 
 def units(context: Context) -> tuple[list[str], list[str], list[str]]:

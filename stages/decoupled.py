@@ -62,7 +62,7 @@ class Sensitivity:
             self.whole = [self._outputs(call) for call in self.calls]
 
     def _outputs(self, call: Any) -> list[Tensor]:
-        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.outputs import leaves
 
         for layer in self.layers[:1]:
             if layer.shared is not None:

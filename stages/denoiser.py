@@ -10,7 +10,6 @@ guidance, shifts and multi-step schedulers as the pipeline has them.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,18 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
-
-Output = Any
-"""What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
 
 
 class _Reached(Exception):
@@ -70,50 +66,6 @@ class Trajectory:
     timesteps: tuple[float, ...]
     latents: Tensor
     pictures: Any = None
-
-
-def leaves(output: Output) -> list[Tensor]:
-    """The tensors of a denoiser output (or argument), in a fixed order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return [leaf for item in output.values() for leaf in leaves(item)]
-    if isinstance(output, list | tuple):
-        return [leaf for item in output for leaf in leaves(item)]
-    return []
-
-
-def structure(output: Output) -> Any:
-    """The shape of an output without its tensors, as plain JSON."""
-    if isinstance(output, Tensor):
-        return "tensor"
-    if isinstance(output, BaseOutput):
-        name = f"{type(output).__module__}:{type(output).__qualname__}"
-        return {"kind": name, "items": {key: structure(item) for key, item in output.items()}}
-    if isinstance(output, dict):
-        return {"kind": "dict", "items": {key: structure(item) for key, item in output.items()}}
-    if isinstance(output, list | tuple):
-        return {"kind": type(output).__name__, "items": [structure(item) for item in output]}
-    return {"kind": "plain", "value": json.loads(json.dumps(output))}
-
-
-def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
-    """Inverse of (`structure`, `leaves`). Only classes of diffusers are ever made from a name."""
-    if shape == "tensor":
-        return next(tensors)
-    kind = shape["kind"]
-    if kind == "plain":
-        return shape["value"]
-    if kind in ("list", "tuple"):
-        items = [rebuild(item, tensors) for item in shape["items"]]
-        return items if kind == "list" else tuple(items)
-    named = {key: rebuild(item, tensors) for key, item in shape["items"].items()}
-    if kind == "dict":
-        return named
-    module, _, name = kind.partition(":")
-    if module.split(".")[0] != "diffusers":
-        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
-    return getattr(importlib.import_module(module), name)(**named)
 
 
 class Denoiser:
@@ -189,7 +141,7 @@ class Denoiser:
                     seen["latents"] = latents.detach().clone()
                     if not decode:
                         raise _Reached
-                return real_decode(latents, *args, **kwargs)
+                return _decoded(vae, real_decode, latents, *args, **kwargs)
 
             vae.decode = caught
         try:
@@ -201,9 +153,11 @@ class Denoiser:
 
     def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Any]:
         """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
-        given: list[Any] = list(conditions.prompts)
+        given: Any = list(conditions.prompts)
         if self._condition == "class_labels":
             given = [int(prompt) for prompt in given]
+        elif len(given) == 1:
+            (given,) = given
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
         with self._standing_in(forward, decode) as seen, torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
@@ -218,7 +172,7 @@ class Denoiser:
             except _OF_PIPELINES as error:
                 raise StageError(
                     f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
-                    f"called with {_told(arguments)}; set [model.call] to what it takes"
+                    f"called with {_told(arguments)}; {_advice(conditions)}"
                 ) from error
         return pictures, seen.get("latents", pictures)
 
@@ -316,12 +270,31 @@ class Denoiser:
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
 
 
-_OF_PIPELINES = (ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError)
-"""What pipelines raise where they are not given what they want."""
+_OF_PIPELINES = (
+    ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError, NameError, ImportError,
+    AssertionError, ArithmeticError,
+)  # fmt: skip
+"""What pipelines raise where they are not given what they want, or lack a package."""
+
+
+def _decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the autoencoder makes of latents; Allegro's can do so in tiles only, which it has to be told."""
+    try:
+        return decode(*args, **kwargs)
+    except NotImplementedError:
+        if getattr(vae, "use_tiling", True):
+            raise
+        vae.enable_tiling()
+        return decode(*args, **kwargs)
 
 
 def _told(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
+
+
+def _advice(conditions: Conditions) -> str:
+    alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if len(conditions.prompts) > 1 else ""
+    return f"give it what it takes in [model.call]{alone}"
 
 
 def pictures_of(result: Any) -> Tensor:

@@ -94,8 +94,8 @@ class Fisher:
         import numpy as np
         import torch
 
-        from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
+        from adatsq_pipe.stages.outputs import leaves
 
         found = torch.zeros(len(self.layers), dtype=torch.float64)
 

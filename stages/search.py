@@ -87,7 +87,7 @@ class Evaluate:
         """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
         import json
 
-        from adatsq_pipe.stages.denoiser import rebuild, structure
+        from adatsq_pipe.stages.outputs import rebuild, structure
         from adatsq_pipe.storage import tensors
 
         if not choices:
@@ -112,7 +112,8 @@ class Evaluate:
     def _extend(self, choices: Choices) -> float:
         import torch
 
-        from adatsq_pipe.stages.denoiser import Call, leaves
+        from adatsq_pipe.stages.denoiser import Call
+        from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.storage import tensors
 
         step = len(choices) - 1
@@ -145,8 +146,8 @@ class Evaluate:
         return self._arrived[choices]
 
     def _error(self, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
-        from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.numerics.metrics import relative_error
+        from adatsq_pipe.stages.outputs import leaves
 
         if self.space.settings.error == "state":
             got = self.denoiser.state(arrived)

@@ -8,16 +8,8 @@ from pathlib import Path
 import torch
 
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, shards
-from adatsq_pipe.stages.denoiser import (
-    Conditions,
-    Denoiser,
-    Trajectory,
-    leaves,
-    open_denoiser,
-    rebuild,
-    structure,
-    take_denoiser,
-)
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory, open_denoiser, take_denoiser
+from adatsq_pipe.stages.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage import arrays, tensors
 
 

@@ -27,7 +27,7 @@ from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser, pictures_of
 from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.storage.rundir import RunDir
-from tests.zoo import BUILDERS
+from tests.zoo import ALONE, BUILDERS
 
 SMALL = (
     "recipe.conditioning_group=0", "data.prompts=['a red circle', 'a blue square']", "data.batch=2",
@@ -69,7 +69,7 @@ def try_one(name: str, below: Path) -> Outcome:
     except (ImportError, NameError) as lacking:
         return Outcome(name=name, pipeline="", seconds=0.0, refused=f"cannot be made here: {lacking}")
     said = io.StringIO()
-    sets = [*SMALL, *(LABELS if pipeline == "DiTPipeline" else ())]
+    sets = [*SMALL, *(LABELS if pipeline == "DiTPipeline" else ()), *(("data.batch=1",) if name in ALONE else ())]
     arguments = ["run", "--run-dir", str(run), "--model", str(model), "--executor", "inline"]
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -117,8 +117,10 @@ def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
     """What the quantized folder draws for the first held-out caption, opened as a user opens it."""
     pipe: Any = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
+    if type(pipe).__name__ == "AllegroPipeline":
+        pipe.vae.enable_tiling()
     wanted, call = _first_draw(context), dict(context.tables["model"]["call"])
-    given: dict[str, Any] = {"prompt": list(wanted.prompts)}
+    given: dict[str, Any] = {"prompt": wanted.prompts[0]}
     if type(pipe).__name__ == "DiTPipeline":
         given = {"class_labels": [int(prompt) for prompt in wanted.prompts]}
     generators = [torch.Generator().manual_seed(seed) for seed in wanted.seeds]
@@ -169,7 +171,7 @@ def main(names: tuple[str, ...], out: Path | None, trace: bool) -> None:
         finally:
             shutil.rmtree(below)
         last = outcomes[-1]
-        said = last.traceback if trace else last.traceback.strip().splitlines()[-1] if last.traceback else last.refused
+        said = last.refused or (last.traceback if trace else "".join(last.traceback.strip().splitlines()[-1:]))
         click.echo(f"{name:18} {last.seconds:5.1f} s  {said or f'done, {last.layers} layers, {last.difference:.1e}'}")
     text = table(outcomes)
     click.echo(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests import tiny
-from tests.zoo import images, language, videos
+from tests.zoo import images, language, newer, videos
 from tests.zoo.parts import Built
 
 BUILDERS: dict[str, Callable[[], Built]] = {
@@ -13,4 +13,7 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     **images.BUILDERS,
     **language.BUILDERS,
     **videos.BUILDERS,
+    **newer.BUILDERS,
 }
+ALONE = ("easyanimate", "wan-vace")
+"""Those that take one prompt at a time."""

@@ -29,6 +29,7 @@ from tests.zoo.parts import (
     T5,
     WIDTH,
     Built,
+    autoencoder,
     autoencoder_qwen,
     clip,
     clip_projected,
@@ -72,7 +73,7 @@ def hidream() -> Built:
         max_resolution=(128, 128), llama_layers=[0, 1], force_inference_output=True,
     )  # fmt: skip
     pipe = HiDreamImagePipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=components.autoencoder(4),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(4, 1),
         text_encoder=clip_projected(), tokenizer=words(77), text_encoder_2=clip_projected(), tokenizer_2=words(77),
         text_encoder_3=components.t5_text_encoder(), tokenizer_3=words(), text_encoder_4=llama_head(),
         tokenizer_4=words(),
@@ -135,11 +136,11 @@ def longcat() -> Built:
 
 def kandinsky5() -> Built:
     transformer = Kandinsky5Transformer3DModel(
-        in_text_dim=WIDTH, in_text_dim2=T5, time_dim=16, model_dim=32, ff_dim=32, num_text_blocks=1,
-        num_visual_blocks=1, axes_dims=(4, 6, 6),
+        in_text_dim=WIDTH, in_text_dim2=T5, time_dim=16, model_dim=32, ff_dim=32,
+        num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6),
     )  # fmt: skip
     pipe = Kandinsky5T2IPipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=components.autoencoder(4),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(4, 1),
         text_encoder=qwen_vl(), tokenizer=words(), text_encoder_2=clip(),
         tokenizer_2=words(77),
     )  # fmt: skip

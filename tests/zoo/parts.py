@@ -31,6 +31,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -95,6 +97,15 @@ def qwen_vl(layers: int = 2) -> Qwen2_5_VLForConditionalGeneration:
     text["rope_scaling"] = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
     eye = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eye))
+
+
+def qwen3_vl(layers: int) -> Qwen3VLModel:
+    text = {**_decoder_sizes(layers), "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"}}
+    eye = {
+        "depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eye))
 
 
 def umt5() -> UMT5EncoderModel:
