@@ -154,11 +154,11 @@ class Denoiser:
     def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Any]:
         """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
         given: Any = list(conditions.prompts)
+        generators: Any = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
         if self._condition == "class_labels":
             given = [int(prompt) for prompt in given]
         elif len(given) == 1:
-            (given,) = given
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
+            (given,), (generators,) = given, generators
         with self._standing_in(forward, decode) as seen, torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
             pictures = None

@@ -51,7 +51,7 @@ def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
         f"{child_name}.{name}": layer
         for child_name, child in block_lists(transformer).items()
         for name, layer in child.named_modules()
-        if isinstance(layer, nn.Linear)
+        if isinstance(layer, nn.Linear) and layer.weight.numel()
     }
 
 

@@ -123,10 +123,10 @@ def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
     given: dict[str, Any] = {"prompt": wanted.prompts[0]}
     if type(pipe).__name__ == "DiTPipeline":
         given = {"class_labels": [int(prompt) for prompt in wanted.prompts]}
-    generators = [torch.Generator().manual_seed(seed) for seed in wanted.seeds]
+    generator: Any = torch.Generator().manual_seed(wanted.seeds[0])
     with torch.random.fork_rng():
         torch.manual_seed(wanted.seeds[0])
-        return pictures_of(pipe(**call, **given, generator=generators, output_type="np"))
+        return pictures_of(pipe(**call, **given, generator=generator, output_type="np"))
 
 
 def drawn_in_memory(context: Context) -> torch.Tensor:

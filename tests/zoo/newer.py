@@ -178,7 +178,7 @@ def anyflow() -> Built:
 def nucleus() -> Built:
     """Grouped experts, whose weights are raw parameters."""
     transformer = NucleusMoEImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4,
         joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), num_experts=4, moe_intermediate_dim=32,
         capacity_factors=[2.0, 2.0],
         dense_moe_strategy="leave_first_block_dense",
