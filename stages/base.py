@@ -57,6 +57,9 @@ class DataSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Calibration captions; empty = the built-in world's training captions."""
+    prompts_file: str = ""
+    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
+    its place does not."""
     count: int = Field(default=32, ge=1)
     """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)

@@ -38,6 +38,9 @@ class EvaluateSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Held-out captions; empty = the built-in world's held-out combinations."""
+    prompts_file: str = ""
+    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
+    its place does not."""
     count: int = Field(default=16, ge=1)
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1)

@@ -15,5 +15,5 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     **videos.BUILDERS,
     **newer.BUILDERS,
 }
-ALONE = ("easyanimate", "wan-vace")
+ALONE = ("easyanimate", "prx", "wan-vace")
 """Those that take one prompt at a time."""
