@@ -122,6 +122,7 @@ def text(path: Path, found: Inspection, size: Footprint) -> str:
         ("pipeline", f"{found.pipeline}, takes {found.condition}" if found.pipeline else "none: a transformer alone"),
         ("denoiser", f"{found.component}: {found.kind}, {_many(found.parameters)} parameters"),
         ("quantized", f"{sum(g.count for g in found.groups)} linears, {100 * taken / found.parameters:.1f} % of them"),
+        ("family", found.family or "none: the rules do"),
         ("timestep", where),
         ("calls", f"{watched.calls_per_step} a step, {watched.steps} steps" if watched else NO_MACS),
         ("weights", f"{_bytes(size.weights)} in the compute dtype"),

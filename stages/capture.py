@@ -27,6 +27,7 @@ from adatsq_pipe.stages.base import (
     shards,
     unit_of,
 )
+from adatsq_pipe.stages.families import _family
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -330,7 +331,8 @@ def _total(context: Context) -> int | None:
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {**identity(tables, "data", "compute", "capture"), "model": model, "call": tables["model"]["call"]}
+    said = {"model": model, "call": tables["model"]["call"], **_family.identity()}
+    return {**identity(tables, "data", "compute", "capture"), **said}
 
 
 STAGE = Stage(name="capture", version=2, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings)

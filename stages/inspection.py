@@ -21,6 +21,7 @@ from adatsq_pipe.stages import acceptance
 from adatsq_pipe.stages.base import NotTaken
 from adatsq_pipe.stages.capture import survey
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
+from adatsq_pipe.stages.families._family import Family, family_of
 from adatsq_pipe.stages.fit import MODULATION
 from adatsq_pipe.stages.layers import Left, left_alone, quantizable_linears
 from adatsq_pipe.stages.runtime.clock import timestep_argument
@@ -82,6 +83,8 @@ class Inspection:
     rows: tuple[Mapping[str, Any], ...]
     """Name, kind, in, out and source of every layer that is quantized, as in the survey of a capture."""
     watched: Watched | None
+    family: str
+    """What a family file changes, and why; empty where the rules do."""
 
 
 def on_meta(config: Mapping[str, Any], where: object) -> nn.Module:
@@ -124,7 +127,16 @@ def walk(transformer: nn.Module, *, watched: Watched | None, component: str, pip
         shared=_shared(taken),
         rows=tuple(taken),
         watched=watched,
+        family=_told(family_of(transformer)),
     )
+
+
+def _told(family: Family | None) -> str:
+    if family is None:
+        return ""
+    changes = [f"blocks are {', '.join(family.blocks)}"] if family.blocks else []
+    changes += [f"left: {', '.join(family.leave)}"] if family.leave else []
+    return f"{'; '.join(changes)} ({family.why})"
 
 
 def _row(name: str, layer: nn.Linear, watched: Watched | None) -> Mapping[str, Any] | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from adatsq_pipe.stages.acceptance import VECTORS
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.families._family import family_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDERS = ("embed", "proj_in", "patch", "pos_", "context", "refiner", "caption", "txt_in", "img_in")
@@ -29,11 +31,17 @@ class Left:
     why: str
 
 
-def block_lists(transformer: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of repeated blocks, by name.
+def block_lists(transformer: nn.Module) -> dict[str, nn.Module]:
+    """The lists of repeated blocks, by name; or what a family says they are.
 
     A block has two linear layers at least; a list of single projections is an embedder cut into pieces.
     """
+    family = family_of(transformer)
+    if family is not None and family.blocks:
+        try:
+            return {name: transformer.get_submodule(name) for name in family.blocks}
+        except AttributeError as error:
+            raise StageError(f"the family of {family.transformer} names blocks that are not there: {error}") from None
     return {
         name: child
         for name, child in transformer.named_children()
@@ -47,12 +55,18 @@ def _linears(module: nn.Module) -> list[nn.Linear]:
 
 def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
     """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
+    leave = _told_to_leave(transformer)
     return {
         f"{child_name}.{name}": layer
         for child_name, child in block_lists(transformer).items()
         for name, layer in child.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.numel()
+        if isinstance(layer, nn.Linear) and layer.weight.numel() and not f"{child_name}.{name}".endswith(leave)
     }
+
+
+def _told_to_leave(transformer: nn.Module) -> tuple[str, ...]:
+    family = family_of(transformer)
+    return family.leave if family is not None else ()
 
 
 def left_alone(transformer: nn.Module) -> Iterator[Left]:
@@ -62,11 +76,13 @@ def left_alone(transformer: nn.Module) -> Iterator[Left]:
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if not own or name in taken:
             continue
-        why = _inside(module) if name.startswith(blocks) else _outside(name, module)
+        why = _inside(module) if name.startswith(blocks) else _outside(name)
+        if isinstance(module, nn.Linear) and name.startswith(blocks) and name.endswith(_told_to_leave(transformer)):
+            why = "left by the family"
         yield Left(name=name or "(itself)", kind=type(module).__name__, parameters=own, why=why)
 
 
-def _outside(name: str, module: nn.Module) -> str:
+def _outside(name: str) -> str:
     if any(part in name for part in _LAST):
         return "final projection, outside the repeated blocks"
     if any(part in name for part in _EMBEDDERS):
