@@ -14,6 +14,7 @@ UNLIKE = {
     "sd3": "joint attention with shared inputs, three text encoders",
     "sana": "convolutions in the blocks",
     "cogview4": "two calls a step",
+    "lumina2-truncated": "two calls in the first step, one in the second",
     "auraflow": "two lists of blocks",
     "ltx": "a video, a timestep for every token",
 }

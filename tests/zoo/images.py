@@ -188,6 +188,12 @@ def lumina2() -> Built:
     return pipe, {**SQUARE, "height": 64, "width": 64, "max_sequence_length": 48}
 
 
+def lumina2_truncated() -> Built:
+    """Guidance in the first half of the steps: two calls in each, then one."""
+    pipe, call = lumina2()
+    return pipe, {**call, "cfg_trunc_ratio": 0.5}
+
+
 def auraflow() -> Built:
     transformer = AuraFlowTransformer2DModel(
         sample_size=8, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
@@ -241,5 +247,6 @@ BUILDERS = {
     "flux-schnell": flux_schnell, "sd3": sd3, "sd3-pag": sd3_pag, "pixart-alpha": pixart_alpha,
     "pixart-sigma": pixart_sigma, "pixart-sigma-pag": pixart_sigma_pag, "sana": sana, "sana-pag": sana_pag,
     "sana-sprint": sana_sprint, "hunyuan-dit": hunyuan_dit, "hunyuan-dit-pag": hunyuan_dit_pag, "lumina": lumina,
-    "lumina2": lumina2, "auraflow": auraflow, "chroma": chroma, "bria": bria, "cogview3": cogview3,
+    "lumina2": lumina2, "lumina2-truncated": lumina2_truncated, "auraflow": auraflow, "chroma": chroma, "bria": bria,
+    "cogview3": cogview3,
 }  # fmt: skip
