@@ -44,9 +44,13 @@ def inspect(
     config = configuration.load(
         preset=preset, file=file, sets=sets, model=None if bare else str(model or "") or None, kept=None
     )
-    found = _of_config(bare) if bare else _of_pipeline(path, config, no_call)
-    size = _footprint(found, config)
-    click.echo(json.dumps(as_plain(path, found, size), indent=1) if as_json else text(path, found, size))
+    denoisers = [_of_config(bare)] if bare else _of_pipeline(path, config, no_call)
+    sized = [(found, _footprint(found, config)) for found in denoisers]
+    if as_json:
+        plain = {"model": str(path), "denoisers": [as_plain(found, size) for found, size in sized]}
+        click.echo(json.dumps(plain, indent=1))
+        return
+    click.echo("\n\n\n".join(text(path, found, size) for found, size in sized))
 
 
 def _bare_config(path: Path) -> Path | None:
@@ -71,23 +75,25 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
     return inspection.walk(module, watched=None, component=component, pipeline=pipeline)
 
 
-def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> Inspection:
+def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
     acceptance.refuse(folder)
     index = find_pipeline(folder)
-    (component,), name = acceptance.denoisers(index), str(index["_class_name"])
+    parts, name = acceptance.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
-        return _of_config(folder / component / "config.json", component, name)
+        return [_of_config(folder / part / "config.json", part, name) for part in parts]
     from adatsq_pipe.stages import inspection
 
     compute = config.tables["compute"]
-    module, watched = inspection.watch(
+    watched = inspection.watch(
         folder,
         dtype=compute["dtype"],
         device=compute["device"],
         call=dict(config.tables["model"]["call"]),
         prompt=str(config.tables["data"]["prompts"][0]),
     )
-    return inspection.walk(module, watched=watched, component=component, pipeline=name)
+    return [
+        inspection.walk(module, watched=seen, component=part, pipeline=name) for part, (module, seen) in watched.items()
+    ]
 
 
 def _footprint(found: Inspection, config: RunConfig) -> Footprint:
@@ -104,16 +110,16 @@ def _footprint(found: Inspection, config: RunConfig) -> Footprint:
     )
 
 
-def as_plain(path: Path, found: Inspection, size: Footprint) -> dict[str, Any]:
-    """Everything found, as JSON has it."""
+def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
+    """Everything found of a denoiser, as JSON has it."""
     plain = asdict(found)
     watched = plain.pop("watched")
     loop = {key: watched[key] for key in ("steps", "calls_per_step", "timesteps")} if watched else None
-    return {"model": str(path), **plain, "loop": loop, "bytes": asdict(size)}
+    return {**plain, "loop": loop, "bytes": asdict(size)}
 
 
 def text(path: Path, found: Inspection, size: Footprint) -> str:
-    """Everything found, as people read it."""
+    """Everything found of a denoiser, as people read it."""
     watched, argument = found.watched, found.timestep
     where = f"{argument[0]} (argument {argument[1] + 1})" if argument else "the first number after the sample"
     taken = sum(group.parameters for group in found.groups)

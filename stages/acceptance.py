@@ -82,11 +82,11 @@ def refuse(folder: Path) -> None:
     """Raise NotTaken if the pipeline folder cannot be quantized, with the reason in one line; StorageError if it is
     none."""
     index = find_pipeline(folder)
-    quantized = json.loads((folder / "transformer" / "config.json").read_text()).get("quantization_config")
-    if quantized:
-        raise NotTaken(
-            f"{folder} is quantized already ({quantized.get('quant_method')}); give the full-precision folder"
-        )
+    for part in denoisers(index):
+        if said := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
+            raise NotTaken(
+                f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
+            )
     if reason := refusal(index, weight_shapes(folder)):
         raise NotTaken(f"{folder}: {reason} (nothing was started)")
 
@@ -97,9 +97,6 @@ def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> 
     No shapes (a folder without weights) say nothing.
     """
     name = str(index.get("_class_name", ""))
-    found = denoisers(index)
-    if len(found) > 1:
-        return f"{name} has two denoisers, {' and '.join(found)}; only pipelines with one can be quantized so far"
     source = call_source(name)
     if source is not None:
         if not set(CONDITIONS) & set(source.arguments):

@@ -9,7 +9,8 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -49,6 +50,12 @@ def survey_of(context: Context) -> dict[str, Any]:
     """What the survey found: `layers` (name, in, out, kind, source, macs), `steps`, `calls`, `timesteps`."""
     marker, _ = context.read("capture", "survey")
     return dict(marker.value)
+
+
+def active(survey: Mapping[str, Any], row: Mapping[str, Any]) -> list[int]:
+    """The steps at which the layer of a survey row is used: all, but of several denoisers each has its own."""
+    found: list[int] = survey["parts"][row["part"]] if "parts" in survey else list(range(survey["steps"]))
+    return found
 
 
 def blocks_of(context: Context, steps: int) -> list[range]:
@@ -106,22 +113,22 @@ class _Sizes(Listener):
         self.inputs[name] = x.to("meta")
 
 
-def _listen(transformer: nn.Module, call: Call, listener: Listener) -> Listener:
+def _listen(forward: Callable[[], Any], listener: Listener) -> Listener:
     """One forward pass, listened to."""
     try:
-        transformer.forward(*call.args, **call.kwargs)
+        forward()
     finally:
         listener.close()
     return listener
 
 
-def survey(transformer: nn.Module, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
-    """What one call of `samples` samples shows: `layers` (see `survey_of`), and the names of those that are left
+def survey(forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
+    """What a forward pass of `samples` samples shows: `layers` (see `survey_of`), and the names of those that are left
     because they ran more than once (`repeated`) or never (`unused`)."""
-    listener = _listen(transformer, call, _Sizes(layers))
+    listener = _listen(forward, _Sizes(layers))
     repeated = sorted(listener.repeated)
     if repeated:
-        listener = _listen(transformer, call, _Sizes({n: x for n, x in layers.items() if n not in repeated}))
+        listener = _listen(forward, _Sizes({n: x for n, x in layers.items() if n not in repeated}))
     rows = []
     for name, source in listener.source.items():
         layer, x = layers[name], listener.inputs[source]
@@ -185,7 +192,7 @@ class Capture:
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
-            listener = _listen(self.denoiser.transformer, call, Listener(self.layers))
+            listener = _listen(partial(self.denoiser.run, call), Listener(self.layers))
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
 
@@ -206,10 +213,10 @@ class Capture:
 
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
-            call = self._calls(0, range(1))[0]
-            with unit.timed("model"):
-                found = survey(self.denoiser.transformer, call, self.layers, samples)
             steps = run.steps[-1] + 1
+            calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
+            with unit.timed("model"):
+                found = self._surveyed(calls, samples)
             if not monotonic(run.timesteps):
                 raise StageError(
                     f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in run.timesteps)}"
@@ -224,6 +231,22 @@ class Capture:
                 ],
                 "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
             }
+
+    def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
+        """What the first call of every denoiser shows; of several also at which steps each is called."""
+        parts = self.denoiser.parts
+        if len(parts) == 1:
+            return survey(partial(self.denoiser.run, calls[0]), self.layers, samples)
+        found: dict[str, Any] = {"layers": [], "unused": [], "repeated": [], "parts": {}}
+        for part in parts:
+            own = [call for call in calls if call.part == part]
+            if not own:
+                raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
+            layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
+            for key, rows in survey(partial(self.denoiser.run, own[0]), layers, samples).items():
+                found[key] += [{**row, "part": part} for row in rows] if key == "layers" else rows
+            found["parts"][part] = sorted({call.step for call in own})
+        return found
 
     def _activations(self, key: str, place: str) -> None:
         import torch
@@ -243,7 +266,7 @@ class Capture:
                 sampler = _Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
                 try:
                     with unit.timed("model"):
-                        self.denoiser.transformer.forward(*call.args, **call.kwargs)
+                        self.denoiser.run(call)
                 finally:
                     sampler.close()
                 for name in owners:

@@ -25,7 +25,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -44,6 +46,8 @@ class Call:
     kwargs: dict[str, Any]
     step: int
     timestep: float
+    part: str = "transformer"
+    """The pipeline's component that is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class Denoiser:
     """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
 
     def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
-        find_pipeline(Path(folder))
+        index = find_pipeline(Path(folder))
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
@@ -81,7 +85,9 @@ class Denoiser:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
         self.pipe = pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.transformer: nn.Module = self.pipe.transformer.eval()
+        self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
+        """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
+        self.transformer = several(self.parts)
         self.device, self._call = device, dict(call)
         self._condition = self._condition_argument()
         self._remember_prompts()
@@ -115,14 +121,17 @@ class Denoiser:
 
     @contextmanager
     def _standing_in(self, forward: Callable[..., Output], decode: bool) -> Iterator[dict[str, Any]]:
-        """Put `forward(step, args, kwargs)` in the place of the denoiser's; count scheduler steps; catch latents."""
+        """Put `forward(step, part, args, kwargs)` in each denoiser's place; count scheduler steps; catch latents."""
         seen: dict[str, Any] = {"step": 0}
         pipe, real_step = self.pipe, self.pipe.scheduler.step
-        real_forward, vae = self.transformer.forward, getattr(self.pipe, "vae", None)
+        vae = getattr(self.pipe, "vae", None)
 
-        @functools.wraps(real_forward)
-        def stand_in(*args: Any, **kwargs: Any) -> Output:
-            return forward(seen["step"], args, kwargs)
+        def stand_in(part: str) -> Callable[..., Output]:
+            @functools.wraps(self.parts[part].forward)
+            def called(*args: Any, **kwargs: Any) -> Output:
+                return forward(seen["step"], part, args, kwargs)
+
+            return called
 
         @functools.wraps(real_step)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -130,7 +139,8 @@ class Denoiser:
             seen["step"] += 1
             return result
 
-        self.transformer.forward = stand_in  # type: ignore[method-assign]
+        for name, part in self.parts.items():
+            part.forward = stand_in(name)  # type: ignore[method-assign]
         pipe.scheduler.step = counted
         if vae is not None:
             real_decode = vae.decode
@@ -147,7 +157,8 @@ class Denoiser:
         try:
             yield seen
         finally:
-            for holder, name in ((self.transformer, "forward"), (pipe.scheduler, "step"), (vae, "decode")):
+            replaced = [(part, "forward") for part in self.parts.values()]
+            for holder, name in (*replaced, (pipe.scheduler, "step"), (vae, "decode")):
                 if holder is not None:
                     holder.__dict__.pop(name, None)
 
@@ -184,15 +195,15 @@ class Denoiser:
         outputs: list[Output] = []
         steps: list[int] = []
         timesteps: list[float] = []
-        real = self.transformer.forward
+        real = self._forwards()
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             if see is not None:
-                see(len(outputs), self._as_call(real, step, args, kwargs))
-            output = real(*args, **kwargs)
+                see(len(outputs), _as_call(real, step, part, args, kwargs))
+            output = real[part](*args, **kwargs)
             outputs.append(output)
             steps.append(step)
-            timesteps.append(float(timestep_of(real, args, kwargs).max()))
+            timesteps.append(float(timestep_of(real[part], args, kwargs).max()))
             return output
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
@@ -201,25 +212,18 @@ class Denoiser:
         )
 
     @torch.no_grad()
-    def rehearse(self, conditions: Conditions) -> tuple[Trajectory, Call]:
-        """The whole loop at the price of one call, whose output the others get too; and that call's inputs."""
-        real, calls = self.transformer.forward, list[Call]()
-        first: list[Output] = []
+    def rehearse(self, conditions: Conditions) -> list[Call]:
+        """Every call of the loop at the price of one for each denoiser, whose output its other calls get too."""
+        real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            calls.append(self._as_call(real, step, args, kwargs))
-            if not first:
-                first.append(real(*args, **kwargs))
-            return rebuild(structure(first[0]), iter([leaf.clone() for leaf in leaves(first[0])]))
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            calls.append(_as_call(real, step, part, args, kwargs))
+            if part not in first:
+                first[part] = real[part](*args, **kwargs)
+            return rebuild(structure(first[part]), iter([leaf.clone() for leaf in leaves(first[part])]))
 
-        _, latents = self._drive(conditions, forward, decode=False)
-        run = Trajectory(
-            outputs=(),
-            steps=tuple(call.step for call in calls),
-            timesteps=tuple(call.timestep for call in calls),
-            latents=latents,
-        )
-        return run, calls[0]
+        self._drive(conditions, forward, decode=False)
+        return calls
 
     @torch.no_grad()
     def replay(
@@ -231,32 +235,35 @@ class Denoiser:
         decode: bool = False,
     ) -> tuple[Tensor, Any]:
         """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets inputs."""
-        given, real, place = iter(outputs), self.transformer.forward, 0
+        given, real, place = iter(outputs), self._forwards(), 0
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             nonlocal place
             if see is not None:
-                see(place, self._as_call(real, step, args, kwargs))
+                see(place, _as_call(real, step, part, args, kwargs))
             place += 1
             return next(given)
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
 
-    @staticmethod
-    def _as_call(real: Callable[..., Any], step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return Call(args=args, kwargs=kwargs, step=step, timestep=float(timestep_of(real, args, kwargs).max()))
+    def _forwards(self) -> dict[str, Callable[..., Output]]:
+        return {name: part.forward for name, part in self.parts.items()}
+
+    def run(self, call: Call) -> Output:
+        """What the denoiser that was called returns."""
+        return self.parts[call.part].forward(*call.args, **call.kwargs)
 
     @torch.no_grad()
     def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
         """Inputs of call `len(outputs)`, given the outputs of the calls before; final latents if that was the last."""
-        given, real = iter(outputs), self.transformer.forward
+        given, real = iter(outputs), self._forwards()
         found: list[Call] = []
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             for output in given:
                 return output
-            found.append(self._as_call(real, step, args, kwargs))
+            found.append(_as_call(real, step, part, args, kwargs))
             raise _Reached
 
         _, latents = self._drive(conditions, forward, decode=False)
@@ -266,8 +273,15 @@ class Denoiser:
         """The noisy sample of a call (the first parameter of the denoiser), or the final latents themselves."""
         if isinstance(arrived, Tensor):
             return [arrived]
-        name = next(iter(inspect.signature(self.transformer.forward).parameters))
+        name = next(iter(inspect.signature(self.parts[arrived.part].forward).parameters))
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
+
+
+def _as_call(
+    real: dict[str, Callable[..., Output]], step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call:
+    timestep = float(timestep_of(real[part], args, kwargs).max())
+    return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
 
 _OF_PIPELINES = (

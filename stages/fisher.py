@@ -119,9 +119,7 @@ class Fisher:
         handles = [layer.register_forward_hook(hook(i, name)) for i, (name, layer) in enumerate(self.layers.items())]
         try:
             with torch.enable_grad():
-                outputs = [
-                    o for o in leaves(self.denoiser.transformer.forward(*call.args, **call.kwargs)) if o.requires_grad
-                ]
+                outputs = [o for o in leaves(self.denoiser.run(call)) if o.requires_grad]
                 noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
                 torch.autograd.backward(outputs, [-n for n in noise])
         finally:

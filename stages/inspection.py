@@ -11,6 +11,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from adatsq_pipe.stages import acceptance
-from adatsq_pipe.stages.base import NotTaken
+from adatsq_pipe.stages.base import NotTaken, StageError
 from adatsq_pipe.stages.capture import survey
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import Family, family_of
@@ -201,18 +202,32 @@ def _shared(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
     return tuple(dict.fromkeys(tuple(dict.fromkeys(names)) for names in sharers.values() if len(names) > 1))
 
 
-def watch(folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str) -> tuple[nn.Module, Watched]:
-    """Open the pipeline and run one call of its denoiser; the loop goes on with that call's output."""
+def watch(
+    folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str
+) -> dict[str, tuple[nn.Module, Watched]]:
+    """Open the pipeline and run one call of each denoiser, by component; the loop goes on with that call's output.
+
+    Raises StageError if the pipeline does not run.
+    """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
-    run, first = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,)))
-    with torch.no_grad():
-        found = survey(denoiser.transformer, first, quantizable_linears(denoiser.transformer), 1)
-    steps = run.steps[-1] + 1
-    return denoiser.transformer, Watched(
-        rows={row["name"]: row for row in found["layers"]},
-        repeated=tuple(found["repeated"]),
-        unused=tuple(found["unused"]),
-        steps=steps,
-        calls_per_step=max(run.steps.count(step) for step in range(steps)),
-        timesteps=run.timesteps,
-    )
+    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,)))
+    steps = [call.step for call in calls]
+    found: dict[str, tuple[nn.Module, Watched]] = {}
+    for part, module in denoiser.parts.items():
+        own = [call for call in calls if call.part == part]
+        if not own:
+            raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
+        with torch.no_grad():
+            seen = survey(partial(denoiser.run, own[0]), quantizable_linears(module), 1)
+        found[part] = (
+            module,
+            Watched(
+                rows={row["name"]: row for row in seen["layers"]},
+                repeated=tuple(seen["repeated"]),
+                unused=tuple(seen["unused"]),
+                steps=steps[-1] + 1,
+                calls_per_step=max(steps.count(step) for step in steps),
+                timesteps=tuple(call.timestep for call in own),
+            ),
+        )
+    return found

@@ -7,7 +7,7 @@ that the parameters of what is quantized and of what is left add up to the model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -29,6 +29,20 @@ class Left:
     kind: str
     parameters: int
     why: str
+
+
+class Several(nn.Module):
+    """The denoisers of a pipeline that has more than one, so that their layers can be named together."""
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+def several(parts: Mapping[str, nn.Module]) -> nn.Module:
+    """The one denoiser itself, or all of them."""
+    return Several(parts) if len(parts) > 1 else next(iter(parts.values()))
 
 
 def block_lists(transformer: nn.Module) -> dict[str, nn.Module]:
@@ -55,6 +69,12 @@ def _linears(module: nn.Module) -> list[nn.Linear]:
 
 def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
     """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
+    if isinstance(transformer, Several):
+        return {
+            f"{part}.{name}": layer
+            for part, module in transformer.named_children()
+            for name, layer in quantizable_linears(module).items()
+        }
     leave = _told_to_leave(transformer)
     return {
         f"{child_name}.{name}": layer

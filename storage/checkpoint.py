@@ -43,8 +43,6 @@ def write_pipeline(
     The transformer's config gains `quantization_config` (None: loses the one it had); `card` becomes the folder's
     README.md. Tensors are written in name order, so equal tensors give equal bytes.
     """
-    from safetensors.torch import save_file
-
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in OF_THE_ORIGINAL:
             continue
@@ -52,33 +50,49 @@ def write_pipeline(
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.suffix not in (".png", ".csv"):
             shutil.copyfile(path, target / path.name)
-    config = json.loads((source / "transformer" / "config.json").read_text())
-    config.pop("quantization_config", None)
-    if quantization_config is not None:
-        config["quantization_config"] = dict(quantization_config)
-    (target / "transformer").mkdir()
-    write_text(target / "transformer" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(
-        {name: tensors[name].contiguous() for name in sorted(tensors)},
-        target / "transformer" / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_part(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
     write_text(target / "README.md", card)
 
 
-def read_transformer(source: Path) -> dict[str, Any]:
-    """Every tensor of the pipeline's transformer as stored (one safetensors file or shards). Raises StorageError."""
+def write_part(
+    source: Path,
+    target: Path,
+    *,
+    part: str,
+    tensors: Mapping[str, Any],
+    quantization_config: Mapping[str, Any] | None,
+) -> None:
+    """Write one denoiser of the pipeline at `source`, its weights replaced, to the folder `part` of `target`."""
+    from safetensors.torch import save_file
+
+    config = json.loads((source / part / "config.json").read_text())
+    config.pop("quantization_config", None)
+    if quantization_config is not None:
+        config["quantization_config"] = dict(quantization_config)
+    shutil.rmtree(target / part, ignore_errors=True)
+    (target / part).mkdir()
+    write_text(target / part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(
+        {name: tensors[name].contiguous() for name in sorted(tensors)},
+        target / part / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
+    """Every tensor of the pipeline's transformer, or of another of its denoisers, as stored (one safetensors file or
+    shards). Raises StorageError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {}
-    for path in sorted((source / "transformer").glob("diffusion_pytorch_model*.safetensors")):
+    for path in sorted((source / part).glob("diffusion_pytorch_model*.safetensors")):
         try:
             found.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
     if not found:
-        raise StorageError(f"{source / 'transformer'} has no safetensors weights; save the pipeline with safetensors")
+        raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
     return found
 
 

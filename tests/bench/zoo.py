@@ -139,7 +139,8 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
         context.model, dtype=context.tables["compute"]["dtype"], device="cpu", call=context.tables["model"]["call"]
     )
     load_solved(context, denoiser.transformer, policy_of(context))
-    follow_policy(denoiser.transformer, survey_of(context)["timesteps"])
+    for part in denoiser.parts.values():
+        follow_policy(part, survey_of(context)["timesteps"])
     runtime.execute(denoiser.transformer, "simulate")
     drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
     return drawn

@@ -26,7 +26,7 @@ def _walked(folder: Path, name: str, called: bool) -> inspection.Inspection:
         return inspection.walk(module, watched=None, component="transformer", pipeline=pipeline)
     call = json.loads((folder / "sampling.json").read_text())["call"]
     prompt = "207" if name == "dit" else "a red circle"
-    module, watched = inspection.watch(folder, dtype="float32", device="cpu", call=call, prompt=prompt)
+    module, watched = inspection.watch(folder, dtype="float32", device="cpu", call=call, prompt=prompt)["transformer"]
     return inspection.walk(module, watched=watched, component="transformer", pipeline=pipeline)
 
 
@@ -100,11 +100,6 @@ def test_the_source_says_what_the_class_takes() -> None:
         ({"_class_name": "AnyFlowFARPipeline"}, {}, ("cache", "kv_cache")),
         ({"_class_name": "VisualClozePipeline"}, {}, ("neither a prompt nor class_labels",)),
         ({"_class_name": "WanImageToVideoPipeline"}, {}, ("needs image",)),
-        (
-            {"_class_name": "WanPipeline", "transformer": ["diffusers", "X"], "transformer_2": ["diffusers", "X"]},
-            {},
-            ("two denoisers", "transformer and transformer_2"),
-        ),
     ],
 )
 def test_what_cannot_be_taken(index: dict[str, object], shapes: dict[str, tuple[int, ...]], words: list[str]) -> None:
@@ -112,9 +107,11 @@ def test_what_cannot_be_taken(index: dict[str, object], shapes: dict[str, tuple[
     assert all(word in reason for word in words), reason
 
 
-def test_a_wan_of_one_denoiser_is_taken() -> None:
-    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "X"], "transformer_2": [None, None]}
+@pytest.mark.parametrize("second", [[None, None], ["diffusers", "WanTransformer3DModel"]])
+def test_a_wan_of_one_denoiser_or_two_is_taken(second: list[str | None]) -> None:
+    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "X"], "transformer_2": second}
     assert acceptance.refusal(index, {"blocks.0.attn1.to_q": (8, 8)}) == ""
+    assert acceptance.denoisers(index) == ["transformer", "transformer_2"][: 2 if second[0] else 1]
 
 
 def test_a_quantized_folder_and_another_model_are_refused(tiny_flux: Path, tmp_path: Path) -> None:

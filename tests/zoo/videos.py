@@ -189,7 +189,7 @@ def wan22() -> Built:
         "num_layers": 1, "rope_max_seq_len": 32,
     }  # fmt: skip
     pipe = WanPipeline(
-        transformer=WanTransformer3DModel(**sizes), transformer_2=WanTransformer3DModel(**sizes), boundary_ratio=0.875,
+        transformer=WanTransformer3DModel(**sizes), transformer_2=WanTransformer3DModel(**sizes), boundary_ratio=0.9,
         vae=autoencoder_wan(), text_encoder=umt5(), tokenizer=words(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )  # fmt: skip

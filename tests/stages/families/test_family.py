@@ -36,14 +36,15 @@ def _run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[st
 
 def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_path: Path) -> None:
     env = _distribution(tmp_path / "site", GOOD)
-    told = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)
+    (told,) = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
     patterns = {group["pattern"] for group in told["groups"]}
     assert patterns and all(pattern.startswith("single_transformer_blocks.") for pattern in patterns)
     assert not any(pattern.endswith("proj_out") for pattern in patterns)
     assert any(rest["why"] == "left by the family" for rest in told["left"])
     assert "single_transformer_blocks" in told["family"] and "a test" in told["family"]
 
-    plain, run = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json").stdout), tmp_path / "run"
+    (plain,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    run = tmp_path / "run"
     assert plain["family"] == "" and {group["pattern"] for group in plain["groups"]} > patterns
     done = _run(env, *harness.tiny(run, tiny_flux))
     assert done.returncode == 0, done.stderr
