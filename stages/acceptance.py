@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.base import NotTaken
+from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
 from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
 
-CONDITIONS = ("prompt", "class_labels")
-"""Arguments of a pipeline's call that say what is to be drawn, in the order in which they are looked for."""
 VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
 NO_LINEARS = "its transformer has no linear layers inside repeated blocks; there is nothing to quantize"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallSource:
-    """What the source of a pipeline class says: arguments of `__call__`, and those passed on that carry a cache."""
+    """What the source of a class says of a call of it: its arguments, and those passed on that carry a cache."""
 
     arguments: tuple[str, ...]
     required: tuple[str, ...]
@@ -37,21 +36,26 @@ class CallSource:
 
 @cache
 def _sources() -> dict[str, Path]:
-    """The file of every pipeline class of the installed diffusers."""
+    """The file of every pipeline and denoiser class of the installed diffusers."""
     spec = find_spec("diffusers")
     assert spec is not None and spec.origin is not None
-    files = sorted((Path(spec.origin).parent / "pipelines").rglob("pipeline*.py"))
+    root = Path(spec.origin).parent
+    files = [
+        *sorted((root / "models" / "transformers").glob("*.py")),
+        *sorted((root / "models" / "unets").glob("*.py")),
+        *sorted((root / "pipelines").rglob("pipeline*.py")),
+    ]
     return {name: file for file in files for name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE)}
 
 
-def call_source(pipeline: str) -> CallSource | None:
-    """What the class `pipeline` of diffusers takes; None if diffusers has no source of it."""
-    file = _sources().get(pipeline)
+def call_source(name: str) -> CallSource | None:
+    """What the pipeline (or denoiser) class `name` of diffusers takes; None if diffusers has no source of it."""
+    file = _sources().get(name)
     if file is None:
         return None
     classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
-    own = next(node for node in classes if node.name == pipeline)
-    found = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__call__"]
+    own = next(node for node in classes if node.name == name)
+    found = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
     if not found:
         bases = [base.id for base in own.bases if isinstance(base, ast.Name) and base.id in _sources()]
         return call_source(bases[0]) if bases else None
@@ -108,6 +112,11 @@ def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> 
             )
         if others := sorted(set(source.required) - set(CONDITIONS)):
             return f"{name} needs {', '.join(others)} besides its prompt; only a prompt or class_labels can be given"
+    for part in denoisers(index):
+        kind = str(index[part][1])
+        called = call_source(kind)
+        if called is not None and not set(TIMESTEPS) & set(called.arguments):
+            return f"{name}'s {part}, {kind}, takes no timestep: there are no denoising steps to give bits to"
     if shapes and not has_blocks_of_linears(shapes):
         return NO_LINEARS
     return ""

@@ -25,6 +25,7 @@ from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import Family, family_of
 from adatsq_pipe.stages.fit import MODULATION
 from adatsq_pipe.stages.layers import Left, left_alone, quantizable_linears
+from adatsq_pipe.stages.names import CONDITIONS
 from adatsq_pipe.stages.runtime.clock import timestep_argument
 
 
@@ -120,7 +121,7 @@ def walk(transformer: nn.Module, *, watched: Watched | None, component: str, pip
         component=component,
         kind=type(transformer).__name__,
         pipeline=pipeline,
-        condition=next((c for c in acceptance.CONDITIONS if source and c in source.arguments), ""),
+        condition=next((c for c in CONDITIONS if source and c in source.arguments), ""),
         timestep=timestep_argument(transformer.forward),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         groups=_groups(taken, layers),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NAMES = ("timestep", "timesteps", "t", "time_step", "sigma", "sigmas", "noise_level")
+from adatsq_pipe.stages.names import TIMESTEPS
 
 
 def timestep_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
@@ -19,7 +19,7 @@ def timestep_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
     Flux and Wan name it `timestep`, Z-Image `t`.
     """
     names = list(inspect.signature(forward).parameters)
-    return next(((name, names.index(name)) for name in _NAMES if name in names), None)
+    return next(((name, names.index(name)) for name in TIMESTEPS if name in names), None)
 
 
 def timestep_of(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -35,7 +35,7 @@ def timestep_of(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
     else:
         value = next((value for value in args[1:] if _is_level(value)), None)
     if value is None:
-        raise TypeError(f"the denoiser's call has none of the arguments {', '.join(_NAMES)}; no policy can follow")
+        raise TypeError(f"the denoiser's call has none of the arguments {', '.join(TIMESTEPS)}; no policy can follow")
     return torch.as_tensor(value).detach().float().reshape(-1).cpu()
 
 

@@ -79,7 +79,8 @@ def try_one(name: str, below: Path) -> Outcome:
             name=name, pipeline=pipeline, seconds=time.perf_counter() - start, traceback=traceback.format_exc()
         )
     if code:
-        line = said.getvalue().strip().splitlines()[-1].removeprefix("error: ")
+        line = said.getvalue().strip().splitlines()[-1].removeprefix("error: ").replace(f"{model}: ", "")
+        line = line.replace(str(model), "the folder")
         return Outcome(name=name, pipeline=pipeline, seconds=time.perf_counter() - start, refused=line)
     context = _context(run)
     loaded, wanted = drawn_by_folder(run / "model", context), drawn_in_memory(context)

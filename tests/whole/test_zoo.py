@@ -28,6 +28,16 @@ def test_done(name: str, tmp_path: Path) -> None:
     assert outcome.layers > 5 and outcome.difference < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("unet", "no transformer"), ("amused", "takes no timestep"), ("flux2-klein-kv", "keeps a cache")],
+)
+def test_refused_before_any_work(name: str, words: str, tmp_path: Path) -> None:
+    outcome = zoo.try_one(name, tmp_path)
+    assert not outcome.traceback and words in outcome.refused, outcome
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_table_tells_done_from_refused() -> None:
     done = zoo.Outcome(name="a", pipeline="APipeline", seconds=1.0, layers=3, difference=0.0)
     refused = zoo.Outcome(name="b", pipeline="BPipeline", seconds=1.0, refused="because")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests import tiny
-from tests.zoo import images, language, newer, videos
+from tests.zoo import images, language, newer, refused, videos
 from tests.zoo.parts import Built
 
 BUILDERS: dict[str, Callable[[], Built]] = {
@@ -14,6 +14,7 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     **language.BUILDERS,
     **videos.BUILDERS,
     **newer.BUILDERS,
+    **refused.BUILDERS,
 }
 ALONE = ("easyanimate", "prx", "wan-vace")
 """Those that take one prompt at a time."""
