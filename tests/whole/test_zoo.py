@@ -28,10 +28,10 @@ def test_done(name: str, tmp_path: Path) -> None:
     assert outcome.layers > 5 and outcome.difference < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("unet", "no transformer"), ("amused", "takes no timestep"), ("flux2-klein-kv", "keeps a cache")],
-)
+REFUSED = {"unet": "no transformer", "amused": "takes no timestep", "flux2-klein-kv": "keeps a cache"}
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED.items())
 def test_refused_before_any_work(name: str, words: str, tmp_path: Path) -> None:
     outcome = zoo.try_one(name, tmp_path)
     assert not outcome.traceback and words in outcome.refused, outcome

@@ -3,6 +3,7 @@ pipelines use hidden states alone."""
 
 from __future__ import annotations
 
+import torch
 from diffusers import (
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
@@ -183,6 +184,9 @@ def nucleus() -> Built:
         capacity_factors=[2.0, 2.0],
         dense_moe_strategy="leave_first_block_dense",
     )  # fmt: skip
+    with torch.no_grad():  # the class leaves its experts as memory was
+        for parameter in transformer.parameters():
+            parameter.normal_(std=0.1)
     pipe = NucleusMoEImagePipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder_qwen(),
         text_encoder=qwen_vl(9), processor=words(),
