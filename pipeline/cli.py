@@ -53,7 +53,7 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
-    accept(config.model)
+    accept(config.model, [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]])
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)
@@ -137,7 +137,8 @@ def compare(
 
     place = RunDir(run_dir.resolve())
     extra = placed(executor, address)
-    load_config(place, model, preset, file, (*sets, *extra))
+    first = load_config(place, model, preset, file, (*sets, *extra))
+    accept(first.model, [*first.tables["data"]["prompts"], *first.tables["evaluate"]["prompts"]])
 
     def load(recipe: Sequence[str]) -> RunConfig:
         return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)

@@ -89,7 +89,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
         dtype=compute["dtype"],
         device=compute["device"],
         call=dict(config.tables["model"]["call"]),
-        prompt=str(config.tables["data"]["prompts"][0]),
+        prompt="0" if acceptance.takes_labels(index) else str(config.tables["data"]["prompts"][0]),
     )
     return [
         inspection.walk(module, watched=seen, component=part, pipeline=name) for part, (module, seen) in watched.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -77,15 +77,26 @@ def denoisers(index: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in named if "transformer" in name.split("_"))
 
 
+def takes_labels(index: Mapping[str, Any]) -> bool:
+    """Whether the pipeline draws classes, named by their numbers, and takes no prompt."""
+    source = call_source(str(index.get("_class_name", "")))
+    return source is not None and "prompt" not in source.arguments and "class_labels" in source.arguments
+
+
 def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether weights by module name hold matrices inside a list of repeated blocks."""
     return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
 
 
-def refuse(folder: Path) -> None:
-    """Raise NotTaken if the pipeline folder cannot be quantized, with the reason in one line; StorageError if it is
-    none."""
+def refuse(folder: Path, prompts: Sequence[str] = ()) -> None:
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, with the reason in one
+    line; StorageError if it is none."""
     index = find_pipeline(folder)
+    if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
+        raise NotTaken(
+            f"{index['_class_name']} takes class labels, and {wrong[0]!r} is none; give whole numbers in data.prompts "
+            "and evaluate.prompts (nothing was started)"
+        )
     for part in denoisers(index):
         if said := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
             raise NotTaken(

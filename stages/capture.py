@@ -8,8 +8,7 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,10 +28,11 @@ from adatsq_pipe.stages.base import (
     unit_of,
 )
 from adatsq_pipe.stages.families import _family
+from adatsq_pipe.stages.listening import Listener, Sampler, level, listen, survey
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from adatsq_pipe.stages.denoiser import Call
 
@@ -67,85 +67,6 @@ def batches(context: Context) -> int:
     """Batches of calibration captions."""
     data = context.settings("data", DataSettings)
     return len(shards(len(data.prompts), data.batch))
-
-
-class Listener:
-    """Watches the inputs of linear layers during one call. `source` maps a layer to the layer that stored its input;
-    `repeated` are layers that ran more than once, whose input is not one thing."""
-
-    KEEP = 8
-
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
-        self.source: dict[str, str] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.repeated: set[str] = set()
-        self._recent: list[tuple[Tensor, str]] = []
-        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
-
-    def _hook(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if name in self.source:
-                self.repeated.add(name)
-                return
-            for tensor, owner in self._recent:
-                if tensor is args[0]:
-                    self.source[name] = owner
-                    return
-            self.source[name] = name
-            self._recent = [*self._recent[-self.KEEP + 1 :], (args[0], name)]
-            self.take(name, args[0])
-
-        return see
-
-    def take(self, name: str, x: Tensor) -> None:
-        """Keep what is wanted of the input `x` of layer `name`."""
-        self.inputs[name] = x
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-class _Sizes(Listener):
-    """Keeps the sizes of inputs alone."""
-
-    def take(self, name: str, x: Tensor) -> None:
-        self.inputs[name] = x.to("meta")
-
-
-def _listen(forward: Callable[[], Any], listener: Listener) -> Listener:
-    """One forward pass, listened to."""
-    try:
-        forward()
-    finally:
-        listener.close()
-    return listener
-
-
-def survey(forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
-    """What a forward pass of `samples` samples shows: `layers` (see `survey_of`), and the names of those that are left
-    because they ran more than once (`repeated`) or never (`unused`)."""
-    listener = _listen(forward, _Sizes(layers))
-    repeated = sorted(listener.repeated)
-    if repeated:
-        listener = _listen(forward, _Sizes({n: x for n, x in layers.items() if n not in repeated}))
-    rows = []
-    for name, source in listener.source.items():
-        layer, x = layers[name], listener.inputs[source]
-        tokens = x.numel() // x.shape[-1]
-        conditioning = x.dim() <= 2 and tokens <= 2 * samples
-        rows.append(
-            {
-                "name": name,
-                "in": layer.in_features,
-                "out": layer.out_features,
-                "kind": "conditioning" if conditioning else "tokens",
-                "source": source,
-                "macs": tokens * layer.in_features * layer.out_features // samples,
-            }
-        )
-    unused = sorted(set(layers) - set(listener.source) - set(repeated))
-    return {"layers": rows, "unused": unused, "repeated": repeated}
 
 
 class Capture:
@@ -192,7 +113,7 @@ class Capture:
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
-            listener = _listen(partial(self.denoiser.run, call), Listener(self.layers))
+            listener = listen(partial(self.denoiser.run, call), Listener(self.layers))
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
 
@@ -263,7 +184,7 @@ class Capture:
             peaks: dict[str, list[Tensor]] = {}
             per_step = survey["calls"].count(steps.start)
             for call in self._calls(shard, steps):
-                sampler = _Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
+                sampler = Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
                 try:
                     with unit.timed("model"):
                         self.denoiser.run(call)
@@ -275,7 +196,7 @@ class Capture:
                         raise _not_finite(name, call)
                     kept.setdefault(name, []).append(rows)
                     peaks.setdefault(name, []).append(peak)
-            stacked = {f"rows:{name}": torch.stack(_level(rows)) for name, rows in kept.items()}
+            stacked = {f"rows:{name}": torch.stack(level(rows)) for name, rows in kept.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
@@ -290,44 +211,6 @@ def _not_finite(layer: str, call: Call) -> StageError:
         f"NaN or infinity in the input of layer {layer} at step {call.step} (timestep {call.timestep:g}); "
         "check the model, or set compute.dtype to float32"
     )
-
-
-class _Sampler(Listener):
-    """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input."""
-
-    def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
-        import numpy as np
-
-        self.rows: dict[str, Tensor] = {}
-        self.peaks: dict[str, Tensor] = {}
-        self._count, self._random = count, np.random.default_rng(list(seed))
-        super().__init__(layers)
-
-    def of(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Rows and peak of a layer's input; a zero row where the call did not reach it (an expert without tokens)."""
-        owner = self.source.get(name, name)
-        if owner in self.rows:
-            return self.rows[owner], self.peaks[owner]
-        nothing = layer.weight.new_zeros(1, layer.in_features).cpu()
-        return nothing, nothing[0]
-
-    def take(self, name: str, x: Tensor) -> None:
-        import torch
-
-        flat = x.flatten(0, -2)
-        if not len(flat):
-            return
-        self.peaks[name] = flat.abs().amax(0).cpu()
-        chosen = self._random.permutation(len(flat))[: self._count]
-        self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
-
-
-def _level(rows: list[Tensor]) -> list[Tensor]:
-    """Rows of several calls, as many of each: an expert gets more tokens in one call than in another."""
-    import torch
-
-    most = max(map(len, rows))
-    return [torch.cat([x] * math.ceil(most / len(x)))[:most] for x in rows]
 
 
 def units(context: Context) -> tuple[list[str], list[str], list[str]]:

@@ -20,11 +20,11 @@ from torch import nn
 
 from adatsq_pipe.stages import acceptance
 from adatsq_pipe.stages.base import NotTaken, StageError
-from adatsq_pipe.stages.capture import survey
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import Family, family_of
 from adatsq_pipe.stages.fit import MODULATION
 from adatsq_pipe.stages.layers import Left, left_alone, quantizable_linears
+from adatsq_pipe.stages.listening import survey
 from adatsq_pipe.stages.names import CONDITIONS
 from adatsq_pipe.stages.runtime.clock import timestep_argument
 

@@ -45,6 +45,8 @@ class Outcome:
     pipeline: str
     seconds: float
     layers: int = 0
+    inspected: int = 0
+    """Layers that `inspect` said would be quantized."""
     difference: float = float("nan")
     refused: str = ""
     traceback: str = ""
@@ -72,6 +74,7 @@ def try_one(name: str, below: Path) -> Outcome:
     sets = [*SMALL, *(LABELS if pipeline == "DiTPipeline" else ()), *(("data.batch=1",) if name in ALONE else ())]
     arguments = ["run", "--run-dir", str(run), "--model", str(model), "--executor", "inline"]
     try:
+        told = _inspected(model)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = _main([*arguments, *(word for each in sets for word in ("--set", each))])
     except Exception:
@@ -88,9 +91,20 @@ def try_one(name: str, below: Path) -> Outcome:
         name=name,
         pipeline=pipeline,
         seconds=time.perf_counter() - start,
+        inspected=told,
         layers=json.loads((run / "report" / "summary.json").read_text())["size"]["layers"],
         difference=float((loaded.float() - wanted.float()).abs().max()),
     )
+
+
+def _inspected(model: Path) -> int:
+    """How many linears `inspect` says would be quantized; none where it refuses, which `run` then has to do too."""
+    said, ignored = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(ignored):
+        code = _main(["inspect", str(model), "--json", "--set", "data.prompts=['1']"])
+    if code:
+        return 0
+    return sum(group["count"] for one in json.loads(said.getvalue())["denoisers"] for group in one["groups"])
 
 
 def _main(arguments: list[str]) -> int:
@@ -174,7 +188,8 @@ def main(names: tuple[str, ...], out: Path | None, trace: bool) -> None:
             shutil.rmtree(below)
         last = outcomes[-1]
         said = last.refused or (last.traceback if trace else "".join(last.traceback.strip().splitlines()[-1:]))
-        click.echo(f"{name:18} {last.seconds:5.1f} s  {said or f'done, {last.layers} layers, {last.difference:.1e}'}")
+        done = f"done, {last.layers} layers (inspect: {last.inspected}), {last.difference:.1e}"
+        click.echo(f"{name:18} {last.seconds:5.1f} s  {said or done}")
     text = table(outcomes)
     click.echo(text)
     if out:

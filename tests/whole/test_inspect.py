@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_a_config_alone(tiny_flux: Path, tmp_path: Path) -> None:
         done = harness.run("inspect", str(given))
         assert done.returncode == 0, done.stderr
         assert "need a pipeline folder with weights" in done.stdout
+
+
+def test_captions_for_a_pipeline_of_classes(family: Callable[[str], Path], tmp_path: Path) -> None:
+    done = harness.run(*harness.tiny(tmp_path / "run", family("dit")))
+    assert done.returncode == 2, done.stderr
+    assert "takes class labels, and 'a red circle' is none" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert harness.run("inspect", str(family("dit"))).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["unet", "cache", "image"])
