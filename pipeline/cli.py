@@ -16,6 +16,7 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline import remote
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.inspect import inspect
 from adatsq_pipe.pipeline.shell import (
     fail,
     held,
@@ -27,6 +28,7 @@ from adatsq_pipe.pipeline.shell import (
     run_dir_option,
     working,
 )
+from adatsq_pipe.stages.acceptance import refuse as accept
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats
 from adatsq_pipe.stages.fit import refuse
@@ -62,6 +64,7 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
+    accept(config.model, [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]])
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)
@@ -146,7 +149,8 @@ def compare(
 
     place = RunDir.opened(run_dir)
     extra = placed(executor, address)
-    load_config(place, model, preset, file, (*sets, *extra))
+    first = load_config(place, model, preset, file, (*sets, *extra))
+    accept(first.model, [*first.tables["data"]["prompts"], *first.tables["evaluate"]["prompts"]])
 
     def load(recipe: Sequence[str]) -> RunConfig:
         return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)
@@ -300,6 +304,7 @@ def export(run: Path, wanted: str, out: Path | None) -> None:
     click.echo(f"{out}: {said}")
 
 
+main.add_command(inspect)
 main.add_command(remote.submit)
 main.add_command(remote.attach)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
+from adatsq_pipe.pipeline import prompts
 from adatsq_pipe.stages.base import ComputeSettings, DataSettings, ModelSettings, Settings, StageError, discover
 from adatsq_pipe.stages.methods._recipe import RecipeSettings, resolve
 from adatsq_pipe.storage.errors import StorageError
@@ -152,6 +153,9 @@ def load(
         {"model": {"path": model}} if model else {},
     )
     refuse_unknown(tables)
+    for table in ("data", "evaluate"):
+        if file_of := tables.get(table, {}).get("prompts_file"):
+            tables = merged(tables, {table: {"prompts_file": str(Path(str(file_of)).expanduser().resolve())}})
     asked = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), asked)
 
@@ -181,16 +185,29 @@ def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
     checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
     world = checked["model"]["world"]
     for table, held_out in (("data", False), ("evaluate", True)):
+        _take_file(checked[table], table)
         if not checked[table]["prompts"]:
             checked[table]["prompts"] = list(_captions(checked[table], world, held_out))
         elif world:
             in_the_world(checked[table]["prompts"], world, f"{table}.prompts")
-        del checked[table]["count"]
+        del checked[table]["count"], checked[table]["prompts_file"]
     try:
         resolve(checked["recipe"])
     except (StageError, ValidationError) as error:
         raise ConfigError(_first_line(error, "recipe")) from None
     return RunConfig(tables=checked, model=model, asked=asked)
+
+
+def _take_file(values: dict[str, Any], table: str) -> None:
+    """Put the prompts of the table's file, if one is named, in the place of those given."""
+    file = values["prompts_file"]
+    if file and values["prompts"]:
+        raise ConfigError(f"{table}.prompts and {table}.prompts_file are both given; add --set {table}.prompts=[]")
+    if file:
+        try:
+            values["prompts"] = prompts.read(Path(file))
+        except ValueError as error:
+            raise ConfigError(f"{table}.prompts_file: {error}") from None
 
 
 def _checked(name: str, kind: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:

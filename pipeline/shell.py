@@ -16,8 +16,8 @@ import click
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
-from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.stages.base import NotTaken, StageError
+from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
 STOPPED = 75
@@ -83,7 +83,7 @@ def plainly(command: F) -> F:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except ConfigError as error:
+        except (ConfigError, NotTaken, NoTransformer) as error:
             fail(str(error), 2)
         except (StageError, StorageError) as error:
             fail(str(error), 1)

@@ -40,42 +40,48 @@ class Assemble:
     def __call__(self, key: str) -> None:
         from adatsq_pipe.stages.card import card
         from adatsq_pipe.stages.runtime.spec import FORMAT
-        from adatsq_pipe.storage.checkpoint import write_pipeline
+        from adatsq_pipe.storage.checkpoint import write_part, write_pipeline
 
         source = Path(self.context.model)
         with unit_of(self.context, self.stage, key) as unit:
-            stored, layers, unit.value = self._tensors(source)
-            config = {
-                "quant_method": "adatsq",
-                "format": FORMAT,
-                "layers": layers,
-                "timesteps": capture.survey_of(self.context)["timesteps"],
-            }
-            write_pipeline(
-                source, unit.folder, tensors=stored, quantization_config=config, card=card(self.context, unit.value)
-            )
+            said = {"quant_method": "adatsq", "format": FORMAT}
+            timesteps = capture.survey_of(self.context)["timesteps"]
+            parts, unit.value = self._tensors(source)
+            for i, (part, (stored, layers)) in enumerate(parts.items()):
+                config = {**said, "layers": layers, "timesteps": timesteps}
+                if i == 0:
+                    text = card(self.context, unit.value)
+                    write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
+                else:
+                    write_part(source, unit.folder, part=part, tensors=stored, quantization_config=config)
             model = self.context.settings("model", ModelSettings)
             if model.call:
-                said = {"call": dict(model.call), "world": model.world}
-                (unit.folder / "sampling.json").write_text(json.dumps(said, indent=1) + "\n")
+                called = {"call": dict(model.call), "world": model.world}
+                (unit.folder / "sampling.json").write_text(json.dumps(called, indent=1) + "\n")
 
-    def _tensors(self, source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """(all tensors of the transformer, layer specs, sizes)."""
+    def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
+        """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
         import torch
 
         from adatsq_pipe.stages.numerics.packing import pack
         from adatsq_pipe.storage import tensors
         from adatsq_pipe.storage.checkpoint import read_transformer
 
-        stored = read_transformer(source)
+        survey = capture.survey_of(self.context)
+        prefixes = {part: f"{part}." for part in survey["parts"]} if "parts" in survey else {"transformer": ""}
+        stored = {
+            f"{prefix}{name}": tensor
+            for part, prefix in prefixes.items()
+            for name, tensor in read_transformer(source, part).items()
+        }
         policy, specs = search.policy_of(self.context), dict[str, Any]()
         before, after, weights = 0, 0, 0
-        for i, row in enumerate(capture.survey_of(self.context)["layers"]):
+        for i, row in enumerate(survey["layers"]):
             name = row["name"]
             marker, folder = self.context.read("solve", f"layer/{name}")
             solved, spec = tensors.read(folder), marker.value["spec"]
             if stored.pop(f"{name}.weight", None) is None:
-                raise StageError(f"{source}/transformer stores no tensor {name}.weight; its names are not the model's")
+                raise StageError(f"{source} stores no tensor {name}.weight; its names are not the model's")
             parts = {
                 **solved,
                 "codes": pack(solved["codes"], spec["weight_bits"]),
@@ -102,7 +108,11 @@ class Assemble:
             "transformer_bytes": after + rest,
             "policy_digest": policy.digest,
         }
-        return stored, specs, sizes
+        return {part: (_below(prefix, stored), _below(prefix, specs)) for part, prefix in prefixes.items()}, sizes
+
+
+def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

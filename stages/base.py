@@ -31,6 +31,10 @@ class StageError(RuntimeError):
     """Trying again would find the same."""
 
 
+class NotTaken(StageError):
+    """The pipeline is of a kind that cannot be quantized; said before any work, with the reason."""
+
+
 class Settings(BaseModel):
     """A TOML table: frozen, and closed to keys it does not know."""
 
@@ -57,6 +61,9 @@ class DataSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Calibration captions; empty = the built-in world's training captions."""
+    prompts_file: str = ""
+    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
+    its place does not."""
     count: int = Field(default=32, ge=1)
     """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)

@@ -9,6 +9,7 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -26,10 +27,12 @@ from adatsq_pipe.stages.base import (
     shards,
     unit_of,
 )
+from adatsq_pipe.stages.families import _family
+from adatsq_pipe.stages.listening import Listener, Sampler, level, listen, survey
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from adatsq_pipe.stages.denoiser import Call
 
@@ -49,6 +52,12 @@ def survey_of(context: Context) -> dict[str, Any]:
     return dict(marker.value)
 
 
+def active(survey: Mapping[str, Any], row: Mapping[str, Any]) -> list[int]:
+    """The steps at which the layer of a survey row is used: all, but of several denoisers each has its own."""
+    found: list[int] = survey["parts"][row["part"]] if "parts" in survey else list(range(survey["steps"]))
+    return found
+
+
 def blocks_of(context: Context, steps: int) -> list[range]:
     """Scheduler steps in the ranges that are one unit of work each."""
     return shards(steps, context.settings("capture", CaptureSettings).block)
@@ -60,50 +69,13 @@ def batches(context: Context) -> int:
     return len(shards(len(data.prompts), data.batch))
 
 
-class Listener:
-    """Watches the inputs of linear layers during one call. `source` maps a layer to the layer that stored its input;
-    `repeated` are layers that ran more than once, whose input is not one thing."""
-
-    KEEP = 8
-
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
-        self.source: dict[str, str] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.repeated: set[str] = set()
-        self._recent: list[tuple[Tensor, str]] = []
-        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
-
-    def _hook(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if name in self.source:
-                self.repeated.add(name)
-                return
-            for tensor, owner in self._recent:
-                if tensor is args[0]:
-                    self.source[name] = owner
-                    return
-            self.source[name] = name
-            self._recent = [*self._recent[-self.KEEP + 1 :], (args[0], name)]
-            self.take(name, args[0])
-
-        return see
-
-    def take(self, name: str, x: Tensor) -> None:
-        """Keep what is wanted of the input `x` of layer `name`."""
-        self.inputs[name] = x
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 class Capture:
     """The stage's worker."""
 
     stage: ClassVar[str] = "capture"
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
         self.context = context
@@ -120,7 +92,7 @@ class Capture:
         {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}[kind](key, rest)
 
     def _trajectory(self, key: str, shard: str) -> None:
-        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.stages.trajectories import write_trajectory
 
         with unit_of(self.context, self.stage, key) as unit:
@@ -141,18 +113,9 @@ class Capture:
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
-            listener = self._listen(call, self.layers)
+            listener = listen(partial(self.denoiser.run, call), Listener(self.layers))
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
-
-    def _listen(self, call: Call, layers: Mapping[str, nn.Linear]) -> Listener:
-        """What the linear layers are fed in one forward pass."""
-        listener = Listener(layers)
-        try:
-            self.denoiser.transformer.forward(*call.args, **call.kwargs)
-        finally:
-            listener.close()
-        return listener
 
     def _calls(self, shard: int, steps: range) -> list[Call]:
         from adatsq_pipe.stages.trajectories import read_trajectory
@@ -166,36 +129,22 @@ class Capture:
     def _survey(self, key: str, _: str) -> None:
         import torch
 
+        from adatsq_pipe.stages.runtime.clock import monotonic
         from adatsq_pipe.stages.trajectories import read_trajectory
 
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
-            call = self._calls(0, range(1))[0]
-            with unit.timed("model"):
-                listener = self._listen(call, self.layers)
-                repeated = sorted(listener.repeated)
-                if repeated:
-                    listener = self._listen(call, {n: x for n, x in self.layers.items() if n not in repeated})
-            rows = []
-            for name, source in listener.source.items():
-                layer, x = self.layers[name], listener.inputs[source]
-                tokens = x.numel() // x.shape[-1]
-                conditioning = x.dim() <= 2 and tokens <= 2 * samples
-                rows.append(
-                    {
-                        "name": name,
-                        "in": layer.in_features,
-                        "out": layer.out_features,
-                        "kind": "conditioning" if conditioning else "tokens",
-                        "source": source,
-                        "macs": tokens * layer.in_features * layer.out_features // samples,
-                    }
-                )
             steps = run.steps[-1] + 1
+            calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
+            with unit.timed("model"):
+                found = self._surveyed(calls, samples)
+            if not monotonic(run.timesteps):
+                raise StageError(
+                    f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in run.timesteps)}"
+                    "): it does not tell the steps apart, so no timestep policy can follow it"
+                )
             unit.value = {
-                "layers": rows,
-                "unused": sorted(set(self.layers) - set(listener.source) - set(repeated)),
-                "repeated": repeated,
+                **found,
                 "steps": steps,
                 "calls": list(run.steps),
                 "timesteps": [
@@ -203,6 +152,22 @@ class Capture:
                 ],
                 "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
             }
+
+    def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
+        """What the first call of every denoiser shows; of several also at which steps each is called."""
+        parts = self.denoiser.parts
+        if len(parts) == 1:
+            return survey(partial(self.denoiser.run, calls[0]), self.layers, samples)
+        found: dict[str, Any] = {"layers": [], "unused": [], "repeated": [], "parts": {}}
+        for part in parts:
+            own = [call for call in calls if call.part == part]
+            if not own:
+                raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
+            layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
+            for key, rows in survey(partial(self.denoiser.run, own[0]), layers, samples).items():
+                found[key] += [{**row, "part": part} for row in rows] if key == "layers" else rows
+            found["parts"][part] = sorted({call.step for call in own})
+        return found
 
     def _activations(self, key: str, place: str) -> None:
         import torch
@@ -213,23 +178,25 @@ class Capture:
         survey = survey_of(self.context)
         steps = blocks_of(self.context, survey["steps"])[block]
         layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
+        owners = [row["name"] for row in survey["layers"] if row["source"] == row["name"]]
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             kept: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
             per_step = survey["calls"].count(steps.start)
             for call in self._calls(shard, steps):
-                sampler = _Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
+                sampler = Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
                 try:
                     with unit.timed("model"):
-                        self.denoiser.transformer.forward(*call.args, **call.kwargs)
+                        self.denoiser.run(call)
                 finally:
                     sampler.close()
-                for name in sampler.rows:
-                    if not sampler.peaks[name].isfinite().all():
+                for name in owners:
+                    rows, peak = sampler.of(name, layers[name])
+                    if not peak.isfinite().all():
                         raise _not_finite(name, call)
-                    kept.setdefault(name, []).append(sampler.rows[name])
-                    peaks.setdefault(name, []).append(sampler.peaks[name])
-            stacked = {f"rows:{name}": torch.stack(rows) for name, rows in kept.items()}
+                    kept.setdefault(name, []).append(rows)
+                    peaks.setdefault(name, []).append(peak)
+            stacked = {f"rows:{name}": torch.stack(level(rows)) for name, rows in kept.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
@@ -244,26 +211,6 @@ def _not_finite(layer: str, call: Call) -> StageError:
         f"NaN or infinity in the input of layer {layer} at step {call.step} (timestep {call.timestep:g}); "
         "check the model, or set compute.dtype to float32"
     )
-
-
-class _Sampler(Listener):
-    """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input."""
-
-    def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
-        import numpy as np
-
-        self.rows: dict[str, Tensor] = {}
-        self.peaks: dict[str, Tensor] = {}
-        self._count, self._random = count, np.random.default_rng(list(seed))
-        super().__init__(layers)
-
-    def take(self, name: str, x: Tensor) -> None:
-        import torch
-
-        flat = x.flatten(0, -2)
-        self.peaks[name] = flat.abs().amax(0).cpu()
-        chosen = self._random.permutation(len(flat))[: self._count]
-        self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
 
 
 def units(context: Context) -> tuple[list[str], list[str], list[str]]:
@@ -290,7 +237,8 @@ def _total(context: Context) -> int | None:
 
 
 def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {**identity(tables, "data", "compute", "capture"), "model": model, "call": tables["model"]["call"]}
+    said = {"model": model, "call": tables["model"]["call"], **_family.identity()}
+    return {**identity(tables, "data", "compute", "capture"), **said}
 
 
 STAGE = Stage(name="capture", version=2, needs=(), reads=_reads, run=run, expected=_total, settings=CaptureSettings)

@@ -46,10 +46,9 @@ class Sensitivity:
         self.context, self.survey = context, capture.survey_of(context)
         self.bits = context.settings("search", SearchSettings).bits
         shards, steps = calibration_shards(context), self.survey["steps"]
-        denoiser = denoiser_of(context, to_change=True)
-        self.model = denoiser.transformer
+        self.denoiser = denoiser_of(context, to_change=True)
         policy = uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
-        self.layers = list(load_solved(context, self.model, policy).values())
+        self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         wanted = {round(i * (steps - 1) / (STEPS - 1)) for i in range(STEPS)}
         self.calls = list[Call]()
 
@@ -57,17 +56,17 @@ class Sensitivity:
             if call.step in wanted:
                 self.calls.append(call)
 
-        denoiser.replay(shards[0], read_trajectory(context, 0).outputs, see=see)
+        self.denoiser.replay(shards[0], read_trajectory(context, 0).outputs, see=see)
         with torch.no_grad():
             self.whole = [self._outputs(call) for call in self.calls]
 
     def _outputs(self, call: Any) -> list[Tensor]:
-        from adatsq_pipe.stages.denoiser import leaves
+        from adatsq_pipe.stages.outputs import leaves
 
         for layer in self.layers[:1]:
             if layer.shared is not None:
                 layer.shared.clear()
-        return leaves(self.model.forward(*call.args, **call.kwargs))
+        return leaves(self.denoiser.run(call))
 
     def __call__(self, key: str) -> None:
         import torch

@@ -10,7 +10,6 @@ guidance, shifts and multi-step schedulers as the pipeline has them.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.layers import several
+from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
-
-Output = Any
-"""What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
+from adatsq_pipe.storage.errors import StorageError
 
 
 class _Reached(Exception):
@@ -46,6 +46,8 @@ class Call:
     kwargs: dict[str, Any]
     step: int
     timestep: float
+    part: str = "transformer"
+    """The pipeline's component that is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,55 +72,11 @@ class Trajectory:
     pictures: Any = None
 
 
-def leaves(output: Output) -> list[Tensor]:
-    """The tensors of a denoiser output (or argument), in a fixed order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return [leaf for item in output.values() for leaf in leaves(item)]
-    if isinstance(output, list | tuple):
-        return [leaf for item in output for leaf in leaves(item)]
-    return []
-
-
-def structure(output: Output) -> Any:
-    """The shape of an output without its tensors, as plain JSON."""
-    if isinstance(output, Tensor):
-        return "tensor"
-    if isinstance(output, BaseOutput):
-        name = f"{type(output).__module__}:{type(output).__qualname__}"
-        return {"kind": name, "items": {key: structure(item) for key, item in output.items()}}
-    if isinstance(output, dict):
-        return {"kind": "dict", "items": {key: structure(item) for key, item in output.items()}}
-    if isinstance(output, list | tuple):
-        return {"kind": type(output).__name__, "items": [structure(item) for item in output]}
-    return {"kind": "plain", "value": json.loads(json.dumps(output))}
-
-
-def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
-    """Inverse of (`structure`, `leaves`). Only classes of diffusers are ever made from a name."""
-    if shape == "tensor":
-        return next(tensors)
-    kind = shape["kind"]
-    if kind == "plain":
-        return shape["value"]
-    if kind in ("list", "tuple"):
-        items = [rebuild(item, tensors) for item in shape["items"]]
-        return items if kind == "list" else tuple(items)
-    named = {key: rebuild(item, tensors) for key, item in shape["items"].items()}
-    if kind == "dict":
-        return named
-    module, _, name = kind.partition(":")
-    if module.split(".")[0] != "diffusers":
-        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
-    return getattr(importlib.import_module(module), name)(**named)
-
-
 class Denoiser:
     """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
 
     def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
-        find_pipeline(Path(folder))
+        index = find_pipeline(Path(folder))
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
@@ -127,7 +85,9 @@ class Denoiser:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
         self.pipe = pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.transformer: nn.Module = self.pipe.transformer.eval()
+        self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
+        """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
+        self.transformer = several(self.parts)
         self.device, self._call = device, dict(call)
         self._condition = self._condition_argument()
         self._remember_prompts()
@@ -161,14 +121,17 @@ class Denoiser:
 
     @contextmanager
     def _standing_in(self, forward: Callable[..., Output], decode: bool) -> Iterator[dict[str, Any]]:
-        """Put `forward(step, args, kwargs)` in the place of the denoiser's; count scheduler steps; catch latents."""
+        """Put `forward(step, part, args, kwargs)` in each denoiser's place; count scheduler steps; catch latents."""
         seen: dict[str, Any] = {"step": 0}
         pipe, real_step = self.pipe, self.pipe.scheduler.step
-        real_forward, vae = self.transformer.forward, getattr(self.pipe, "vae", None)
+        vae = getattr(self.pipe, "vae", None)
 
-        @functools.wraps(real_forward)
-        def stand_in(*args: Any, **kwargs: Any) -> Output:
-            return forward(seen["step"], args, kwargs)
+        def stand_in(part: str) -> Callable[..., Output]:
+            @functools.wraps(self.parts[part].forward)
+            def called(*args: Any, **kwargs: Any) -> Output:
+                return forward(seen["step"], part, args, kwargs)
+
+            return called
 
         @functools.wraps(real_step)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -176,7 +139,8 @@ class Denoiser:
             seen["step"] += 1
             return result
 
-        self.transformer.forward = stand_in  # type: ignore[method-assign]
+        for name, part in self.parts.items():
+            part.forward = stand_in(name)  # type: ignore[method-assign]
         pipe.scheduler.step = counted
         if vae is not None:
             real_decode = vae.decode
@@ -187,31 +151,40 @@ class Denoiser:
                     seen["latents"] = latents.detach().clone()
                     if not decode:
                         raise _Reached
-                return real_decode(latents, *args, **kwargs)
+                return _decoded(vae, real_decode, latents, *args, **kwargs)
 
             vae.decode = caught
         try:
             yield seen
         finally:
-            for holder, name in ((self.transformer, "forward"), (pipe.scheduler, "step"), (vae, "decode")):
+            replaced = [(part, "forward") for part in self.parts.values()]
+            for holder, name in (*replaced, (pipe.scheduler, "step"), (vae, "decode")):
                 if holder is not None:
                     holder.__dict__.pop(name, None)
 
     def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Any]:
         """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
-        given: list[Any] = list(conditions.prompts)
+        given: Any = list(conditions.prompts)
+        generators: Any = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
         if self._condition == "class_labels":
             given = [int(prompt) for prompt in given]
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
+        elif len(given) == 1:
+            (given,), (generators,) = given, generators
         with self._standing_in(forward, decode) as seen, torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
             pictures = None
             try:
                 arguments = {**self._call, self._condition: given, "generator": generators, "output_type": "np"}
-                result = self.pipe(**arguments)
-                pictures = torch.from_numpy(next(iter(result.values())))
+                pictures = pictures_of(self.pipe(**arguments))
             except _Reached:
                 pass
+            except (StageError, StorageError):
+                raise
+            except _OF_PIPELINES as error:
+                raise StageError(
+                    f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
+                    f"called with {_told(arguments)}; {_advice(conditions)}"
+                ) from error
         return pictures, seen.get("latents", pictures)
 
     @torch.no_grad()
@@ -222,21 +195,35 @@ class Denoiser:
         outputs: list[Output] = []
         steps: list[int] = []
         timesteps: list[float] = []
-        real = self.transformer.forward
+        real = self._forwards()
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             if see is not None:
-                see(len(outputs), self._as_call(real, step, args, kwargs))
-            output = real(*args, **kwargs)
+                see(len(outputs), _as_call(real, step, part, args, kwargs))
+            output = real[part](*args, **kwargs)
             outputs.append(output)
             steps.append(step)
-            timesteps.append(float(timestep_of(real, args, kwargs).max()))
+            timesteps.append(float(timestep_of(real[part], args, kwargs).max()))
             return output
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return Trajectory(
             outputs=tuple(outputs), steps=tuple(steps), timesteps=tuple(timesteps), latents=latents, pictures=pictures
         )
+
+    @torch.no_grad()
+    def rehearse(self, conditions: Conditions) -> list[Call]:
+        """Every call of the loop at the price of one for each denoiser, whose output its other calls get too."""
+        real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
+
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            calls.append(_as_call(real, step, part, args, kwargs))
+            if part not in first:
+                first[part] = real[part](*args, **kwargs)
+            return rebuild(structure(first[part]), iter([leaf.clone() for leaf in leaves(first[part])]))
+
+        self._drive(conditions, forward, decode=False)
+        return calls
 
     @torch.no_grad()
     def replay(
@@ -248,32 +235,35 @@ class Denoiser:
         decode: bool = False,
     ) -> tuple[Tensor, Any]:
         """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets inputs."""
-        given, real, place = iter(outputs), self.transformer.forward, 0
+        given, real, place = iter(outputs), self._forwards(), 0
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             nonlocal place
             if see is not None:
-                see(place, self._as_call(real, step, args, kwargs))
+                see(place, _as_call(real, step, part, args, kwargs))
             place += 1
             return next(given)
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
 
-    @staticmethod
-    def _as_call(real: Callable[..., Any], step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return Call(args=args, kwargs=kwargs, step=step, timestep=float(timestep_of(real, args, kwargs).max()))
+    def _forwards(self) -> dict[str, Callable[..., Output]]:
+        return {name: part.forward for name, part in self.parts.items()}
+
+    def run(self, call: Call) -> Output:
+        """What the denoiser that was called returns."""
+        return self.parts[call.part].forward(*call.args, **call.kwargs)
 
     @torch.no_grad()
     def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
         """Inputs of call `len(outputs)`, given the outputs of the calls before; final latents if that was the last."""
-        given, real = iter(outputs), self.transformer.forward
+        given, real = iter(outputs), self._forwards()
         found: list[Call] = []
 
-        def forward(step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             for output in given:
                 return output
-            found.append(self._as_call(real, step, args, kwargs))
+            found.append(_as_call(real, step, part, args, kwargs))
             raise _Reached
 
         _, latents = self._drive(conditions, forward, decode=False)
@@ -283,8 +273,48 @@ class Denoiser:
         """The noisy sample of a call (the first parameter of the denoiser), or the final latents themselves."""
         if isinstance(arrived, Tensor):
             return [arrived]
-        name = next(iter(inspect.signature(self.transformer.forward).parameters))
+        name = next(iter(inspect.signature(self.parts[arrived.part].forward).parameters))
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
+
+
+def _as_call(
+    real: dict[str, Callable[..., Output]], step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call:
+    timestep = float(timestep_of(real[part], args, kwargs).max())
+    return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
+
+
+_OF_PIPELINES = (
+    ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError, NameError, ImportError,
+    AssertionError, ArithmeticError,
+)  # fmt: skip
+"""What pipelines raise where they are not given what they want, or lack a package."""
+
+
+def _decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the autoencoder makes of latents; Allegro's can do so in tiles only, which it has to be told."""
+    try:
+        return decode(*args, **kwargs)
+    except NotImplementedError:
+        if getattr(vae, "use_tiling", True):
+            raise
+        vae.enable_tiling()
+        return decode(*args, **kwargs)
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
+
+
+def _advice(conditions: Conditions) -> str:
+    alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if len(conditions.prompts) > 1 else ""
+    return f"give it what it takes in [model.call]{alone}"
+
+
+def pictures_of(result: Any) -> Tensor:
+    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
+    first = next(iter(result.values()))
+    return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
 
 
 @functools.lru_cache(maxsize=1)
@@ -303,14 +333,3 @@ def take_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: d
     taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call)
     _open.cache_clear()
     return taken
-
-
-def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
-    return {
-        f"{child_name}.{name}": layer
-        for child_name, child in transformer.named_children()
-        if isinstance(child, nn.ModuleList)
-        for name, layer in child.named_modules()
-        if isinstance(layer, nn.Linear)
-    }

@@ -20,6 +20,7 @@ from adatsq_pipe.stages.base import (
     Report,
     Settings,
     Stage,
+    StageError,
     fan_out,
     identity,
     shards,
@@ -38,6 +39,9 @@ class EvaluateSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Held-out captions; empty = the built-in world's held-out combinations."""
+    prompts_file: str = ""
+    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
+    its place does not."""
     count: int = Field(default=16, ge=1)
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1)
@@ -80,6 +84,11 @@ def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> 
 
     with unit.timed("model"):
         run = denoiser.record(conditions, decode=True, see=see)
+    if run.pictures.ndim not in (4, 5):
+        raise StageError(
+            f"{type(denoiser.pipe).__name__} draws an array of shape {list(run.pictures.shape)}, no picture or clip; "
+            "leave evaluate out: --stages capture..assemble"
+        )
     return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures
 
 

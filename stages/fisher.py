@@ -41,7 +41,7 @@ class Fisher:
     stage: ClassVar[str] = "fisher"
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
         self.context, self.settings = context, context.settings("fisher", FisherSettings)
@@ -94,8 +94,8 @@ class Fisher:
         import numpy as np
         import torch
 
-        from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
+        from adatsq_pipe.stages.outputs import leaves
 
         found = torch.zeros(len(self.layers), dtype=torch.float64)
 
@@ -119,9 +119,7 @@ class Fisher:
         handles = [layer.register_forward_hook(hook(i, name)) for i, (name, layer) in enumerate(self.layers.items())]
         try:
             with torch.enable_grad():
-                outputs = [
-                    o for o in leaves(self.denoiser.transformer.forward(*call.args, **call.kwargs)) if o.requires_grad
-                ]
+                outputs = [o for o in leaves(self.denoiser.run(call)) if o.requires_grad]
                 noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
                 torch.autograd.backward(outputs, [-n for n in noise])
         finally:

@@ -87,7 +87,11 @@ class Hessian:
         steps = self.survey["steps"]
         temporal = self.settings.temporal and resolve(self.context.tables["recipe"]).temporal
         share = self.settings.effective_steps if temporal else 1.0
-        return temporal_weights(self.fisher_TL[:, layer], effective=max(1.0, share * steps))
+        here = capture.active(self.survey, self.survey["layers"][layer])
+        alpha, tau = temporal_weights(self.fisher_TL[here, layer], effective=max(1.0, share * len(here)))
+        weights = alpha.new_zeros(steps)
+        weights[here] = alpha
+        return weights, tau
 
 
 def _units(context: Context) -> list[str]:

@@ -16,14 +16,17 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
     """(step, what every batch of captions stored under `name` at it, [calls, ...]) in order of steps and batches."""
     from adatsq_pipe.storage import tensors
 
-    for block, steps in enumerate(capture.blocks_of(context, capture.survey_of(context)["steps"])):
+    survey = capture.survey_of(context)
+    for block, steps in enumerate(capture.blocks_of(context, survey["steps"])):
         parts = []
         for shard in range(capture.batches(context)):
             _, folder = context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
             parts.append(tensors.read(folder, [name])[name])
-        calls = len(parts[0]) // len(steps)
-        for i, step in enumerate(steps):
-            yield step, [part[i * calls : (i + 1) * calls] for part in parts]
+        place = 0
+        for step in steps:
+            calls = survey["calls"].count(step)
+            yield step, [part[place : place + calls] for part in parts]
+            place += calls
 
 
 def rows(context: Context, source: str) -> Iterator[tuple[int, Tensor]]:

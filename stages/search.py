@@ -87,7 +87,7 @@ class Evaluate:
         """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
         import json
 
-        from adatsq_pipe.stages.denoiser import rebuild, structure
+        from adatsq_pipe.stages.outputs import rebuild, structure
         from adatsq_pipe.storage import tensors
 
         if not choices:
@@ -112,7 +112,8 @@ class Evaluate:
     def _extend(self, choices: Choices) -> float:
         import torch
 
-        from adatsq_pipe.stages.denoiser import Call, leaves
+        from adatsq_pipe.stages.denoiser import Call
+        from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.storage import tensors
 
         step = len(choices) - 1
@@ -120,14 +121,14 @@ class Evaluate:
             for old in [path for path in kept if len(path) < step]:
                 del kept[old]
         with unit_of(self.context, self.stage, f"path/{digest_of(choices)}") as unit, torch.no_grad():
-            self._set_bits(self.space.whole_row(self.space.bits[step][choices[-1]]))
+            self._set_bits(self.space.whole_row(step, self.space.bits[step][choices[-1]]))
             outputs = list(self._outputs_of(choices[:-1]))
             calls = self.space.survey["calls"].count(step)
             arrived = self._arrival(choices[:-1], outputs)
             for _ in range(calls):
                 assert isinstance(arrived, Call)
                 with unit.timed("model"):
-                    outputs.append(self.denoiser.transformer.forward(*arrived.args, **arrived.kwargs))
+                    outputs.append(self.denoiser.run(arrived))
                 arrived = self.denoiser.teleport(self.trellis, outputs)
             self._arrived[choices] = arrived
             error = self._error(step, outputs, calls, arrived)
@@ -145,8 +146,8 @@ class Evaluate:
         return self._arrived[choices]
 
     def _error(self, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
-        from adatsq_pipe.stages.denoiser import leaves
         from adatsq_pipe.stages.numerics.metrics import relative_error
+        from adatsq_pipe.stages.outputs import leaves
 
         if self.space.settings.error == "state":
             got = self.denoiser.state(arrived)
@@ -162,7 +163,7 @@ class Evaluate:
         from adatsq_pipe.stages.trajectories import read_trajectory
 
         with unit_of(self.context, self.stage, f"rollout/{digest_of(choices)}") as unit:
-            rows = [self.space.whole_row(self.space.bits[t][c]) for t, c in enumerate(choices)]
+            rows = [self.space.whole_row(t, self.space.bits[t][c]) for t, c in enumerate(choices)]
             with unit.timed("model"):
                 run = self.denoiser.record(self.rollouts, see=lambda j, call: self._set_bits(rows[call.step]))
             wanted = read_trajectory(self.context, self.rollout_shard).latents
@@ -247,7 +248,7 @@ def _write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping
                     "digest": digest_of(path.choices),
                     "choices": list(path.choices),
                     "mean_bits": path.price / steps,
-                    "mac_weighted_bits": policy.weighted_mean(space.macs),
+                    "mac_weighted_bits": space.mac_weighted(policy),
                     "trellis_error": path.error,
                     "rollout_error": rollouts.get(digest_of(path.choices)),
                     "bits": [b for row in policy.bits for b in row],
@@ -258,7 +259,7 @@ def _write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping
         unit.value = {
             "policy": [list(row) for row in space.whole(space.policy(best.choices)).bits],
             "mean_bits": best.price / steps,
-            "mac_weighted_bits": space.policy(best.choices).weighted_mean(space.macs),
+            "mac_weighted_bits": space.mac_weighted(space.policy(best.choices)),
             "rollout_error": rollouts[digest_of(best.choices)],
             "front": len(rows),
         }

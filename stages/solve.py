@@ -90,7 +90,7 @@ class Solve:
     stage: ClassVar[str] = "solve"
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser import quantizable_linears
+        from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import denoiser_of
 
         self.context, self.settings = context, context.settings("solve", SolveSettings)

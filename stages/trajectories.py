@@ -7,17 +7,9 @@ from pathlib import Path
 
 import torch
 
-from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, shards
-from adatsq_pipe.stages.denoiser import (
-    Conditions,
-    Denoiser,
-    Trajectory,
-    leaves,
-    open_denoiser,
-    rebuild,
-    structure,
-    take_denoiser,
-)
+from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, StageError, shards
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory, open_denoiser, take_denoiser
+from adatsq_pipe.stages.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage import arrays, tensors
 
 
@@ -48,8 +40,17 @@ def conditions_of(prompts: tuple[str, ...], *, seed: int, batch: int) -> list[Co
 
 
 def write_trajectory(folder: Path, run: Trajectory) -> None:
-    """Outputs stacked over calls, final latents, and what rebuilds the outputs' form."""
+    """Outputs stacked over calls, final latents, and what rebuilds the outputs' form.
+
+    Raises StageError if the outputs are not of one form.
+    """
     flat = [leaves(output) for output in run.outputs]
+    shapes = [[tuple(leaf.shape) for leaf in call] for call in flat]
+    if other := next((j for j, found in enumerate(shapes) if found != shapes[0]), 0):
+        raise StageError(
+            f"the denoiser returns {shapes[0]} in its first call and {shapes[other]} in call {other + 1}: "
+            "pipelines whose latents change size over a run cannot be taken"
+        )
     stacked = {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
     tensors.write(
         folder,

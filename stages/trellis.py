@@ -63,22 +63,26 @@ class Trellis:
         self.settings = context.settings("search", SearchSettings)
         self.survey = capture.survey_of(context)
         rows = self.survey["layers"]
-        self.rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
-        scores_TL = fisher.fisher_scores(context)[:, self.rounded].tolist()
+        rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
+        used = {i: set(capture.active(self.survey, rows[i])) for i in rounded}
+        self.rounded = [[i for i in rounded if t in used[i]] for t in range(self.survey["steps"])]
+        """At every step, the layers that are used and have activation bits."""
+        scores_TL = fisher.fisher_scores(context)
         self.bits = [
-            [assign(scores, self.settings.bits, shares) for shares in self.settings.candidates] for scores in scores_TL
+            [assign(scores[here].tolist(), self.settings.bits, shares) for shares in self.settings.candidates]
+            for scores, here in zip(scores_TL, self.rounded, strict=True)
         ]
         self._base = [WEIGHT_ONLY] * len(rows)
-        self.macs = [rows[i]["macs"] for i in self.rounded]
+        self._macs = [row["macs"] for row in rows]
 
     @property
     def prices(self) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(sum(row) / len(row) for row in step) for step in self.bits)
 
-    def whole_row(self, bits: tuple[int, ...]) -> tuple[int, ...]:
-        """Bits of all layers: those of the rounded ones, and 16 for the weight-only ones."""
+    def whole_row(self, step: int, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Bits of all layers at a step: those of the rounded ones, and 16 for those weight-only or not used."""
         row = list(self._base)
-        for i, b in zip(self.rounded, bits, strict=True):
+        for i, b in zip(self.rounded[step], bits, strict=True):
             row[i] = b
         return tuple(row)
 
@@ -91,7 +95,16 @@ class Trellis:
     def whole(self, policy: Policy) -> Policy:
         from adatsq_pipe.stages.numerics.policy import Policy
 
-        return Policy(tuple(self.whole_row(row) for row in policy.bits))
+        return Policy(tuple(self.whole_row(t, row) for t, row in enumerate(policy.bits)))
+
+    def mac_weighted(self, policy: Policy) -> float:
+        """Mean bits of a path's policy, every layer weighted by its multiply-accumulates."""
+        macs = [[self._macs[i] for i in here] for here in self.rounded]
+        spent: float = sum(
+            b * m for row, of in zip(policy.bits, macs, strict=True) for b, m in zip(row, of, strict=True)
+        )
+        total: float = sum(map(sum, macs))
+        return spent / total
 
     def beam(self) -> Beam:
         from adatsq_pipe.stages.numerics.beam import Beam

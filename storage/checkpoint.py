@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.files import write_text
 
 OF_THE_ORIGINAL = ("training.json",)
@@ -16,7 +16,10 @@ OF_THE_ORIGINAL = ("training.json",)
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
-    """The folder's `model_index.json`, checked to be a local pipeline with a transformer. Raises StorageError."""
+    """The folder's `model_index.json`, checked to be a local pipeline with a transformer.
+
+    Raises StorageError, NoTransformer if it is a pipeline of another kind.
+    """
     index = folder / "model_index.json"
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
@@ -28,7 +31,7 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
         raise StorageError(f"{index} is not JSON ({error}); restore the file") from None
     if not named.get("transformer") or not (folder / "transformer").is_dir():
         parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
-        raise StorageError(f"{folder} has no transformer to quantize (its parts: {parts})")
+        raise NoTransformer(f"{folder} has no transformer to quantize (its parts: {parts})")
     return dict(named)
 
 
@@ -40,8 +43,6 @@ def write_pipeline(
     The transformer's config gains `quantization_config` (None: loses the one it had); `card` becomes the folder's
     README.md. Tensors are written in name order, so equal tensors give equal bytes.
     """
-    from safetensors.torch import save_file
-
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in OF_THE_ORIGINAL:
             continue
@@ -49,33 +50,49 @@ def write_pipeline(
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.suffix not in (".png", ".csv"):
             shutil.copyfile(path, target / path.name)
-    config = json.loads((source / "transformer" / "config.json").read_text())
-    config.pop("quantization_config", None)
-    if quantization_config is not None:
-        config["quantization_config"] = dict(quantization_config)
-    (target / "transformer").mkdir()
-    write_text(target / "transformer" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(
-        {name: tensors[name].contiguous() for name in sorted(tensors)},
-        target / "transformer" / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    write_part(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
     write_text(target / "README.md", card)
 
 
-def read_transformer(source: Path) -> dict[str, Any]:
-    """Every tensor of the pipeline's transformer as stored (one safetensors file or shards). Raises StorageError."""
+def write_part(
+    source: Path,
+    target: Path,
+    *,
+    part: str,
+    tensors: Mapping[str, Any],
+    quantization_config: Mapping[str, Any] | None,
+) -> None:
+    """Write one denoiser of the pipeline at `source`, its weights replaced, to the folder `part` of `target`."""
+    from safetensors.torch import save_file
+
+    config = json.loads((source / part / "config.json").read_text())
+    config.pop("quantization_config", None)
+    if quantization_config is not None:
+        config["quantization_config"] = dict(quantization_config)
+    shutil.rmtree(target / part, ignore_errors=True)
+    (target / part).mkdir()
+    write_text(target / part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(
+        {name: tensors[name].contiguous() for name in sorted(tensors)},
+        target / part / "diffusion_pytorch_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
+    """Every tensor of the pipeline's transformer, or of another of its denoisers, as stored (one safetensors file or
+    shards). Raises StorageError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {}
-    for path in sorted((source / "transformer").glob("diffusion_pytorch_model*.safetensors")):
+    for path in sorted((source / part).glob("diffusion_pytorch_model*.safetensors")):
         try:
             found.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
     if not found:
-        raise StorageError(f"{source / 'transformer'} has no safetensors weights; save the pipeline with safetensors")
+        raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
     return found
 
 

@@ -7,6 +7,10 @@ class StorageError(RuntimeError):
     """A run directory cannot be used as it is; the message says why and what to do."""
 
 
+class NoTransformer(StorageError):
+    """A sound pipeline folder, of a kind that has no transformer to quantize."""
+
+
 class DamagedUnit(StorageError):
     """Bytes that a marker vouches for are missing, truncated or altered; the unit must be done again."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import write_bytes
 
 
@@ -24,3 +25,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The rows of `path`."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
+
+
+def column(path: Path, name: str) -> list[Any]:
+    """The values of one column. Raises StorageError if the file is no Parquet, or has no such column."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(f"{path} is not readable as Parquet: {error}") from None
+    if name not in file.schema_arrow.names:
+        raise StorageError(f"{path} has no column {name!r}; it has {', '.join(file.schema_arrow.names)}")
+    values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
+    return values

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
 
@@ -35,7 +36,8 @@ def _writer(name: str) -> Export:
 
 def export(name: str, source: Path, out: Path) -> str:
     """Write `source` in the format `name` to `out`, which appears only when it is whole. Raises StageError."""
-    find_pipeline(source)
+    if len(parts := denoisers(find_pipeline(source))) > 1:
+        raise StageError(f"{source} has several denoisers ({', '.join(parts)}); exports are for pipelines with one")
     if config_of(source) is None:
         raise StageError(f"{source} is not quantized by adatsq-pipe: its transformer has no such quantization_config")
     if out.exists():

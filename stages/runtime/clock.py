@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_NAMES = ("timestep", "timesteps", "t")
+from adatsq_pipe.stages.names import TIMESTEPS
+
+
+def timestep_argument(forward: Callable[..., Any]) -> tuple[str, int] | None:
+    """Name and position of the timestep among the parameters of `forward`; None if no name says it.
+
+    Flux and Wan name it `timestep`, Z-Image `t`.
+    """
+    names = list(inspect.signature(forward).parameters)
+    return next(((name, names.index(name)) for name in TIMESTEPS if name in names), None)
 
 
 def timestep_of(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The timestep argument of a call of `forward`, float32 `[n]`, in the denoiser's own unit.
 
-    Flux and Wan name it `timestep`, Z-Image `t`. Raises TypeError if there is none.
+    Where no parameter has its name it is the first number, or vector of numbers, after the sample. Raises TypeError if
+    there is none.
     """
-    names = list(inspect.signature(forward).parameters)
-    for name in _NAMES:
-        if name in names:
-            index = names.index(name)
-            value = kwargs.get(name, args[index] if index < len(args) else None)
-            if value is not None:
-                return torch.as_tensor(value).detach().float().reshape(-1).cpu()
-    raise TypeError(f"the denoiser's call has none of the arguments {', '.join(_NAMES)}; no timestep policy can follow")
+    found = timestep_argument(forward)
+    if found is not None:
+        name, index = found
+        value = kwargs.get(name, args[index] if index < len(args) else None)
+    else:
+        value = next((value for value in args[1:] if _is_level(value)), None)
+    if value is None:
+        raise TypeError(f"the denoiser's call has none of the arguments {', '.join(TIMESTEPS)}; no policy can follow")
+    return torch.as_tensor(value).detach().float().reshape(-1).cpu()
+
+
+def _is_level(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() <= 1)
+
+
+def monotonic(timesteps: Sequence[float]) -> bool:
+    """Whether the calls of a run only fall, or only rise, in noise: then a noise level says the step."""
+    pairs = list(itertools.pairwise(timesteps))
+    return all(a >= b for a, b in pairs) or all(a <= b for a, b in pairs)
 
 
 def nearest_step(timestep: Tensor, calibrated_T: Tensor) -> list[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.stages.denoiser import Call, Conditions, Denoiser, leaves, rebuild, structure
+from adatsq_pipe.stages.denoiser import Call, Conditions, Denoiser
+from adatsq_pipe.stages.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage.errors import StorageError
 from tests.conftest import FAMILIES
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.stages.capture import Listener
-from adatsq_pipe.stages.denoiser import Call, Conditions, Denoiser, leaves, quantizable_linears
+from adatsq_pipe.stages.denoiser import Call, Conditions, Denoiser
 from adatsq_pipe.stages.folding import apply, folds
+from adatsq_pipe.stages.layers import quantizable_linears
+from adatsq_pipe.stages.listening import Listener
+from adatsq_pipe.stages.outputs import leaves
 
 EXPECTED = {"dit": {"transformer_blocks.0.norm1.linear", "transformer_blocks.0.attn1.to_v"}}
 EXPECTED["flux"] = {

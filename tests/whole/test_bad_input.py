@@ -41,7 +41,7 @@ def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
 def test_a_pipeline_without_a_transformer(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "X", "unet": ["diffusers", "UNet2DModel"]}))
     _refused(
-        harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 1, "no transformer", "unet"
+        harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 2, "no transformer", "unet"
     )
 
 

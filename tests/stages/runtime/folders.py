@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from adatsq_pipe.stages.denoiser import quantizable_linears
+from adatsq_pipe.stages.layers import quantizable_linears
 from adatsq_pipe.stages.numerics.grid import encode, weight_grid
 from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.numerics.transform import block_size, hadamard, rotate

@@ -1,0 +1,133 @@
+"""Whether a pipeline can be taken at all, asked before any work: `run` and `inspect` share this answer.
+
+What a class takes is read from the source of the installed diffusers, without importing it, and what the transformer
+holds from the headers of its files: `run` must start at once, in a process that never needs torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.stages.base import NotTaken
+from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
+from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
+
+VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
+NO_LINEARS = "its transformer has no linear layers inside repeated blocks; there is nothing to quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallSource:
+    """What the source of a class says of a call of it: its arguments, and those passed on that carry a cache."""
+
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
+    """Arguments without a default."""
+    caches: tuple[str, ...]
+
+
+@cache
+def _sources() -> dict[str, Path]:
+    """The file of every pipeline and denoiser class of the installed diffusers."""
+    spec = find_spec("diffusers")
+    assert spec is not None and spec.origin is not None
+    root = Path(spec.origin).parent
+    files = [
+        *sorted((root / "models" / "transformers").glob("*.py")),
+        *sorted((root / "models" / "unets").glob("*.py")),
+        *sorted((root / "pipelines").rglob("pipeline*.py")),
+    ]
+    return {name: file for file in files for name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE)}
+
+
+def call_source(name: str) -> CallSource | None:
+    """What the pipeline (or denoiser) class `name` of diffusers takes; None if diffusers has no source of it."""
+    file = _sources().get(name)
+    if file is None:
+        return None
+    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    own = next(node for node in classes if node.name == name)
+    found = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
+    if not found:
+        bases = [base.id for base in own.bases if isinstance(base, ast.Name) and base.id in _sources()]
+        return call_source(bases[0]) if bases else None
+    taken = [*found[0].args.args[1:], *found[0].args.kwonlyargs]
+    defaults = len(found[0].args.defaults)
+    required = found[0].args.args[1 : len(found[0].args.args) - defaults]
+    calls = [node for node in ast.walk(found[0]) if isinstance(node, ast.Call)]
+    passed = {word.arg for call in calls for word in call.keywords if word.arg}
+    return CallSource(
+        arguments=tuple(argument.arg for argument in taken),
+        required=tuple(argument.arg for argument in required),
+        caches=tuple(sorted(name for name in passed if "kv_cache" in name or "past_key" in name)),
+    )
+
+
+def denoisers(index: Mapping[str, Any]) -> list[str]:
+    """Names of the components that denoise: the transformers of a model_index that are there."""
+    named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    return sorted(name for name in named if "transformer" in name.split("_"))
+
+
+def takes_labels(index: Mapping[str, Any]) -> bool:
+    """Whether the pipeline draws classes, named by their numbers, and takes no prompt."""
+    source = call_source(str(index.get("_class_name", "")))
+    return source is not None and "prompt" not in source.arguments and "class_labels" in source.arguments
+
+
+def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether weights by module name hold matrices inside a list of repeated blocks."""
+    return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
+
+
+def refuse(folder: Path, prompts: Sequence[str] = ()) -> None:
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, with the reason in one
+    line; StorageError if it is none."""
+    index = find_pipeline(folder)
+    if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
+        raise NotTaken(
+            f"{index['_class_name']} takes class labels, and {wrong[0]!r} is none; give whole numbers in data.prompts "
+            "and evaluate.prompts (nothing was started)"
+        )
+    for part in denoisers(index):
+        if said := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
+            raise NotTaken(
+                f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
+            )
+    if reason := refusal(index, weight_shapes(folder)):
+        raise NotTaken(f"{folder}: {reason} (nothing was started)")
+
+
+def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
+
+    No shapes (a folder without weights) say nothing.
+    """
+    name = str(index.get("_class_name", ""))
+    source = call_source(name)
+    if source is not None:
+        if not set(CONDITIONS) & set(source.arguments):
+            return f"{name} takes neither a prompt nor class_labels; it cannot be calibrated"
+        if source.caches:
+            return (
+                f"{name} keeps a cache inside its denoiser ({', '.join(source.caches)}): its calls depend on each "
+                "other, so they cannot be replayed one by one"
+            )
+        if others := sorted(set(source.required) - set(CONDITIONS)):
+            return f"{name} needs {', '.join(others)} besides its prompt; only a prompt or class_labels can be given"
+    for part in denoisers(index):
+        kind = str(index[part][1])
+        called = call_source(kind)
+        if called is not None and not set(TIMESTEPS) & set(called.arguments):
+            return f"{name}'s {part}, {kind}, takes no timestep: there are no denoising steps to give bits to"
+    if shapes and not has_blocks_of_linears(shapes):
+        return NO_LINEARS
+    return ""

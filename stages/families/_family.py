@@ -1,0 +1,65 @@
+"""Family: what the generic rules get wrong about one transformer class, and how they are told. Imports no torch.
+
+A file of this package, or of another distribution that names it under the entry point group `adatsq_pipe.families`,
+defines FAMILY and says in its first line why the rules fail.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from adatsq_pipe.stages.base import StageError
+
+GROUP = "adatsq_pipe.families"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What is said of a transformer class."""
+
+    transformer: str
+    """Name of the class."""
+    why: str
+    """Why the rules need to be told, in a few words."""
+    blocks: tuple[str, ...] = ()
+    """Names of the modules inside which linears are quantized; empty = the lists of repeated blocks, as ever."""
+    leave: tuple[str, ...] = ()
+    """Endings of names of linears that stay as they are."""
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All there are, by transformer class. Raises StageError for one that is no Family, or is given twice."""
+    import adatsq_pipe.stages.families as package
+
+    own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    found: list[tuple[str, Any]] = [(n, importlib.import_module(f"{package.__name__}.{n}").FAMILY) for n in own]
+    found += [(f"{point.name} = {point.value}", point.load()) for point in sorted(entry_points(group=GROUP))]
+    known: dict[str, Family] = {}
+    for where, loaded in found:
+        family = getattr(loaded, "FAMILY", loaded)
+        if not isinstance(family, Family):
+            raise StageError(f"the entry point {where} of {GROUP} is no Family but {family!r}; mend or uninstall it")
+        if family.transformer in known:
+            raise StageError(f"{where}: there is a family of {family.transformer} already; uninstall one of the two")
+        known[family.transformer] = family
+    return known
+
+
+def family_of(transformer: object) -> Family | None:
+    """What is said of the class of `transformer`, if anything is."""
+    return families().get(type(transformer).__name__)
+
+
+def identity() -> dict[str, Any]:
+    """What the bytes of a capture depend on besides the model: all families there are; nothing where there are none."""
+    told: dict[str, Any] = {
+        name: {"blocks": list(family.blocks), "leave": list(family.leave)}
+        for name, family in sorted(families().items())
+    }
+    return {"families": told} if told else {}

@@ -1,0 +1,60 @@
+"""What a denoiser returns, taken apart into tensors and a form in plain JSON, and put together again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from adatsq_pipe.stages.base import StageError
+
+Output = Any
+"""What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
+
+
+def leaves(output: Output) -> list[Tensor]:
+    """The tensors of a denoiser output (or argument), in a fixed order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        return [leaf for item in output.values() for leaf in leaves(item)]
+    if isinstance(output, list | tuple):
+        return [leaf for item in output for leaf in leaves(item)]
+    return []
+
+
+def structure(output: Output) -> Any:
+    """The shape of an output without its tensors, as plain JSON."""
+    if isinstance(output, Tensor):
+        return "tensor"
+    if isinstance(output, BaseOutput):
+        name = f"{type(output).__module__}:{type(output).__qualname__}"
+        return {"kind": name, "items": {key: structure(item) for key, item in output.items()}}
+    if isinstance(output, dict):
+        return {"kind": "dict", "items": {key: structure(item) for key, item in output.items()}}
+    if isinstance(output, list | tuple):
+        return {"kind": type(output).__name__, "items": [structure(item) for item in output]}
+    return {"kind": "plain", "value": json.loads(json.dumps(output))}
+
+
+def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
+    """Inverse of (`structure`, `leaves`). Only classes of diffusers are ever made from a name."""
+    if shape == "tensor":
+        return next(tensors)
+    kind = shape["kind"]
+    if kind == "plain":
+        return shape["value"]
+    if kind in ("list", "tuple"):
+        items = [rebuild(item, tensors) for item in shape["items"]]
+        return items if kind == "list" else tuple(items)
+    named = {key: rebuild(item, tensors) for key, item in shape["items"].items()}
+    if kind == "dict":
+        return named
+    module, _, name = kind.partition(":")
+    if module.split(".")[0] != "diffusers":
+        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
+    return getattr(importlib.import_module(module), name)(**named)

@@ -1,0 +1,200 @@
+"""Every tiny pipeline of the zoo through the whole run: done, or refused and why. `python -m tests.bench.zoo`
+
+Done means: the run ended, its folder loads with plain `from_pretrained`, and what it draws is what the model in memory
+draws that holds the solved weights and follows the searched policy (the largest difference is shown).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from diffusers import DiffusionPipeline
+
+from adatsq_pipe.pipeline import cli, config, plan
+from adatsq_pipe.stages import runtime
+from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser, pictures_of
+from adatsq_pipe.stages.runtime.follow import follow_policy
+from adatsq_pipe.storage.rundir import RunDir
+from tests.zoo import ALONE, BUILDERS
+
+SMALL = (
+    "recipe.conditioning_group=0", "data.prompts=['a red circle', 'a blue square']", "data.batch=2",
+    "evaluate.prompts=['a white cross']", "evaluate.seeds=1", "capture.rows=16", "capture.block=8",
+    "search.rollout_prompts=1", "search.width=1",
+)  # fmt: skip
+LABELS = ("data.prompts=['1', '2']", "evaluate.prompts=['4']")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a pipeline fared. `refused` is the line that was said; `traceback` is a defect of ours."""
+
+    name: str
+    pipeline: str
+    seconds: float
+    layers: int = 0
+    inspected: int = 0
+    """Layers that `inspect` said would be quantized."""
+    difference: float = float("nan")
+    refused: str = ""
+    traceback: str = ""
+
+
+def build(name: str, folder: Path) -> str:
+    """Write the tiny pipeline to `folder`; returns the name of its class."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe, call = BUILDERS[name]()
+    pipe.save_pretrained(folder)
+    call = {**call, "num_inference_steps": 2}
+    (folder / "sampling.json").write_text(json.dumps({"call": call}))
+    return type(pipe).__name__
+
+
+def try_one(name: str, below: Path) -> Outcome:
+    """Build the pipeline of that name in the folder `below` and take it through the whole run."""
+    start, model, run = time.perf_counter(), below / "model", below / "run"
+    try:
+        pipeline = build(name, model)
+    except (ImportError, NameError) as lacking:
+        return Outcome(name=name, pipeline="", seconds=0.0, refused=f"cannot be made here: {lacking}")
+    said = io.StringIO()
+    sets = [*SMALL, *(LABELS if pipeline == "DiTPipeline" else ()), *(("data.batch=1",) if name in ALONE else ())]
+    arguments = ["run", "--run-dir", str(run), "--model", str(model), "--executor", "inline"]
+    try:
+        told = _inspected(model)
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = _main([*arguments, *(word for each in sets for word in ("--set", each))])
+    except Exception:
+        return Outcome(
+            name=name, pipeline=pipeline, seconds=time.perf_counter() - start, traceback=traceback.format_exc()
+        )
+    if code:
+        line = said.getvalue().strip().splitlines()[-1].removeprefix("error: ").replace(f"{model}: ", "")
+        line = line.replace(str(model), "the folder")
+        return Outcome(name=name, pipeline=pipeline, seconds=time.perf_counter() - start, refused=line)
+    context = _context(run)
+    loaded, wanted = drawn_by_folder(run / "model", context), drawn_in_memory(context)
+    return Outcome(
+        name=name,
+        pipeline=pipeline,
+        seconds=time.perf_counter() - start,
+        inspected=told,
+        layers=json.loads((run / "report" / "summary.json").read_text())["size"]["layers"],
+        difference=float((loaded.float() - wanted.float()).abs().max()),
+    )
+
+
+def _inspected(model: Path) -> int:
+    """How many linears `inspect` says would be quantized; none where it refuses, which `run` then has to do too."""
+    said, ignored = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(ignored):
+        code = _main(["inspect", str(model), "--json", "--set", "data.prompts=['1']"])
+    if code:
+        return 0
+    return sum(group["count"] for one in json.loads(said.getvalue())["denoisers"] for group in one["groups"])
+
+
+def _main(arguments: list[str]) -> int:
+    """The command line, in this process; its exit code."""
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _context(run: Path) -> Context:
+    place = RunDir(run.resolve())
+    kept = config.kept_config(run)
+    return plan.plan(config.load(preset=None, file=None, sets=(), model=None, kept=kept), place)[1]
+
+
+def _first_draw(context: Context) -> Conditions:
+    from adatsq_pipe.stages.evaluate import draws
+
+    return draws(context)[0]
+
+
+def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
+    """What the quantized folder draws for the first held-out caption, opened as a user opens it."""
+    pipe: Any = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if type(pipe).__name__ == "AllegroPipeline":
+        pipe.vae.enable_tiling()
+    wanted, call = _first_draw(context), dict(context.tables["model"]["call"])
+    given: dict[str, Any] = {"prompt": wanted.prompts[0]}
+    if type(pipe).__name__ == "DiTPipeline":
+        given = {"class_labels": [int(prompt) for prompt in wanted.prompts]}
+    generator: Any = torch.Generator().manual_seed(wanted.seeds[0])
+    with torch.random.fork_rng():
+        torch.manual_seed(wanted.seeds[0])
+        return pictures_of(pipe(**call, **given, generator=generator, output_type="np"))
+
+
+def drawn_in_memory(context: Context) -> torch.Tensor:
+    """What the full-precision model draws once the solved weights are put into it and it follows the policy."""
+    from adatsq_pipe.stages.capture import survey_of
+    from adatsq_pipe.stages.search import policy_of
+    from adatsq_pipe.stages.solve import load_solved
+
+    denoiser = Denoiser(
+        context.model, dtype=context.tables["compute"]["dtype"], device="cpu", call=context.tables["model"]["call"]
+    )
+    load_solved(context, denoiser.transformer, policy_of(context))
+    for part in denoiser.parts.values():
+        follow_policy(part, survey_of(context)["timesteps"])
+    runtime.execute(denoiser.transformer, "simulate")
+    drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
+    return drawn
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes in Markdown."""
+    done = [o for o in outcomes if not o.refused and not o.traceback]
+    lines = ["| pipeline | layers | difference | seconds |", "|---|---|---|---|"]
+    lines += [f"| {o.pipeline} ({o.name}) | {o.layers} | {o.difference:.1e} | {o.seconds:.0f} |" for o in done]
+    others = [o for o in outcomes if o.refused or o.traceback]
+    if others:
+        lines += ["", "| not taken | why |", "|---|---|"]
+        lines += [f"| {o.pipeline or '-'} ({o.name}) | {o.refused or o.traceback.splitlines()[-1]} |" for o in others]
+    return "\n".join([*lines, "", f"{len(done)} done, {len(others)} not"])
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table there too.")
+@click.option("--trace", is_flag=True, help="Show whole tracebacks.")
+def main(names: tuple[str, ...], out: Path | None, trace: bool) -> None:
+    torch.set_num_threads(1)
+    outcomes = []
+    for name in names or BUILDERS:
+        below = Path(tempfile.mkdtemp(prefix="zoo-"))
+        try:
+            outcomes.append(try_one(name, below))
+        finally:
+            shutil.rmtree(below)
+        last = outcomes[-1]
+        said = last.refused or (last.traceback if trace else "".join(last.traceback.strip().splitlines()[-1:]))
+        done = f"done, {last.layers} layers (inspect: {last.inspected}), {last.difference:.1e}"
+        click.echo(f"{name:18} {last.seconds:5.1f} s  {said or done}")
+    text = table(outcomes)
+    click.echo(text)
+    if out:
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

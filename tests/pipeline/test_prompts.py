@@ -1,0 +1,80 @@
+"""Prompts from files: the same configuration whatever the file's kind, and a line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adatsq_pipe.pipeline import config, plan
+from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.stages.base import discover
+from adatsq_pipe.storage import tables
+from adatsq_pipe.storage.rundir import RunDir
+
+PROMPTS = ["a lighthouse at dawn", 'two "dogs", on a beach']
+OUTSIDE = ("model.world=''",)
+
+
+def _load(*sets: str, kept: dict[str, object] | None = None) -> config.RunConfig:
+    return config.load(preset=None, file=None, sets=(*OUTSIDE, *sets), model=None, kept=kept)
+
+
+def _written(folder: Path) -> dict[str, Path]:
+    text, lines, parquet = folder / "p.txt", folder / "p.jsonl", folder / "p.parquet"
+    text.write_text("\n".join(["", *PROMPTS, ""]))
+    lines.write_text("\n".join(json.dumps({"id": i, "prompt": p}) for i, p in enumerate(PROMPTS)))
+    tables.write(parquet, [{"id": i, "prompt": p} for i, p in enumerate(PROMPTS)])
+    return {"text": text, "jsonl": lines, "parquet": parquet}
+
+
+def test_every_kind_of_file_gives_the_same_run(tmp_path: Path) -> None:
+    given = _load(f"data.prompts={json.dumps(PROMPTS)}", f"evaluate.prompts={json.dumps(PROMPTS[:1])}")
+    for file in _written(tmp_path).values():
+        made = _load(f"data.prompts_file={file}", f"evaluate.prompts={json.dumps(PROMPTS[:1])}")
+        assert made.tables == given.tables
+        for stage in discover().values():
+            assert stage.reads(made.tables, "m") == stage.reads(given.tables, "m")
+
+
+def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = _written(tmp_path)["text"]
+    monkeypatch.chdir(tmp_path)
+    first = _load("data.prompts_file=p.txt")
+    assert first.asked["tables"]["data"]["prompts_file"] == str(file)
+    monkeypatch.chdir("/")
+    file.write_text("something else")
+    again = _load(kept=dict(first.asked))
+    assert again.tables["data"]["prompts"] == ["something else"]
+    before, after = (plan.context_of(made, RunDir(tmp_path)) for made in (first, again))
+    reads = discover()["capture"].reads
+    assert reads(before.tables, "m") != reads(after.tables, "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "words"),
+    [
+        ("none.txt", None, ("none.txt", "no such file")),
+        ("p.txt", b"\n\n", ("p.txt", "holds no prompts")),
+        ("p.jsonl", b'{"text": "a"}', ("line 1", "no 'prompt'", "it has text")),
+        ("p.jsonl", b"a plain line", ("line 1", "no JSON object")),
+        ("p.parquet", b"not a table", ("p.parquet", "not readable as Parquet")),
+        ("p.txt", b"\xff\xfe\x00", ("p.txt", "not text")),
+    ],
+)
+def test_what_is_wrong_is_said(name: str, contents: bytes | None, words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / name
+    if contents is not None:
+        file.write_bytes(contents)
+    with pytest.raises(ConfigError) as error:
+        _load(f"data.prompts_file={file}")
+    assert all(word in str(error.value) for word in ("data.prompts_file", *words)), str(error.value)
+
+
+def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
+    tables.write(tmp_path / "p.parquet", [{"text": "a"}])
+    with pytest.raises(ConfigError, match="no column 'prompt'; it has text"):
+        _load(f"evaluate.prompts_file={tmp_path / 'p.parquet'}")
+    with pytest.raises(ConfigError, match=r"both given; add --set data.prompts=\[\]"):
+        _load(f"data.prompts_file={_written(tmp_path)['text']}", "data.prompts=['a']")

@@ -1,0 +1,61 @@
+"""A family from another distribution, found by its entry point; what is none is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from tests.whole import harness
+
+GOOD = (
+    '"""The first block of a tiny Flux is to stay, which no rule could know."""\n'
+    "from adatsq_pipe.stages.families._family import Family\n"
+    "FAMILY = Family(transformer='FluxTransformer2DModel', why='a test', blocks=('single_transformer_blocks',),"
+    " leave=('proj_out',))\n"
+)
+
+
+def _distribution(folder: Path, code: str) -> dict[str, str]:
+    """An installed distribution with one module and its entry point; the environment in which it is found."""
+    told = folder / "elsewhere-1.0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[adatsq_pipe.families]\nelsewhere = elsewhere_family\n")
+    (folder / "elsewhere_family.py").write_text(code)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**harness.environment(), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        harness.command(*arguments), cwd=harness.ROOT, env=env, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_path: Path) -> None:
+    env = _distribution(tmp_path / "site", GOOD)
+    (told,) = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    patterns = {group["pattern"] for group in told["groups"]}
+    assert patterns and all(pattern.startswith("single_transformer_blocks.") for pattern in patterns)
+    assert not any(pattern.endswith("proj_out") for pattern in patterns)
+    assert any(rest["why"] == "left by the family" for rest in told["left"])
+    assert "single_transformer_blocks" in told["family"] and "a test" in told["family"]
+
+    (plain,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    run = tmp_path / "run"
+    assert plain["family"] == "" and {group["pattern"] for group in plain["groups"]} > patterns
+    done = _run(env, *harness.tiny(run, tiny_flux))
+    assert done.returncode == 0, done.stderr
+    config = json.loads((run / "model" / "transformer" / "config.json").read_text())
+    names = set(config["quantization_config"]["layers"])
+    assert names and all(name.startswith("single_") and not name.endswith("proj_out") for name in names)
+    without = harness.run("why", "--run-dir", str(run)).stdout
+    assert "families" in without.splitlines()[0], without
+
+
+def test_what_is_no_family_is_named(tiny_flux: Path, tmp_path: Path) -> None:
+    env = _distribution(tmp_path / "site", "FAMILY = 3\n")
+    done = _run(env, "inspect", str(tiny_flux), "--no-call")
+    assert done.returncode == 1 and "elsewhere = elsewhere_family" in done.stderr and "Traceback" not in done.stderr

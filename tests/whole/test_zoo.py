@@ -1,0 +1,46 @@
+"""Pipelines unlike each other, each through the whole run: what the folder draws is what the model in memory draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import zoo
+
+pytestmark = pytest.mark.whole
+
+UNLIKE = {
+    "sd3": "joint attention with shared inputs, three text encoders",
+    "sana": "convolutions in the blocks",
+    "cogview4": "two calls a step",
+    "lumina2-truncated": "two calls in the first step, one in the second",
+    "auraflow": "two lists of blocks",
+    "wan2.2": "two denoisers, for early and late steps",
+    "ltx": "a video, a timestep for every token",
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_done(name: str, tmp_path: Path) -> None:
+    outcome = zoo.try_one(name, tmp_path)
+    assert not outcome.traceback and not outcome.refused, outcome
+    assert outcome.layers == outcome.inspected > 5 and outcome.difference < 1e-5
+
+
+REFUSED = {"unet": "no transformer", "amused": "takes no timestep", "flux2-klein-kv": "keeps a cache"}
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED.items())
+def test_refused_before_any_work(name: str, words: str, tmp_path: Path) -> None:
+    outcome = zoo.try_one(name, tmp_path)
+    assert not outcome.traceback and words in outcome.refused, outcome
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_tells_done_from_refused() -> None:
+    done = zoo.Outcome(name="a", pipeline="APipeline", seconds=1.0, layers=3, difference=0.0)
+    refused = zoo.Outcome(name="b", pipeline="BPipeline", seconds=1.0, refused="because")
+    text = zoo.table([done, refused])
+    assert "| APipeline (a) | 3 | 0.0e+00 | 1 |" in text and "| BPipeline (b) | because |" in text
+    assert text.endswith("1 done, 1 not")
