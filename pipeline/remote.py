@@ -159,6 +159,9 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
     model = options["model"] or tables.get("model", {}).get("path") or ""
     if model and model not in _built_ins():
         _shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
+    for table in ("data", "evaluate"):
+        if file := tables.get(table, {}).get("prompts_file"):
+            _shared(f"{table}.prompts_file", str(file), "an absolute path that all nodes see")
     joined = [] if options["address"] else ["--address", "auto"]
     return "exec python -m adatsq_pipe.pipeline.cli " + shlex.join([name, *arguments, *joined])
 

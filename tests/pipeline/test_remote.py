@@ -25,6 +25,7 @@ THERE = ("run", "--run-dir", "/mnt/shared/run")
         (("submit", *THERE), "only run and compare"),
         (("run",), "--run-dir adatsq-run means nothing on another machine"),
         (("run", "--run-dir", "runs/mine"), "/mnt/shared/run"),
+        ((*THERE, "--set", "data.prompts_file=captions.txt"), "data.prompts_file captions.txt means nothing"),
         ((*THERE, "--model", "my-model"), "--model my-model means nothing"),
         ((*THERE, "--set", "model.path=my-model"), "--model my-model means nothing"),
         ((*THERE, "--executor", "inline"), "leave the executor inline out"),
