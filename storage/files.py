@@ -9,6 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a relative name, read from a file or a store, leads nowhere but below the folder it is joined to."""
+    return (
+        bool(name)
+        and "\0" not in name
+        and "\\" not in name
+        and not name.startswith("/")
+        and ".." not in name.split("/")
+    )
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step; a killed process leaves the old file or the new one.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from adatsq_pipe.storage.arrays import parts
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import stays_inside, write_text
 from adatsq_pipe.storage.fingerprint import digest, file_digest, files_below
 from adatsq_pipe.storage.remote import Remote
 
@@ -56,6 +56,8 @@ def _parsed(path: str, stamp: tuple[int, int, int]) -> Marker | None:
         if own != digest(body):
             return None
         files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
+        if not all(map(stays_inside, (*files, body["unit"]))):
+            return None
         return Marker(files=files, **body)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.files import stays_inside
 from adatsq_pipe.storage.fingerprint import digest
 
 CACHE = "ADATSQ_PIPE_CACHE"
@@ -51,7 +52,10 @@ class Remote:
         for name in [n for n in self.sizes if not below or n.startswith(f"{below}/")]:
             del self.sizes[name]
         for path, entry in found.items():
-            self.sizes[path.removeprefix(self.base).lstrip("/")] = int(entry["size"] or 0)
+            name = path.removeprefix(self.base).lstrip("/")
+            if not stays_inside(name):
+                raise StorageError(f"{self.url} holds a file named {name!r}, which leads out of it; remove it there")
+            self.sizes[name] = int(entry["size"] or 0)
 
     def holds(self, name: str) -> bool:
         """Whether the file is there; asks the store only about names it has not heard of."""

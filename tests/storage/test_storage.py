@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.files import write_bytes
 from adatsq_pipe.storage.fingerprint import canonical, differences, digest, folder_digest
 from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.remote import Remote
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -76,6 +78,31 @@ def test_damage_is_never_served(damage: str, tmp_path: Path) -> None:
     with pytest.raises(DamagedUnit, match="a/0"):
         manifest.verify("a/0")
     assert manifest.done("a/0") is (damage == "alter")
+
+
+@pytest.mark.parametrize("name", ["../../run.json", "/etc/hostname", "a/../../b", "..", "a\\..\\b"])
+def test_a_marker_whose_files_lead_out_is_not_believed(name: str, tmp_path: Path) -> None:
+    manifest = _unit(tmp_path)
+    path = tmp_path / "markers/a/0.json"
+    body = json.loads(path.read_text())
+    del body["self"]
+    body["files"] = {name: [1, "0" * 64]}
+    path.write_text(json.dumps({**body, "self": digest(body)}))
+    with pytest.raises(DamagedUnit, match="not readable as written"):
+        manifest.verify("a/0")
+
+
+def test_a_store_whose_names_lead_out_is_refused(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pipe_file("memory://run/run.json", b"{}")
+    remote = Remote(url="memory://run", local=tmp_path / "mirror", files=files, base="/run")
+    remote.look()
+    assert remote.fetch(["run.json"]) == [] and (tmp_path / "mirror/run.json").read_bytes() == b"{}"
+    files.store["/run/../../escaped"] = files.store["/run/run.json"]
+    with pytest.raises(StorageError, match="leads out of it"):
+        remote.look()
+    assert not (tmp_path.parent / "escaped").exists()
 
 
 def test_a_second_try_at_a_finished_unit_changes_nothing(tmp_path: Path) -> None:
