@@ -64,7 +64,7 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
-    accept(config.model, [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]])
+    accept(config.model, [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]], config.given())
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)
@@ -73,6 +73,7 @@ def run(
     place.create()
     with held(place):
         configuration.keep_config(place, config)
+        place.give(config.images)
         sys.exit(_run_locked(config, place, chosen))
 
 
@@ -150,7 +151,7 @@ def compare(
     place = RunDir.opened(run_dir)
     extra = placed(executor, address)
     first = load_config(place, model, preset, file, (*sets, *extra))
-    accept(first.model, [*first.tables["data"]["prompts"], *first.tables["evaluate"]["prompts"]])
+    accept(first.model, [*first.tables["data"]["prompts"], *first.tables["evaluate"]["prompts"]], first.given())
 
     def load(recipe: Sequence[str]) -> RunConfig:
         return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)
@@ -158,6 +159,7 @@ def compare(
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
     place.create()
     with held(place):
+        place.give(first.images)
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
         found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
     if not found.rows:

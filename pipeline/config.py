@@ -69,6 +69,15 @@ class RunConfig:
     tables: Mapping[str, Mapping[str, Any]]
     model: Path
     asked: Mapping[str, Any]
+    images: Mapping[str, Path]
+    """Pictures that come with prompts, by digest: where they are on this machine."""
+
+    def given(self) -> set[str]:
+        """Arguments of the pipeline's call that all prompts come with, or [model.call] has."""
+        none: list[dict[str, Any]] = [{}]
+        rows = [row for table in ("data", "evaluate") for row in self.tables[table].get("inputs") or none]
+        each = [{*row.get("images", {}), *row.get("call", {})} for row in rows]
+        return set.intersection(*each) | set(self.tables["model"]["call"])
 
     @property
     def cluster(self) -> ClusterSettings:
@@ -183,31 +192,38 @@ def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
     filled = merged(tables, {"model": {"path": "" if given == BUILT_IN else given}})
     filled["model"] = merged(sampling(model), filled["model"])
     checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
-    world = checked["model"]["world"]
+    world, images = checked["model"]["world"], dict[str, Path]()
     for table, held_out in (("data", False), ("evaluate", True)):
-        _take_file(checked[table], table)
+        images.update(_take_file(checked[table], table))
         if not checked[table]["prompts"]:
             checked[table]["prompts"] = list(_captions(checked[table], world, held_out))
         elif world:
             in_the_world(checked[table]["prompts"], world, f"{table}.prompts")
         del checked[table]["count"], checked[table]["prompts_file"]
+        if not checked[table]["inputs"]:
+            del checked[table]["inputs"]
     try:
         resolve(checked["recipe"])
     except (StageError, ValidationError) as error:
         raise ConfigError(_first_line(error, "recipe")) from None
-    return RunConfig(tables=checked, model=model, asked=asked)
+    return RunConfig(tables=checked, model=model, asked=asked, images=images)
 
 
-def _take_file(values: dict[str, Any], table: str) -> None:
-    """Put the prompts of the table's file, if one is named, in the place of those given."""
+def _take_file(values: dict[str, Any], table: str) -> Mapping[str, Path]:
+    """Put the prompts of the table's file, if one is named, in the place of those given. The pictures it names."""
     file = values["prompts_file"]
+    if values["inputs"]:
+        raise ConfigError(f"{table}.inputs comes from a manifest; name it: --set {table}.prompts_file=FILE.jsonl")
     if file and values["prompts"]:
         raise ConfigError(f"{table}.prompts and {table}.prompts_file are both given; add --set {table}.prompts=[]")
     if file:
         try:
-            values["prompts"] = prompts.read(Path(file))
+            found = prompts.read(Path(file))
         except ValueError as error:
             raise ConfigError(f"{table}.prompts_file: {error}") from None
+        values["prompts"], values["inputs"] = found.prompts, found.inputs
+        return found.images
+    return {}
 
 
 def _checked(name: str, kind: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,29 +1,51 @@
-"""Prompts from a file: text with one to a line, or JSONL or Parquet with a column `prompt`."""
+"""Prompts from a file: text with one to a line, or a manifest, JSONL or Parquet, with a column `prompt`.
+
+A manifest may say more of a prompt: `images` (argument of the pipeline's call -> path, or a list of paths, relative to
+the manifest), `call` (further arguments) and `seed`. Other columns are passed over. Images are known by their contents.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
 from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.fingerprint import file_digest
 
 COLUMN = "prompt"
+MORE = ("images", "call", "seed")
 
 
-def read(path: Path) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What a file holds: prompts in order; `inputs`, what more each is given (empty if none is given more); and the
+    images by their digest."""
+
+    prompts: list[str]
+    inputs: list[dict[str, Any]]
+    images: Mapping[str, Path]
+
+
+def read(path: Path) -> Prompts:
     """The prompts of the file in order, empty lines left out. ValueError with the file and what it lacks."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     if path.suffix == ".parquet":
-        found = [str(value) for value in _column(path)]
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_rows(path), 1)]
     elif path.suffix == ".jsonl":
-        found = [_prompt(path, number, line) for number, line in _lines(path)]
+        rows = [(f"{path}, line {number}", _row(path, number, line)) for number, line in _lines(path)]
     else:
-        found = [line for _, line in _lines(path)]
-    if not found:
+        rows = [(str(path), {COLUMN: line}) for _, line in _lines(path)]
+    if not rows:
         raise ValueError(f"{path} holds no prompts; write one to a line")
-    return found
+    images: dict[str, Path] = {}
+    inputs = [_more(where, row, path.parent, images) for where, row in rows]
+    return Prompts(prompts=[str(row[COLUMN]) for _, row in rows], inputs=inputs if any(inputs) else [], images=images)
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -34,20 +56,60 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _prompt(path: Path, number: int, line: str) -> str:
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row: Any = json.loads(line)
-        return str(row[COLUMN])
+        row[COLUMN]
+        return dict(row)
     except (ValueError, TypeError):
         raise ValueError(f'{path}, line {number} is no JSON object; write {{"{COLUMN}": "..."}}') from None
     except KeyError:
         raise ValueError(f"{path}, line {number} has no {COLUMN!r}; it has {', '.join(sorted(row))}") from None
 
 
-def _column(path: Path) -> list[Any]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     from adatsq_pipe.storage import tables
 
     try:
-        return tables.column(path, COLUMN)
+        return tables.columns(path, (COLUMN,), MORE)
     except StorageError as error:
         raise ValueError(str(error)) from None
+
+
+def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Path]) -> dict[str, Any]:
+    """What the row says besides its prompt, with images in the form of their digests."""
+    said = {key: _object(where, key, row[key]) for key in ("images", "call") if row.get(key)}
+    more: dict[str, Any] = {key: value for key, value in said.items() if key == "call"}
+    if "images" in said:
+        more["images"] = {
+            name: [_image(where, beside, one, images) for one in given]
+            if isinstance(given, list)
+            else _image(where, beside, given, images)
+            for name, given in said["images"].items()
+        }
+    if row.get("seed") is not None:
+        if not isinstance(row["seed"], int) or isinstance(row["seed"], bool) or row["seed"] < 0:
+            raise ValueError(f"{where}: seed is {row['seed']!r}; write a whole number, or leave it out")
+        more["seed"] = row["seed"]
+    return more
+
+
+def _object(where: str, key: str, value: Any) -> dict[str, Any]:
+    """A mapping, or the JSON text of one (as Parquet may hold it); members that are null are left out."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        return {str(name): item for name, item in dict(found).items() if item is not None}
+    except (ValueError, TypeError):
+        raise ValueError(f'{where}: {key} is {value!r}; write an object, e.g. {{"image": "cat.png"}}') from None
+
+
+def _image(where: str, beside: Path, given: Any, images: dict[str, Path]) -> str:
+    path = beside / str(given)
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"{where}: {path} is no picture that can be read ({error})") from None
+    digest = file_digest(path)
+    images[digest] = path
+    return digest

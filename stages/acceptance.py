@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -32,6 +32,8 @@ class CallSource:
     required: tuple[str, ...]
     """Arguments without a default."""
     caches: tuple[str, ...]
+    others: bool
+    """Whether it takes any argument besides."""
 
 
 @cache
@@ -68,6 +70,7 @@ def call_source(name: str) -> CallSource | None:
         arguments=tuple(argument.arg for argument in taken),
         required=tuple(argument.arg for argument in required),
         caches=tuple(sorted(name for name in passed if "kv_cache" in name or "past_key" in name)),
+        others=found[0].args.kwarg is not None,
     )
 
 
@@ -88,9 +91,9 @@ def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
 
 
-def refuse(folder: Path, prompts: Sequence[str] = ()) -> None:
-    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, with the reason in one
-    line; StorageError if it is none."""
+def refuse(folder: Path, prompts: Sequence[str] = (), given: Collection[str] = ()) -> None:
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts` and the arguments `given`
+    with them, with the reason in one line; StorageError if it is none."""
     index = find_pipeline(folder)
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
         raise NotTaken(
@@ -102,14 +105,14 @@ def refuse(folder: Path, prompts: Sequence[str] = ()) -> None:
             raise NotTaken(
                 f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
             )
-    if reason := refusal(index, weight_shapes(folder)):
+    if reason := refusal(index, weight_shapes(folder), given):
         raise NotTaken(f"{folder}: {reason} (nothing was started)")
 
 
-def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], given: Collection[str] = ()) -> str:
     """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
 
-    No shapes (a folder without weights) say nothing.
+    No shapes (a folder without weights) say nothing. `given` are arguments that come with every prompt.
     """
     name = str(index.get("_class_name", ""))
     source = call_source(name)
@@ -121,8 +124,14 @@ def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> 
                 f"{name} keeps a cache inside its denoiser ({', '.join(source.caches)}): its calls depend on each "
                 "other, so they cannot be replayed one by one"
             )
-        if others := sorted(set(source.required) - set(CONDITIONS)):
-            return f"{name} needs {', '.join(others)} besides its prompt; only a prompt or class_labels can be given"
+        if others := sorted(set(source.required) - set(CONDITIONS) - set(given)):
+            return (
+                f"{name} needs {', '.join(others)} besides its prompt; give it with each prompt in manifests, "
+                "data.prompts_file and evaluate.prompts_file"
+            )
+        unknown = sorted(set(given) - set(source.arguments))
+        if unknown and not source.others:
+            return f"{name} takes no {unknown[0]}; it takes {', '.join(source.arguments)}"
     for part in denoisers(index):
         kind = str(index[part][1])
         called = call_source(kind)

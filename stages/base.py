@@ -61,6 +61,8 @@ class DataSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Calibration captions; empty = the built-in world's training captions."""
+    inputs: tuple[dict[str, Any], ...] = ()
+    """What each caption comes with, from a manifest (see prompts_file): `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
     """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
     its place does not."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
@@ -52,13 +53,17 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What is to be drawn: captions (or class labels) with one seed each. A batch; its composition is fixed."""
+    """What is to be drawn: captions (or class labels) with one seed each. A batch; its composition is fixed.
+
+    `inputs` are further arguments of the pipeline's call that each brings; none, or one for each.
+    """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    inputs: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        assert len(self.prompts) == len(self.seeds)
+        assert len(self.prompts) == len(self.seeds) and len(self.inputs) in (0, len(self.prompts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ class Denoiser:
 
         @functools.wraps(real)
         def remembered(*args: Any, **kwargs: Any) -> Any:
-            if leaves([args, kwargs]):
+            if not _plain([args, kwargs]):
                 return real(*args, **kwargs)
             key = repr((args, sorted(kwargs.items())))
             if key not in known:
@@ -174,7 +179,8 @@ class Denoiser:
             torch.manual_seed(conditions.seeds[0])
             pictures = None
             try:
-                arguments = {**self._call, self._condition: given, "generator": generators, "output_type": "np"}
+                more = {**self._call, **collated(conditions.inputs)}
+                arguments = {**more, self._condition: given, "generator": generators, "output_type": "np"}
                 pictures = pictures_of(self.pipe(**arguments))
             except _Reached:
                 pass
@@ -309,6 +315,15 @@ def _told(arguments: dict[str, Any]) -> str:
 def _advice(conditions: Conditions) -> str:
     alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if len(conditions.prompts) > 1 else ""
     return f"give it what it takes in [model.call]{alone}"
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is text, numbers, devices and dtypes throughout: known by how it is written."""
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
 
 
 def pictures_of(result: Any) -> Tensor:

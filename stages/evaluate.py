@@ -39,6 +39,8 @@ class EvaluateSettings(Settings):
 
     prompts: tuple[str, ...] = ()
     """Held-out captions; empty = the built-in world's held-out combinations."""
+    inputs: tuple[dict[str, Any], ...] = ()
+    """What each caption comes with, from a manifest: `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
     """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
     its place does not."""
@@ -52,18 +54,15 @@ class EvaluateSettings(Settings):
 
 def draws(context: Context) -> list[Conditions]:
     """Captions times seeds, in batches."""
-    from adatsq_pipe.stages.denoiser import Conditions
+    from adatsq_pipe.stages.trajectories import asked_for, batched
 
     settings = context.settings("evaluate", EvaluateSettings)
-    pairs = [
-        (prompt, 1_000_003 * (settings.seed + draw) + i)
+    every = [
+        one
         for draw in range(settings.seeds)
-        for i, prompt in enumerate(settings.prompts)
+        for one in asked_for(context, settings.prompts, settings.inputs, settings.seed + draw, draw)
     ]
-    return [
-        Conditions(prompts=tuple(pairs[i][0] for i in part), seeds=tuple(pairs[i][1] for i in part))
-        for part in shards(len(pairs), settings.batch)
-    ]
+    return batched(every, settings.batch)
 
 
 def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> tuple[list[Tensor], Any]:

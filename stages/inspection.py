@@ -204,14 +204,15 @@ def _shared(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
 
 
 def watch(
-    folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str
+    folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, tuple[nn.Module, Watched]]:
     """Open the pipeline and run one call of each denoiser, by component; the loop goes on with that call's output.
+    `given` are the arguments that come with the prompt.
 
     Raises StageError if the pipeline does not run.
     """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
-    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,)))
+    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(given or {},)))
     steps = [call.step for call in calls]
     found: dict[str, tuple[nn.Module, Watched]] = {}
     for part, module in denoiser.parts.items():

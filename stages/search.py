@@ -175,7 +175,9 @@ class Evaluate:
 def _first(conditions: Any, count: int) -> Any:
     from adatsq_pipe.stages.denoiser import Conditions
 
-    return Conditions(prompts=conditions.prompts[:count], seeds=conditions.seeds[:count])
+    return Conditions(
+        prompts=conditions.prompts[:count], seeds=conditions.seeds[:count], inputs=conditions.inputs[:count]
+    )
 
 
 def drive(executor: Executor, context: Context, report: Report) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, StageError, shards
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory, open_denoiser, take_denoiser
+from adatsq_pipe.stages.given import arguments_of
 from adatsq_pipe.stages.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage import arrays, tensors
+from adatsq_pipe.storage.rundir import RunDir
 
 
 def denoiser_of(context: Context, *, folder: str = "", to_change: bool = False) -> Denoiser:
@@ -28,14 +31,31 @@ def denoiser_of(context: Context, *, folder: str = "", to_change: bool = False) 
 def calibration_shards(context: Context) -> list[Conditions]:
     """The calibration captions with their seeds, cut into the batches they are run in."""
     data = context.settings("data", DataSettings)
-    return conditions_of(data.prompts, seed=data.seed, batch=data.batch)
+    return batched(asked_for(context, data.prompts, data.inputs, data.seed), data.batch)
 
 
-def conditions_of(prompts: tuple[str, ...], *, seed: int, batch: int) -> list[Conditions]:
-    """Captions in batches, each caption with a seed of its own that does not depend on the batch."""
+def asked_for(
+    context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
+) -> list[Conditions]:
+    """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
+    found, find = [], RunDir.at(context.run).given
+    for i, prompt in enumerate(prompts):
+        given = inputs[i] if inputs else {}
+        own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i
+        more = (arguments_of(find, given),) if inputs else ()
+        found.append(Conditions(prompts=(prompt,), seeds=(own,), inputs=more))
+    return found
+
+
+def batched(each: list[Conditions], size: int) -> list[Conditions]:
+    """Conditions of one caption each, `size` to a batch."""
     return [
-        Conditions(prompts=tuple(prompts[i] for i in part), seeds=tuple(1_000_003 * seed + i for i in part))
-        for part in shards(len(prompts), batch)
+        Conditions(
+            prompts=tuple(p for i in part for p in each[i].prompts),
+            seeds=tuple(s for i in part for s in each[i].seeds),
+            inputs=tuple(given for i in part for given in each[i].inputs),
+        )
+        for part in shards(len(each), size)
     ]
 
 

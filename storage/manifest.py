@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -113,6 +114,7 @@ class Manifest:
         written, folder = self.attempt_folder(unit), self.unit_folder(unit)
         if self.done(unit):
             shutil.rmtree(written)
+            _prune(written.parent)
             return self.read(unit)
         files = {
             str(path.relative_to(written)): (path.stat().st_size, file_digest(path)) for path in files_below(written)
@@ -284,6 +286,15 @@ class Manifest:
                 yield unit
 
 
+def _prune(folder: Path) -> None:
+    """Remove the folder and those above it in `attempts` that are empty: what is left there was never finished."""
+    with suppress(OSError):
+        while folder.name != "attempts":
+            folder.rmdir()
+            folder = folder.parent
+        folder.rmdir()
+
+
 def _move(written: Path, folder: Path) -> None:
     """Put the folder `written` in the place of `folder`. Two who do so at once leave the same bytes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +302,7 @@ def _move(written: Path, folder: Path) -> None:
         try:
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(written, folder)
+            _prune(written.parent)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

@@ -1,8 +1,8 @@
 """A run directory: its format, its lock, and where each stage keeps its bytes.
 
 `<run>/run.json` (format), `<run>/<stage>/<fingerprint>/` (a Manifest each), `<run>/model` (a link), `<run>/report/`,
-`<run>/published/`. It is a folder, or a URL that fsspec knows; then `path` is this machine's mirror of it, and `model`
-there is a copy.
+`<run>/published/`, `<run>/given/` (pictures that came with prompts). It is a folder, or a URL that fsspec knows; then
+`path` is this machine's mirror of it, and `model` there is a copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import point, write_text
+from adatsq_pipe.storage.files import point, stays_inside, write_bytes, write_text
 from adatsq_pipe.storage.fingerprint import Plain, canonical, files_below
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
@@ -128,6 +128,20 @@ class RunDir:
             p for n in names for p in (files_below(self.path / n) if (self.path / n).is_dir() else [self.path / n])
         ]
         self.remote.send([str(path.relative_to(self.path)) for path in found])
+
+    def given(self, digest: str) -> Path:
+        """A picture that came with a prompt, here."""
+        name = f"given/{digest}"
+        if not stays_inside(name) or (self.remote is not None and self.remote.fetch([name])):
+            raise StorageError(f"{self.shown(name)} is not there; run again with the file of prompts that named it")
+        return self.path / name
+
+    def give(self, pictures: Mapping[str, Path]) -> None:
+        """Keep pictures that come with prompts under their digests, so that every machine has them."""
+        for digest, path in pictures.items():
+            if not (self.path / "given" / digest).is_file():
+                write_bytes(self.path / "given" / digest, path.read_bytes())
+                self.send(f"given/{digest}")
 
     def publish(self, folder: Path, assembled: str, evaluated: str = "") -> None:
         """Make `folder` (in this directory) the run's `model`; one with its evaluation is not replaced by one without.

@@ -27,13 +27,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def column(path: Path, name: str) -> list[Any]:
-    """The values of one column. Raises StorageError if the file is no Parquet, or has no such column."""
+def columns(path: Path, wanted: Sequence[str], welcome: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows, of the columns `wanted` and those of `welcome` that are there.
+
+    Raises StorageError if the file is no Parquet, or lacks a wanted column.
+    """
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(f"{path} is not readable as Parquet: {error}") from None
-    if name not in file.schema_arrow.names:
-        raise StorageError(f"{path} has no column {name!r}; it has {', '.join(file.schema_arrow.names)}")
-    values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
-    return values
+    there = file.schema_arrow.names
+    for name in wanted:
+        if name not in there:
+            raise StorageError(f"{path} has no column {name!r}; it has {', '.join(there)}")
+    rows: list[dict[str, Any]] = file.read(columns=[n for n in there if n in (*wanted, *welcome)]).to_pylist()
+    return rows

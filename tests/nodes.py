@@ -79,5 +79,20 @@ class Driver:
 
 
 def torn(run_dir: Path) -> int:
-    """Tries that were killed: what they left is swept when the next run begins."""
-    return sum(len(files) > 0 for place in run_dir.glob("*/*/attempts") for _, _, files in os.walk(place) if files)
+    """Tries that were killed: folders they were to fill, which are swept when the next run begins."""
+    return sum(
+        (folder / unit).is_dir()
+        for stage in run_dir.glob("*/*/attempts")
+        for folder in stage.iterdir()
+        for unit in _units(folder)
+    )
+
+
+def _units(folder: Path) -> set[str]:
+    """Names of units below an attempt's folder: what holds no folder but the arrays' own."""
+    found = set[str]()
+    for root, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(".zarr")]
+        if not folders:
+            found.add(os.path.relpath(root, folder))
+    return found

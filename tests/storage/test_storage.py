@@ -135,6 +135,7 @@ def test_why_a_unit_failed_is_kept_until_it_is_done(tmp_path: Path) -> None:
 def test_what_killed_tries_left_is_swept(tmp_path: Path) -> None:
     manifest = _unit(tmp_path)
     manifest.open_unit("a/1")
+    assert manifest.attempt_folder("a/1").is_dir() and not manifest.attempt_folder("a/0").exists()
     manifest.sweep()
     assert not (tmp_path / "attempts").exists() and manifest.done("a/0") and list(manifest.units()) == ["a/0"]
 

@@ -71,7 +71,7 @@ def test_stages(tmp_path: Path) -> None:
 
 def test_a_call_argument_the_pipeline_does_not_take(tmp_path: Path, tiny_flux: Path) -> None:
     done = harness.run(*harness.tiny(tmp_path / "r", tiny_flux, "--set", "model.call.steps=4"))
-    _refused(done, 1, "steps", "FluxPipeline")
+    _refused(done, 2, "FluxPipeline takes no steps", "num_inference_steps")
 
 
 def test_another_format_and_a_folder_of_something_else(tmp_path: Path) -> None:
