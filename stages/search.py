@@ -200,7 +200,7 @@ def drive(executor: Executor, context: Context, report: Report) -> None:
     rollouts = _evaluated(context, executor, "rollout", [path.choices for path in beam.paths])
     if not manifest.done("front"):
         _write_front(context, space, beam, rollouts)
-    for scratch in [unit for unit in manifest.units() if unit.startswith("path/")]:
+    for scratch in [unit for unit in manifest.units(anew=True) if unit.startswith("path/")]:
         manifest.discard(scratch)
     report(len(beam.prices) + 1, len(beam.prices) + 1)
 

@@ -171,14 +171,12 @@ class Manifest:
         """Those of the units that are not done. Markers in a store are listed, not asked for one by one."""
         if self.remote is None:
             return [unit for unit in units if not self.done(unit)]
-        place = str(self.folder.relative_to(self.remote.local))
-        self.remote.look(place)
-        there = set(self.units())
+        there = set(self.units(anew=True))
         return [unit for unit in units if unit not in there]
 
     def markers(self) -> dict[str, Marker]:
         """Those of all units, in order. From a store they are fetched together."""
-        units = list(self.units())
+        units = list(self.units(anew=True))
         if self.remote is not None:
             self.remote.fetch(self._names(*map(self._marker, units)))
         return {unit: self.read(unit) for unit in units}
@@ -272,11 +270,16 @@ class Manifest:
         """Remove what killed tries left. For who holds the run directory's lock: nobody else is at work then."""
         shutil.rmtree(self.folder / "attempts", ignore_errors=True)
 
-    def units(self) -> Iterator[str]:
-        """Names that have a marker file, sound or not, in order; the stage's own mark is left out."""
+    def units(self, *, anew: bool = False) -> Iterator[str]:
+        """Names that have a marker file, sound or not, in order; the stage's own mark is left out.
+
+        Of a store, those that were there when it was last listed, or `anew`: other processes may have finished some.
+        """
         root = self.folder / "markers"
         if self.remote is not None:
             place = str(root.relative_to(self.remote.local))
+            if anew:
+                self.remote.look(place)
             found = [name.removeprefix(f"{place}/") for name in self.remote.below(place)]
         else:
             found = [str(path.relative_to(root)) for path in files_below(root)] if root.is_dir() else []

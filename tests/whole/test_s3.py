@@ -90,6 +90,22 @@ def test_a_run_in_a_bucket_survives_its_machines(
     assert harness.run("verify", "--run-dir", URL).returncode == 0
 
 
+def test_workers_of_their_own_processes_fill_the_bucket(undisturbed: Path, tiny_flux: Path, bucket: s3.Door) -> None:
+    done = _run(tiny_flux, "--executor", "ray", "--set", "cluster.workers=2")
+    assert done.returncode == 0, done.stderr
+    assert _there("model") == {
+        n: (undisturbed / "model" / n).read_bytes() for n in harness.digests(undisturbed / "model")
+    }
+    for stage in ("capture", "search", "evaluate"):
+        here, there = (
+            {name.split("/", 1)[1] for name in names if "/markers/" in name}
+            for names in (harness.digests(undisturbed / stage), _there(stage))
+        )
+        assert there == here, f"{stage}: other units than in a folder"
+        marks = [json.loads(body) for name, body in _there(stage).items() if name.endswith("/markers/complete.json")]
+        assert len(marks) == 1 and len(marks[0]["value"]) == len(there) - 1, f"{stage} vouches for other units"
+
+
 def test_what_is_damaged_in_the_bucket_is_not_served(bucket: s3.Door) -> None:
     manifest = _unit()
     files = fsspec.filesystem("s3")
