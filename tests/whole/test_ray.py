@@ -30,7 +30,7 @@ def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigte
 
     first = start()
     harness.wait_for(lambda: harness.count(run, "capture") >= 1, first)
-    harness.ray_process(first, "ray::_Host").kill()
+    harness.ray_process(first, "ray::Host").kill()
     harness.wait_for(lambda: harness.count(run, "solve") >= 2, first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()

