@@ -8,7 +8,6 @@ Credentials and endpoints are those of fsspec and of the store's own environment
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -136,8 +135,3 @@ def mirror_of(url: str) -> Path:
     """Where this machine keeps its copy of what lies at `url`."""
     root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adatsq-pipe")
     return Path(root).expanduser() / digest(url.rstrip("/"))[:16]
-
-
-def forget(url: str) -> None:
-    """Remove this machine's mirror of `url`."""
-    shutil.rmtree(mirror_of(url), ignore_errors=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from diffusers import (
-    AutoencoderKLCogVideoX,
-    CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
     FluxControlPipeline,
@@ -14,31 +13,26 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 
-from adatsq_pipe.stages.scenes import components
 from tests.tiny import flux
-from tests.zoo.parts import T5, Built, words
-from tests.zoo.videos import CLIP
+from tests.zoo.parts import Built
+from tests.zoo.videos import cogvideox
+
+
+def _widened(kind: type, pipe: Any, transformer: type, **changed: int) -> Any:
+    """A pipeline of `kind` from the parts of `pipe`, its transformer made anew with other channels."""
+    parts = {name: part for name, part in pipe.components.items() if name in inspect.signature(kind).parameters}
+    config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
+    return kind(**{**parts, "transformer": transformer(**{**config, **changed})})
 
 
 def moved() -> Built:
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=4, attention_head_dim=8, in_channels=8, out_channels=4, time_embed_dim=2, text_embed_dim=T5,
-        num_layers=2, sample_width=2, sample_height=2, sample_frames=5, max_text_seq_length=12,
-    )  # fmt: skip
-    vae = AutoencoderKLCogVideoX(latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2)
-    pipe = CogVideoXImageToVideoPipeline(
-        transformer=transformer, scheduler=CogVideoXDDIMScheduler(), vae=vae,
-        text_encoder=components.t5_text_encoder(), tokenizer=words(),
-    )  # fmt: skip
-    return pipe, dict(CLIP)
+    pipe, call = cogvideox()
+    return _widened(CogVideoXImageToVideoPipeline, pipe, CogVideoXTransformer3DModel, in_channels=8), call
 
 
 def followed() -> Built:
     pipe, call = flux()
-    parts = {n: part for n, part in pipe.components.items() if n in inspect.signature(FluxControlPipeline).parameters}
-    config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
-    parts["transformer"] = FluxTransformer2DModel(**{**config, "in_channels": 32, "out_channels": 16})
-    return FluxControlPipeline(**parts), call
+    return _widened(FluxControlPipeline, pipe, FluxTransformer2DModel, in_channels=32, out_channels=16), call
 
 
 def changed() -> Built:
