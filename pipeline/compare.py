@@ -6,7 +6,9 @@ Rows are resumed as runs are: a row's stages that are finished are not done agai
 from __future__ import annotations
 
 import json
+import math
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +113,7 @@ def _row(
     )  # fmt: skip
 
 
-def measured(row: Row, summary: Mapping[str, Any]) -> dict[str, Any]:
+def measured(row: Row, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A finished row as plain values. Intervals are 95 %, over captions and paired seeds."""
     quality, bits, asked = summary["quality"], summary["bits"], summary["quality"]["asked_for"]
     found: dict[str, Any] = {
@@ -136,7 +138,27 @@ def measured(row: Row, summary: Mapping[str, Any]) -> dict[str, Any]:
         quality["seeds"],
         summary["fingerprint"],
     )
+    captions, psnr = quality["captions"], [sample["psnr"] for sample in samples]
+    found["psnr_by_caption"] = [statistics.fmean(psnr[caption::captions]) for caption in range(captions)]
     return found
+
+
+FLOOR = "rtn"
+
+
+def against_floor(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `psnr_over_rtn` and its 95 % interval: paired by caption (a mean over its seeds, which all rows
+    share) with rounding to nearest as published at the same bits. None where there is no such row, and for it."""
+    floors = {r["bits"]: r for r in found if r["method"] == FLOOR and r["change"] == "{}"}
+    rows = []
+    for row in found:
+        gain, interval, floor = None, None, floors.get(row["bits"])
+        if floor is not None and floor is not row and len(floor["psnr_by_caption"]) == len(row["psnr_by_caption"]):
+            gains = [a - b for a, b in zip(row["psnr_by_caption"], floor["psnr_by_caption"], strict=True)]
+            gain = statistics.fmean(gains)
+            interval = 1.96 * statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        rows.append({**row, "psnr_over_rtn": gain, "psnr_over_rtn_interval": interval})
+    return rows
 
 
 SAME_BITS = 0.25
@@ -165,6 +187,7 @@ COLUMNS = (
     "activations",
     "smaller",
     "PSNR, dB",
+    "over rtn",
     "latent error",
     "as asked",
     "difference",
@@ -175,7 +198,9 @@ COLUMNS = (
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
     change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
-    score, difference = "", ""
+    score, difference, gain = "", "", ""
+    if row.get("psnr_over_rtn") is not None:
+        gain = f"{row['psnr_over_rtn']:+.1f} ± {row['psnr_over_rtn_interval']:.1f}"
     if row["score"] is not None:
         score = f"{row['score']:.2f} ± {row['score_interval']:.2f}"
         difference = f"{row['score_difference']:+.2f} ± {row['score_difference_interval']:.2f}"
@@ -185,6 +210,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['activation_bits']:.2f} ({row['activation_bits_over']:+.2f})",
         f"{row['layers_smaller']:.2f}x",
         f"{row['psnr']:.1f} ± {row['psnr_interval']:.1f}",
+        gain,
         f"{row['latent_error']:.4f} ± {row['latent_error_interval']:.4f}",
         score, difference, f"{row['calibration_seconds']:.0f} s",
     ]  # fmt: skip
@@ -255,6 +281,7 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
     """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
     if not found:
         return
+    found = against_floor(found)
     tables.write(run.path / "compare.parquet", [dict(row) for row in found])
     write_text(run.path / "compare.md", markdown(best(found), refused, model))
     plot(best(found), run.path / "compare.png")
@@ -281,8 +308,8 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
             left_out.append(replace(row, refused=str(error)))
             screen.say(f"{row.name} at {row.bits} failed: {error}")
         else:
-            found.append(measured(row, report.summarize(row.config, run, context)))
-            said = zip(COLUMNS[1:], cells(found[-1])[1:], strict=True)
+            found.append(measured(row, report.summarize(row.config, run, context), report.samples(context)))
+            said = zip(COLUMNS[1:], cells(against_floor(found)[-1])[1:], strict=True)
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, said))}")
         write(found, left_out, run, row.config.model.name)
     return Outcome(rows=found, failed=failed)

@@ -67,9 +67,14 @@ def _rows(context: Context, name: str) -> list[dict[str, Any]]:
     return [row for unit in _quantized_units(context) for row in tables.read(manifest.local(unit) / name)]
 
 
+def samples(context: Context) -> list[dict[str, Any]]:
+    """What was measured of every picture: all captions with the first seed, then with the next."""
+    return _rows(context, "samples.parquet")
+
+
 def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any]:
     """The run in numbers, each with its unit in its name."""
-    samples, steps = _rows(context, "samples.parquet"), _rows(context, "steps.parquet")
+    drawn, steps = samples(context), _rows(context, "steps.parquet")
     found = context.manifest("search").read("front").value
     sizes = context.manifest("assemble").read("model").value
     count = 1 + max(row["step"] for row in steps)
@@ -90,8 +95,8 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "quality": {
             "captions": len(config.tables["evaluate"]["prompts"]),
             "seeds": config.tables["evaluate"]["seeds"],
-            **{name: _mean(samples, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
-            "asked_for": _asked_for(config, context, samples),
+            **{name: _mean(drawn, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
+            "asked_for": _asked_for(config, context, drawn),
             "per_step": {
                 "latent_relative_error": [statistics.fmean(r["error"] for r in rows) for rows in by_step],
                 "latent_psnr_db": [statistics.fmean(r["psnr"] for r in rows) for rows in by_step],

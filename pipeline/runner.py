@@ -127,6 +127,8 @@ def _once(
                 raise ConfigError(
                     f"stage {name} needs {', '.join(lacking)}, which is not done; add it: --stages {lacking[0]}..{name}"
                 )
+            if name == "assemble" and "evaluate" in stages:
+                threading.Thread(target=_draws_soon, daemon=True).start()
             _run_stage(step, context, run, executors, screen)
             ran = True
         if name == "assemble" and publish:
@@ -152,6 +154,13 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
         wall = round(time.perf_counter() - start, 3)
         run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall})
     complete(context, name)
+
+
+def _draws_soon() -> None:
+    """Import what the report draws with, beside the one stage that is a single unit and leaves a core idle."""
+    from adatsq_pipe.pipeline.report import pyplot
+
+    pyplot()
 
 
 def _publish(context: Context, run: RunDir) -> None:

@@ -23,5 +23,6 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, STATIC)
-"""Searched clipping of the weights; one calibrated scale for a layer's input, where balancing has more to mend."""
+VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, {"solver": "gptq"}, STATIC)
+"""Searched clipping of the weights; weights solved by their layer's output, for the blocks' reconstruction that the
+paper has; one calibrated scale for a layer's input, where balancing has more to mend."""

@@ -68,7 +68,7 @@ def result(**values: Any) -> dict[str, Any]:
         "ssim": 0.9, "ssim_interval": 0.1, "latent_error": 0.1, "latent_error_interval": 0.01, "score": 0.8,
         "score_interval": 0.1, "full_precision_score": 0.82, "full_precision_score_interval": 0.1,
         "score_difference": -0.02, "score_difference_interval": 0.03, "calibration_seconds": 12.0, "captions": 4,
-        "seeds": 3, "fingerprint": "f",
+        "seeds": 3, "fingerprint": "f", "psnr_by_caption": [29.0, 31.0],
     }  # fmt: skip
     return base | values
 
@@ -90,6 +90,20 @@ def test_the_best_of_each_method_is_shown_and_ablations_stay() -> None:
     assert "4 held-out captions x 3 paired seeds" in text and "0.82" in text
 
 
+def test_gains_are_paired_by_caption_with_rounding_to_nearest() -> None:
+    found = [
+        result(),
+        result(method="quarot", psnr_by_caption=[31.0, 35.0]),
+        result(method="rtn", change='{"weight_clip": true}', psnr_by_caption=[29.0, 32.0]),
+        result(method="quarot", bits="w3a3"),
+    ]
+    rows = compare.against_floor(found)
+    assert [row["psnr_over_rtn"] for row in rows] == [None, 3.0, 0.5, None]
+    # Differences 2 and 4: a standard deviation of sqrt(2) over two captions.
+    assert rows[1]["psnr_over_rtn_interval"] == pytest.approx(1.96)
+    assert "| +3.0 ± 2.0 |" in compare.markdown(rows, [], "flux-dev")
+
+
 def test_tables_and_plot_are_written_without_scores_too(tmp_path: Path) -> None:
     from adatsq_pipe.storage import tables
     from adatsq_pipe.storage.rundir import RunDir
@@ -98,7 +112,7 @@ def test_tables_and_plot_are_written_without_scores_too(tmp_path: Path) -> None:
     found = [result(**nothing), result(method="quarot", psnr=36.0, bits="w3a3", **nothing)]
     refused = planned("svdquant", "w4a4")
     compare.write(found, refused, RunDir(tmp_path), "m")
-    assert tables.read(tmp_path / "compare.parquet") == found
+    assert tables.read(tmp_path / "compare.parquet") == compare.against_floor(found)
     assert "was left out" in (tmp_path / "compare.md").read_text()
     assert (tmp_path / "compare.png").stat().st_size > 5000
 
