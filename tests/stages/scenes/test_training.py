@@ -99,7 +99,7 @@ def test_batches_are_their_step() -> None:
     assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
 
 
-@pytest.mark.parametrize("family", ["dit-xl", "z-image"])
+@pytest.mark.parametrize("family", ["dit-xl", "flux-schnell", "wan", "z-image"])
 def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(family: str, tmp_path: Path) -> None:
     arguments = [family, "--share", "0.0005", "--eager", "--samples", "2"]
     first, second = tmp_path / "first", tmp_path / "second"
