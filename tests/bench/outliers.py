@@ -2,12 +2,14 @@
 
 From the capture of a run: over the inputs of the quantized linear layers, how far the largest channel stands above the
 median one, how heavy the tails are, and how much channels' peaks drift over the denoising steps. Prints a table, one
-row a layer kind (the name without its block's number), so that it can be laid beside what is published of big models.
+row a layer kind (the name without its block's number; of its layers the largest value), so that it can be laid beside
+what is published of big models.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from adatsq_pipe.storage import arrays, tensors
 from adatsq_pipe.storage.manifest import Manifest
 
 
-def statistics(folder: Path) -> dict[str, dict[str, float]]:
+def measured(folder: Path) -> dict[str, dict[str, float]]:
     """By layer that owns its input: of the newest capture below `folder` (a stage folder)."""
     newest = max((p for p in folder.iterdir() if (p / "markers").is_dir()), key=lambda p: p.stat().st_mtime)
     manifest = Manifest("capture", newest)
@@ -56,13 +58,16 @@ def _of(rows_NI: np.ndarray[Any, Any], by_block: dict[int, list[np.ndarray[Any, 
 def main(run_dir: Path) -> None:
     """Print the table."""
     kinds: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for layer, found in statistics(run_dir / "capture").items():
+    for layer, found in measured(run_dir / "capture").items():
         kinds[re.sub(r"\.\d+\.", ".*.", layer)].append(found)
     fields = ("max / median channel", "kurtosis", "drift over steps", "largest drift")
     click.echo("| layer kind | layers | " + " | ".join(fields) + " |\n|---|---|" + "---|" * len(fields))
     for kind, found_in in sorted(kinds.items()):
         worst = [max(found[field] for found in found_in) for field in fields]
         click.echo(f"| {kind} | {len(found_in)} | " + " | ".join(f"{value:.1f}" for value in worst) + " |")
+    layers = [found for found_in in kinds.values() for found in found_in]
+    middle = [statistics.median(found[field] for found in layers) for field in fields]
+    click.echo(f"| the median layer | {len(layers)} | " + " | ".join(f"{value:.1f}" for value in middle) + " |")
 
 
 if __name__ == "__main__":
