@@ -22,6 +22,8 @@ from adatsq_pipe.storage.fingerprint import digest
 
 CACHE = "ADATSQ_PIPE_CACHE"
 """Environment variable: where mirrors are kept [default: the user's cache folder]."""
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
+"""By the scheme of a URL, the extra of this package that opens it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def remote_at(url: str) -> Remote:
     try:
         files, base = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise StorageError(f"{url} needs one package more ({error}): pip install 'adatsq-pipe[s3]' for s3://") from None
+        extra = _EXTRAS.get(parts.scheme)
+        install = f"pip install 'adatsq-pipe[{extra}]'" if extra else "install fsspec's package for it"
+        raise StorageError(f"{url} needs one package more ({error}): {install}") from None
     except ValueError as error:
         raise StorageError(f"{url} is no URL that fsspec knows: {error}") from None
     return Remote(url=url.rstrip("/"), local=mirror_of(url), files=files, base=str(base).rstrip("/"))
