@@ -1,11 +1,17 @@
-"""Running the command line in a process of its own, with a scripted kill where a test wants one."""
+"""Running the command line in a process of its own, with a scripted kill where a test wants one.
+
+Most of a tiny run is the import of torch and diffusers, so `run` forks from a process that has imported them.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,18 +22,44 @@ from adatsq_pipe.storage.fingerprint import file_digest, files_below
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.whole.preloaded"])
 
 
 def command(*arguments: str, strike: str = "") -> list[str]:
     """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
-    start = ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]
-    return [sys.executable, "-m", *start, *arguments]
+    return [sys.executable, "-m", *_module(arguments, strike)]
+
+
+def _module(arguments: Sequence[str], strike: str) -> list[str]:
+    return [*(["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]), *arguments]
 
 
 def run(*arguments: str, strike: str = "", limit: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments, strike=strike), cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment()
-    )
+    """What `command` does, to its end; in a fork that need not import anything."""
+    module = _module(arguments, strike)
+    with tempfile.TemporaryDirectory() as said:
+        out, err = Path(said) / "out", Path(said) / "err"
+        process = _FORKS.Process(target=_be, args=(module, environment(), out, err))
+        process.start()
+        process.join(limit)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(module, limit, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(module, process.exitcode, out.read_text(), err.read_text())
+
+
+def _be(module: Sequence[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    """Be `python -m MODULE ARGUMENTS`."""
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(module)
+    runpy.run_module(module[0], run_name="__main__", alter_sys=True)
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,22 @@
+"""What a run in one process imports: a test's command line is forked from a process that has done so already.
+
+The command line itself is not among it, nor anything that starts threads.
+"""
+
+import importlib
+
+PIPELINES = ("DiTPipeline", "FluxPipeline", "WanPipeline", "ZImagePipeline")
+OURS = {
+    "pipeline": "compare inspect plan remote report runner screen",
+    "stages": "assemble basis capture denoiser draw evaluate fisher hessian runtime search solve",
+    "stages.numerics": "beam gptq grid lowrank metrics packing policy sensitivity weight",
+    "stages.scenes": "judge scorer tally",
+    "storage": "arrays checkpoint tables tensors",
+}
+
+diffusers = importlib.import_module("diffusers")
+for pipeline in PIPELINES:
+    getattr(diffusers, pipeline)
+for room, modules in OURS.items():
+    for module in modules.split():
+        importlib.import_module(f"adatsq_pipe.{room}.{module}")
