@@ -173,17 +173,19 @@ def search_cost(context: Context) -> dict[str, float]:
     `by_calls` counts denoiser calls (each weighted by its captions), `by_seconds` the model compute they took.
     """
     capture, search = context.manifest("capture"), context.manifest("search")
-    reference = capture.read("trajectory/000")
     units = list(search.markers().values())
     levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
-    samples = min(context.tables["search"]["rollout_prompts"], reference.value["samples"])
+    batches = context.tables["search"]["batches"] if rollouts else 1
+    reference = [capture.read(f"trajectory/{batch:03d}") for batch in range(batches)]
+    captions = sum(m.value["samples"] for m in reference)
     calls = sum(m.seconds["calls"] for m in levels)
-    calls += sum(m.value["calls"] for m in rollouts) * samples / reference.value["samples"]
+    few = min(context.tables["search"]["rollout_prompts"], reference[0].value["samples"])
+    calls += sum(m.value["calls"] * m.value.get("samples", few) for m in rollouts) / captions
     spent = sum(m.seconds["model"] for m in (*levels, *rollouts))
     return {
-        "fp_trajectories_by_calls": calls / reference.value["calls"],
-        "fp_trajectories_by_seconds": spent / reference.seconds["model"],
+        "fp_trajectories_by_calls": calls / reference[0].value["calls"],
+        "fp_trajectories_by_seconds": spent / sum(m.seconds["model"] for m in reference),
     }
 
 

@@ -189,7 +189,7 @@ class Unit:
         self.seconds = {"model": 0.0, "algebra": 0.0}
         self.elsewhere = 0.0
         """Seconds of other units that this one takes on its account."""
-        self.calls = 0
+        self.calls = 0.0
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -217,7 +217,7 @@ def unit_of(context: Context, stage: str, key: str) -> Iterator[Unit]:
         manifest.fail(key, traceback.format_exc())
         raise
     total = time.perf_counter() - start + unit.elsewhere
-    manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total, "calls": float(unit.calls)})
+    manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total, "calls": unit.calls})
 
 
 def complete(context: Context, stage: str) -> None:
