@@ -117,6 +117,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
+            "micro_batch": _micro_batches(context),
             "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
@@ -124,6 +125,16 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "capture_over_bare_forwards": capture_cost(context),
         "seconds": seconds(run, context),
     }
+
+
+def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
+    """Units by stage whose batches did not fit into memory, counted by what they were halved to."""
+    found: dict[str, dict[str, int]] = {}
+    for stage in context.fingerprints:
+        halved = [m.micro_batch for m in context.manifest(stage).markers().values() if m.micro_batch]
+        if halved:
+            found[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
+    return found
 
 
 def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adatsq_pipe.stages import portions
 from adatsq_pipe.stages.base import Context, DataSettings, StageError, unit_of
+from adatsq_pipe.stages.micro import Halving
 from adatsq_pipe.stages.portions import Portion, unit_name
 from adatsq_pipe.stages.trellis import Trellis
 
@@ -69,7 +70,7 @@ def _of(portion: Portion, output: Any) -> Any:
     return output if portion.whole else of_samples(output, portion.of, portion.start, portion.stop)
 
 
-class Evaluate:
+class Evaluate(Halving):
     """The worker: holds the model with its solved weights."""
 
     stage: ClassVar[str] = "search"
@@ -80,9 +81,10 @@ class Evaluate:
         from adatsq_pipe.stages.solve import load_solved
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
+        super().__init__()
         self.context, self.space = context, Trellis(context)
         survey, data = self.space.survey, context.settings("data", DataSettings)
-        self.denoiser = denoiser_of(context, to_change=True)
+        self.denoiser = denoiser_of(context, self.micro, to_change=True)
         policy = uniform(survey["steps"], len(survey["layers"]), 16)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         self.batches = calibration_shards(context)
@@ -147,8 +149,9 @@ class Evaluate:
 
         step, ground = len(choices) - 1, self._ground(place)
         ground.forget(step)
-        with unit_of(self.context, self.stage, unit_name("path", choices, place)) as unit, torch.no_grad():
-            outputs = list(self._outputs_of(choices[:-1], place))
+        outputs = list(self._outputs_of(choices[:-1], place))
+        unit_key = unit_name("path", choices, place)
+        with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
             self._set_bits(self.space.whole_row(step, self.space.bits[step][choices[-1]]))
             calls = self.space.survey["calls"].count(step)
             if choices[:-1] not in ground.arrived:
@@ -185,7 +188,7 @@ class Evaluate:
         from adatsq_pipe.stages.numerics.metrics import relative_error
 
         portion = self.portions["rollout"][place]
-        with unit_of(self.context, self.stage, unit_name("rollout", choices, place)) as unit:
+        with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
             captions = cut(self.batches[portion.batch], portion)
             rows = [self.space.whole_row(t, self.space.bits[t][c]) for t, c in enumerate(choices)]
             with unit.timed("model"):

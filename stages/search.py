@@ -66,8 +66,8 @@ def drive(executor: Executor, context: Context, report: Report) -> None:
 
 
 def _count_in(context: Context, unit: Unit, parts: list[str], trellis: list[Portion]) -> None:
-    """Put the cost of evaluations, whose own units are scratch, on the level's account: a call counts by its captions'
-    share of all."""
+    """Put the cost of evaluations, whose own units are scratch, on the level's account, and what did not fit: a call
+    counts by its captions' share of all."""
     captions = sum(portion.samples for portion in trellis)
     for part in parts:
         marker = context.manifest("search").read(part)
@@ -75,6 +75,13 @@ def _count_in(context: Context, unit: Unit, parts: list[str], trellis: list[Port
             unit.seconds[kind] += marker.seconds[kind]
         unit.calls += marker.value["calls"] * marker.value["samples"] / captions
         unit.elsewhere += marker.seconds["total"]
+        if (narrowed := marker.micro_batch) is not None:
+            unit.micro_batch = _narrower(unit.micro_batch, narrowed)
+
+
+def _narrower(one: Mapping[str, int] | None, other: Mapping[str, int]) -> Mapping[str, int]:
+    """Of two halvings the one that went further."""
+    return min((one or other), other, key=lambda found: (found["to"], -found["from"]))
 
 
 def _evaluated(

@@ -40,6 +40,9 @@ class Marker:
     value: Any = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     host: str = ""
+    micro_batch: Mapping[str, int] | None = None
+    """Samples at a time, `from` and `to`, where memory was short; it bears no identity, as in other batches only the
+    last bits differ."""
 
     @property
     def digest(self) -> str:
@@ -106,7 +109,14 @@ class Manifest:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, unit: str, *, value: object = None, seconds: Mapping[str, float] | None = None) -> Marker:
+    def commit(
+        self,
+        unit: str,
+        *,
+        value: object = None,
+        seconds: Mapping[str, float] | None = None,
+        micro_batch: Mapping[str, int] | None = None,
+    ) -> Marker:
         """Move what was written into the unit's place and vouch for it; the marker is the last thing written.
 
         If another process has finished the unit meanwhile, what it wrote stays: it is the same.
@@ -119,13 +129,17 @@ class Manifest:
         files = {
             str(path.relative_to(written)): (path.stat().st_size, file_digest(path)) for path in files_below(written)
         }
-        marker = Marker(unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname())
+        marker = Marker(
+            unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname(),
+            micro_batch=micro_batch,
+        )  # fmt: skip
         body: dict[str, Any] = {
             "unit": unit,
             "files": files,
             "value": value,
             "seconds": marker.seconds,
             "host": marker.host,
+            **({"micro_batch": dict(micro_batch)} if micro_batch else {}),
         }
         _move(written, folder)
         if self.remote is not None:
