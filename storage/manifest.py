@@ -24,7 +24,7 @@ from typing import Any
 from adatsq_pipe.storage.arrays import parts
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.files import stays_inside, write_text
-from adatsq_pipe.storage.fingerprint import digest, file_digest, files_below
+from adatsq_pipe.storage.fingerprint import digest, digest_of_read, file_digest, files_below, names_below
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
@@ -54,10 +54,10 @@ class Marker:
 def _parsed(path: str, stamp: tuple[int, int, int]) -> Marker | None:
     """The marker in the file `path` as of `stamp` (inode, mtime, size); None if it is not as it was written."""
     try:
-        with open(path, encoding="utf-8") as file:
-            body = json.load(file)
+        with open(path, "rb", buffering=0) as file:
+            body = json.loads(file.read().decode())
         own = body.pop("self")
-        if own != digest(body):
+        if own != digest_of_read(body):
             return None
         files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
         if not all(map(stays_inside, (*files, body["unit"]))):
@@ -182,10 +182,14 @@ class Manifest:
         return not self._wrong_sizes(marker)
 
     def missing(self, units: Sequence[str]) -> list[str]:
-        """Those of the units that are not done. Markers in a store are listed, not asked for one by one."""
+        """Those of the units that are not done, before they are given to others.
+
+        Markers in a store are listed, not asked for one by one, and not again if they just were.
+        """
         if self.remote is None:
             return [unit for unit in units if not self.done(unit)]
-        there = set(self.units(anew=True))
+        there = set(self.units(anew=not self.remote.current))
+        self.remote.outdate()
         return [unit for unit in units if unit not in there]
 
     def markers(self) -> dict[str, Marker]:
@@ -296,7 +300,7 @@ class Manifest:
                 self.remote.look(place)
             found = [name.removeprefix(f"{place}/") for name in self.remote.below(place)]
         else:
-            found = [str(path.relative_to(root)) for path in files_below(root)] if root.is_dir() else []
+            found = names_below(root)
         for name in sorted(found):
             unit = name.removesuffix(".json")
             if unit != name and unit != COMPLETE:
