@@ -118,6 +118,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
             "micro_batch": _micro_batches(context),
+            "placement": _placements(run, context),
             "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
@@ -135,6 +136,15 @@ def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
         if halved:
             found[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
     return found
+
+
+def _placements(run: RunDir, context: Context) -> dict[str, Any]:
+    """How many workers shared a GPU by stage, where that was measured, as last placed."""
+    return {
+        entry["stage"]: entry["placement"]
+        for entry in run.logged()
+        if "placement" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
+    }
 
 
 def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:

@@ -218,7 +218,7 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
     manifest, start = context.manifest(stage), time.perf_counter()
     unit = Unit(manifest.open_unit(key))
     if micro is not None:
-        micro.seen = 0
+        micro.begin()
     try:
         yield unit
     except DamagedUnit:
@@ -229,7 +229,8 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
     total = time.perf_counter() - start + unit.elsewhere
     seconds = {**unit.seconds, "total": total, "calls": unit.calls}
     narrowed = unit.micro_batch if micro is None else micro.narrowed()
-    manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed)
+    peak = 0 if micro is None else micro.peak()
+    manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed, peak=peak)
 
 
 def complete(context: Context, stage: str) -> None:

@@ -31,6 +31,20 @@ class MicroBatch:
     size: int | None = None
     seen: int = 0
 
+    def begin(self) -> None:
+        """A unit begins: what it sees and takes is its own."""
+        import torch
+
+        self.seen = 0
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Most bytes of GPU memory that were allocated at once since the unit began; 0 on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """`count` samples in parts (start, stop) that fit."""
         self.seen = max(self.seen, count)

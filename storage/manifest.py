@@ -43,6 +43,8 @@ class Marker:
     micro_batch: Mapping[str, int] | None = None
     """Samples at a time, `from` and `to`, where memory was short; it bears no identity, as in other batches only the
     last bits differ."""
+    peak: int = 0
+    """Most bytes of GPU memory allocated at once, the model's weights included; 0 on a CPU."""
 
     @property
     def digest(self) -> str:
@@ -116,6 +118,7 @@ class Manifest:
         value: object = None,
         seconds: Mapping[str, float] | None = None,
         micro_batch: Mapping[str, int] | None = None,
+        peak: int = 0,
     ) -> Marker:
         """Move what was written into the unit's place and vouch for it; the marker is the last thing written.
 
@@ -131,7 +134,7 @@ class Manifest:
         }
         marker = Marker(
             unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname(),
-            micro_batch=micro_batch,
+            micro_batch=micro_batch, peak=peak,
         )  # fmt: skip
         body: dict[str, Any] = {
             "unit": unit,
@@ -140,6 +143,7 @@ class Manifest:
             "seconds": marker.seconds,
             "host": marker.host,
             **({"micro_batch": dict(micro_batch)} if micro_batch else {}),
+            **({"peak": peak} if peak else {}),
         }
         _move(written, folder)
         if self.remote is not None:

@@ -86,7 +86,7 @@ class Summer(Halving):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. If reserved but u")
             return rows.sum(1)
 
-        self.micro.seen = 0
+        self.micro.begin()
         batch = torch.arange(2.0 * self.memory.rows).reshape(-1, 2) * len(key)
         ranges = self.micro.ranges(len(batch))
         parts = [forward(cut(batch, len(batch), *part)) for part in ranges]
