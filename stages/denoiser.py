@@ -29,7 +29,7 @@ from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
-from adatsq_pipe.stages.micro import MicroBatch, cut, joined, samples_in
+from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined, samples_in
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -89,7 +89,13 @@ class Denoiser:
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
-        self.pipe = pipe.to(device)
+        try:
+            self.pipe = pipe.to(device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"the weights of {folder} in {dtype} do not fit into {device} ({first_line(error)}); give each worker "
+                "more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
+            ) from error
         self.pipe.set_progress_bar_config(disable=True)
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutOfMemory(StageError):
-    """One sample at a time is too much for the device."""
+    """The weights, or one sample at a time, are too much for the device."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
@@ -61,3 +62,12 @@ def test_only_a_lack_of_memory_halves_and_one_sample_is_the_end() -> None:
     assert sizes == [3, 2, 1] and worker.micro.ranges(5) == [(i, i + 1) for i in range(5)]
     with pytest.raises(OutOfMemory, match="unit 'u' does not fit with one sample at a time"):
         worker.relieve("u", torch.OutOfMemoryError("CUDA out of memory."))
+
+
+def test_weights_that_do_not_fit_are_said(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, device: str) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr(DiffusionPipeline, "to", full)
+    with pytest.raises(OutOfMemory, match=r"flux in float32 do not fit into cpu \(CUDA out .*9.00 GiB.\); give each"):
+        Denoiser(str(tiny_flux), dtype="float32", device="cpu", call={})

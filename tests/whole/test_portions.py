@@ -6,9 +6,14 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adatsq_pipe.pipeline.config import kept_config, load
+from adatsq_pipe.pipeline.plan import plan
+from adatsq_pipe.pipeline.report import search_cost
+from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
@@ -28,7 +33,7 @@ def _folder(run: Path) -> Path:
     return found[0]
 
 
-def _values(run: Path) -> dict[str, object]:
+def _values(run: Path) -> dict[str, dict[str, Any]]:
     """What the units that stay vouch for, free of times and hosts."""
     markers = _folder(run) / "markers"
     return {
@@ -52,6 +57,10 @@ def test_portions_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undist
     wanted = _values(runs["inline"])
     assert sum(name.startswith("rollout/") for name in wanted) >= 3 and not any("path/" in name for name in wanted)
 
+    asked = sum(len(marker["value"]) for name, marker in wanted.items() if name.startswith("level/"))
+    survivors = sum(name.startswith("rollout/") for name in wanted) / 3
+    assert _cost(runs["inline"]) == pytest.approx(asked / 4 + survivors), "captions cut into units cost no more"
+
     code, errors = _searched(runs["ray"], "--set", "cluster.workers=2", executor="ray")
     assert code == 0, errors
     assert _values(runs["ray"]) == wanted
@@ -66,6 +75,11 @@ def test_portions_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undist
     code, errors = _searched(runs["killed"])
     assert code == 0, errors
     assert _values(runs["killed"]) == wanted
+
+
+def _cost(run: Path) -> float:
+    config = load(preset=None, file=None, sets=(), model=None, kept=kept_config(run))
+    return search_cost(plan(config, RunDir.at(str(run)))[1])["fp_trajectories_by_calls"]
 
 
 def test_more_batches_than_there_are_is_one_line(undisturbed: Path, tmp_path: Path) -> None:
