@@ -14,7 +14,7 @@ from adatsq_pipe.stages import portions
 from adatsq_pipe.stages.base import DataSettings, StageError
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.outputs import of_samples
-from adatsq_pipe.stages.paths import Ground
+from adatsq_pipe.stages.paths import Ground, latents_of
 from adatsq_pipe.stages.portions import Portion
 from adatsq_pipe.stages.trellis import SearchSettings, identity_of
 from tests.conftest import FAMILIES
@@ -77,6 +77,12 @@ def test_a_portion_gives_on_its_own_what_was_recorded(name: str, family: Callabl
     others = replace(run, latents=run.latents.flip(0))
     with pytest.raises(StageError, match=r"captions 0 to 1 of a batch of 3 .* search.samples=0"):
         Ground(denoiser, Portion(batch=0, start=0, stop=2, of=3), batch, others)
+
+
+def test_final_latents_are_cut_by_sample_frames_and_all() -> None:
+    frames = torch.arange(6.0)
+    assert latents_of(Portion(batch=0, start=1, stop=3, of=3), frames).tolist() == [2, 3, 4, 5]
+    assert latents_of(Portion(batch=0, start=0, stop=3, of=3), frames) is frames
 
 
 def test_guided_halves_and_lists_are_cut_by_sample() -> None:
