@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
+from adatsq_pipe.cluster.desk import Desk
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
 from adatsq_pipe.cluster.ledger import Ledger
 
@@ -32,17 +33,14 @@ class Host:
     """The actor: one process, one open worker."""
 
     def __init__(self) -> None:
-        self._opened: tuple[object, Any] | None = None
+        self._desk = Desk()
 
     def answer(self) -> None:
         """Nothing: that it returns says that the actor is up."""
 
     def do(self, worker: Callable[[Any], Any], context: Any, key: str) -> Any:
-        wanted = (worker.__module__, worker.__qualname__, context)
-        if self._opened is None or self._opened[0] != wanted:
-            self._opened = None
-            self._opened = (wanted, worker(context))
-        return self._opened[1](key)
+        self._desk.open(worker, context)
+        return self._desk.do(key)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from adatsq_pipe.cluster.desk import Desk
 from adatsq_pipe.cluster.errors import Stopped
 from adatsq_pipe.cluster.ledger import Ledger
 
@@ -18,7 +19,7 @@ class Inline:
 
     def __init__(self) -> None:
         self.stopping = False
-        self._opened: tuple[object, Any] | None = None
+        self._desk = Desk()
 
     def stop(self) -> None:
         """Finish the unit in hand, then raise Stopped."""
@@ -29,11 +30,9 @@ class Inline:
         for key in keys:
             if self.stopping:
                 raise Stopped
-            if self._opened is None or self._opened[0] != (worker, context):
-                self._opened = None
-                self._opened = ((worker, context), worker(context))
+            self._desk.open(worker, context)
             try:
-                result = self._opened[1](key)
+                result = self._desk.do(key)
             except Exception as error:
                 ledger.failed(key, error, traceback.format_exc())
             else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from adatsq_pipe.pipeline import prompts
 from adatsq_pipe.stages.base import ComputeSettings, DataSettings, ModelSettings, Settings, StageError, discover
@@ -44,9 +44,21 @@ class ClusterSettings(Settings):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of a local Ray."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    gpus_per_worker: float | Literal["auto"] = 0.0
+    """Share of a GPU that a worker holds; auto = as measured: a whole one until capture's survey is done, then what the
+    weights and a unit take of the GPU's memory, looked at anew before each stage."""
+    gpu_memory: float = Field(default=0.0, ge=0)
+    """GB (10^9 bytes) of one GPU, for gpus_per_worker = auto; 0 = as this machine's first has."""
     retries: int = Field(default=3, ge=0)
     """How often a unit is tried again after an error, or after its worker died."""
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _share(cls, given: object) -> object:
+        number = isinstance(given, int | float) and not isinstance(given, bool)
+        if given == "auto" or (number and given >= 0):  # type: ignore[operator]
+            return given
+        raise ValueError("give the share of a GPU that a worker holds, 0 or more, or auto")
 
 
 @cache

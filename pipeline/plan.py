@@ -75,7 +75,7 @@ def _look(
     manifest = run.manifest(stage.name, fingerprint)
     units = list(manifest.units())
     damaged = tuple(found for unit in units if (found := _damage(manifest, unit)))
-    complete = not damaged and _complete(manifest)
+    complete = not damaged and _complete(manifest, units)
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []
     return Step(
@@ -110,12 +110,13 @@ def _damage(manifest: Manifest, unit: str) -> tuple[str, str] | None:
         return None
 
 
-def _complete(manifest: Manifest) -> bool:
+def _complete(manifest: Manifest, sound: list[str]) -> bool:
+    """Whether the stage is marked finished and all that it vouched for is among the `sound` units."""
     try:
         marker = manifest.read(COMPLETE)
     except (KeyError, DamagedUnit):
         return False
-    return all(manifest.done(unit) for unit in marker.value)
+    return set(marker.value) <= set(sound)
 
 
 def choose(text: str) -> list[str]:

@@ -122,12 +122,33 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "damping_raised": damped,
+            "micro_batch": _micro_batches(context),
+            "placement": _placements(run, context),
             "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
         },
         "capture_over_bare_forwards": capture_cost(context),
         "seconds": seconds(run, context),
+    }
+
+
+def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
+    """Units by stage whose batches did not fit into memory, counted by what they were halved to."""
+    found: dict[str, dict[str, int]] = {}
+    for stage in context.fingerprints:
+        halved = [m.micro_batch for m in context.manifest(stage).markers().values() if m.micro_batch]
+        if halved:
+            found[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
+    return found
+
+
+def _placements(run: RunDir, context: Context) -> dict[str, Any]:
+    """How many workers shared a GPU by stage, where that was measured, as last placed."""
+    return {
+        entry["stage"]: entry["placement"]
+        for entry in run.logged()
+        if "placement" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
     }
 
 
@@ -178,17 +199,19 @@ def search_cost(context: Context) -> dict[str, float]:
     `by_calls` counts denoiser calls (each weighted by its captions), `by_seconds` the model compute they took.
     """
     capture, search = context.manifest("capture"), context.manifest("search")
-    reference = capture.read("trajectory/000")
     units = list(search.markers().values())
     levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
-    samples = min(context.tables["search"]["rollout_prompts"], reference.value["samples"])
+    batches = context.tables["search"]["batches"] if rollouts else 1
+    reference = [capture.read(f"trajectory/{batch:03d}") for batch in range(batches)]
+    captions = sum(m.value["samples"] for m in reference)
     calls = sum(m.seconds["calls"] for m in levels)
-    calls += sum(m.value["calls"] for m in rollouts) * samples / reference.value["samples"]
+    few = min(context.tables["search"]["rollout_prompts"], reference[0].value["samples"])
+    calls += sum(m.value["calls"] * m.value.get("samples", few) for m in rollouts) / captions
     spent = sum(m.seconds["model"] for m in (*levels, *rollouts))
     return {
-        "fp_trajectories_by_calls": calls / reference.value["calls"],
-        "fp_trajectories_by_seconds": spent / reference.seconds["model"],
+        "fp_trajectories_by_calls": calls / reference[0].value["calls"],
+        "fp_trajectories_by_seconds": spent / sum(m.seconds["model"] for m in reference),
     }
 
 

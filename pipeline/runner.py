@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
@@ -18,6 +18,9 @@ from adatsq_pipe.stages.base import Context, Report, complete, discover
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.placement import Placement
 
 REPAIRS = 8
 DRIVEN = ("adatsq_pipe.stages.search", "adatsq_pipe.storage.tables", "zarr")
@@ -44,14 +47,25 @@ class Executors:
     """Called when the executor has been made: Ray takes over signal handlers, for one."""
     made: Any = None
     stopping: bool = False
+    share: float = 0.0
+    """Of a GPU, that each worker of the one that was made holds."""
 
-    def get(self) -> Any:
+    def get(self, share: float | None = None) -> Any:
+        """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; it is made anew
+        if they hold another."""
+        if self.made is not None and share is not None and share != self.share:
+            self.close()
         if self.made is None:
+            self.share = share if share is not None else self._fixed()
             self.made = self._make()
             self.on_made()
             if self.stopping:
                 self.made.stop()
         return self.made
+
+    def _fixed(self) -> float:
+        asked = self.config.cluster.gpus_per_worker
+        return 1.0 if asked == "auto" else asked
 
     def _make(self) -> Any:
         cluster = self.config.cluster
@@ -66,7 +80,8 @@ class Executors:
         from adatsq_pipe.cluster.pool import Pool
         from adatsq_pipe.cluster.resources import Resources
 
-        resources = Resources(**cluster.model_dump(exclude={"executor"}))
+        asked = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
+        resources = Resources(**asked, gpus_per_worker=self.share)
         return Pool(resources, digest(self.run.where)[:12], DRIVEN)
 
     def stop(self) -> None:
@@ -145,14 +160,18 @@ def _withdraw_damaged(step: Step, context: Context, screen: Screen) -> None:
 def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, screen: Screen) -> None:
     name = step.stage.name
     run.record_identity(name, step.fingerprint, dict(step.identity))
-    executor = executors.get()
+    placed = _placed(name, context, executors.config)
+    if placed is not None:
+        screen.say(f"{name}: {placed.workers} to a GPU ({placed.record()['basis']})")
+    executor = executors.get(placed.share if placed else None)
     start = time.perf_counter()
     try:
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)
     finally:
         wall = round(time.perf_counter() - start, 3)
-        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall})
+        said = {"placement": placed.record()} if placed else {}
+        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **said})
     complete(context, name)
 
 
@@ -161,6 +180,22 @@ def _draws_soon() -> None:
     from adatsq_pipe.pipeline.report import pyplot
 
     pyplot()
+
+
+def _placed(stage: str, context: Context, config: RunConfig) -> Placement | None:
+    """How many workers of the stage share a GPU, where that is to be measured. Raises ConfigError."""
+    cluster = config.cluster
+    if cluster.gpus_per_worker != "auto" or cluster.executor == "inline":
+        return None
+    from adatsq_pipe.stages import placement
+
+    memory = int(cluster.gpu_memory * 10**9) or placement.gpu_memory()
+    if not memory:
+        raise ConfigError(
+            "cluster.gpus_per_worker is auto, and this machine has no GPU to ask for its memory; "
+            "set cluster.gpu_memory to the GB that a GPU of the cluster has"
+        )
+    return placement.place(placement.need_of(context, stage), memory)
 
 
 def _publish(context: Context, run: RunDir) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,9 @@ from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest, Marker
 from adatsq_pipe.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.micro import MicroBatch
 
 
 class StageError(RuntimeError):
@@ -38,7 +41,7 @@ class NotTaken(StageError):
 class Settings(BaseModel):
     """A TOML table: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -111,7 +114,10 @@ class Context:
 
 
 class Worker(Protocol):
-    """Opened once per process with the context, then called with one unit's key at a time; commits its own units."""
+    """Opened once per process with the context, then called with one unit's key at a time; commits its own units.
+
+    It may have `relieve(key, error)`, asked when a unit fails: whether it has changed so that a further try may pass.
+    """
 
     stage: ClassVar[str]
 
@@ -189,7 +195,9 @@ class Unit:
         self.seconds = {"model": 0.0, "algebra": 0.0}
         self.elsewhere = 0.0
         """Seconds of other units that this one takes on its account."""
-        self.calls = 0
+        self.calls = 0.0
+        self.micro_batch: Mapping[str, int] | None = None
+        """Samples at a time, `from` and `to`, if they did not all fit."""
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -202,13 +210,15 @@ class Unit:
 
 
 @contextmanager
-def unit_of(context: Context, stage: str, key: str) -> Iterator[Unit]:
+def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = None) -> Iterator[Unit]:
     """Work on a unit: its folder is made empty, and its marker is written if and only if the body succeeds.
 
-    Else the reason is kept beside the markers.
+    Else the reason is kept beside the markers. `micro` is the worker's, if it runs a denoiser.
     """
     manifest, start = context.manifest(stage), time.perf_counter()
     unit = Unit(manifest.open_unit(key))
+    if micro is not None:
+        micro.begin()
     try:
         yield unit
     except DamagedUnit:
@@ -217,7 +227,10 @@ def unit_of(context: Context, stage: str, key: str) -> Iterator[Unit]:
         manifest.fail(key, traceback.format_exc())
         raise
     total = time.perf_counter() - start + unit.elsewhere
-    manifest.commit(key, value=unit.value, seconds={**unit.seconds, "total": total, "calls": float(unit.calls)})
+    seconds = {**unit.seconds, "total": total, "calls": unit.calls}
+    narrowed = unit.micro_batch if micro is None else micro.narrowed()
+    peak = 0 if micro is None else micro.peak()
+    manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed, peak=peak)
 
 
 def complete(context: Context, stage: str) -> None:

@@ -8,7 +8,9 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,10 +31,11 @@ from adatsq_pipe.stages.base import (
 )
 from adatsq_pipe.stages.families import _family
 from adatsq_pipe.stages.listening import Listener, Sampler, level, listen, survey
+from adatsq_pipe.stages.micro import Halving
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from adatsq_pipe.stages.denoiser import Call
 
@@ -69,7 +72,7 @@ def batches(context: Context) -> int:
     return len(shards(len(data.prompts), data.batch))
 
 
-class Capture:
+class Capture(Halving):
     """The stage's worker."""
 
     stage: ClassVar[str] = "capture"
@@ -78,8 +81,9 @@ class Capture:
         from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
+        super().__init__()
         self.context = context
-        self.denoiser = denoiser_of(context)
+        self.denoiser = denoiser_of(context, self.micro)
         self.shards = calibration_shards(context)
         self.layers = quantizable_linears(self.denoiser.transformer)
         if not self.layers:
@@ -95,7 +99,7 @@ class Capture:
         from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.stages.trajectories import write_trajectory
 
-        with unit_of(self.context, self.stage, key) as unit:
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
             with unit.timed("model"):
                 run = self.denoiser.record(self.shards[int(shard)])
             for j, output in enumerate(run.outputs):
@@ -132,7 +136,7 @@ class Capture:
         from adatsq_pipe.stages.runtime.clock import monotonic
         from adatsq_pipe.stages.trajectories import read_trajectory
 
-        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
+        with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
             steps = run.steps[-1] + 1
             calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
@@ -157,17 +161,23 @@ class Capture:
         """What the first call of every denoiser shows; of several also at which steps each is called."""
         parts = self.denoiser.parts
         if len(parts) == 1:
-            return survey(partial(self.denoiser.run, calls[0]), self.layers, samples)
+            return self._survey_of(calls[0], self.layers, samples)
         found: dict[str, Any] = {"layers": [], "unused": [], "repeated": [], "parts": {}}
         for part in parts:
             own = [call for call in calls if call.part == part]
             if not own:
                 raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
             layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
-            for key, rows in survey(partial(self.denoiser.run, own[0]), layers, samples).items():
+            for key, rows in self._survey_of(own[0], layers, samples).items():
                 found[key] += [{**row, "part": part} for row in rows] if key == "layers" else rows
             found["parts"][part] = sorted({call.step for call in own})
         return found
+
+    def _survey_of(self, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
+        """What a call shows, or its first part, if it does not fit whole."""
+        parts = self.denoiser.cut(call)
+        part, size = parts[0]
+        return survey(partial(self.denoiser.run, part), layers, Fraction(samples * size, sum(n for _, n in parts)))
 
     def _activations(self, key: str, place: str) -> None:
         import torch
@@ -179,19 +189,16 @@ class Capture:
         steps = blocks_of(self.context, survey["steps"])[block]
         layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
         owners = [row["name"] for row in survey["layers"] if row["source"] == row["name"]]
-        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
+        with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             kept: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
             per_step = survey["calls"].count(steps.start)
             for call in self._calls(shard, steps):
-                sampler = Sampler(layers, self._rows_per_call(per_step), (block, shard, call.step))
-                try:
-                    with unit.timed("model"):
-                        self.denoiser.run(call)
-                finally:
-                    sampler.close()
+                count, seed = self._rows_per_call(per_step), (block, shard, call.step)
+                with unit.timed("model"):
+                    sampled = self._sampled(call, layers, count, seed)
                 for name in owners:
-                    rows, peak = sampler.of(name, layers[name])
+                    rows, peak = sampled(name)
                     if not peak.isfinite().all():
                         raise _not_finite(name, call)
                     kept.setdefault(name, []).append(rows)
@@ -201,6 +208,29 @@ class Capture:
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
             )
+
+    def _sampled(
+        self, call: Call, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]
+    ) -> Callable[[str], tuple[Tensor, Tensor]]:
+        """Input rows and peak of any layer in one call; of a call in parts each gives its share of the rows."""
+        import torch
+
+        parts = self.denoiser.cut(call)
+        of, samplers = sum(size for _, size in parts), list[Sampler]()
+        for place, (part, size) in enumerate(parts):
+            share = math.ceil(count * size / of)
+            samplers.append(Sampler(layers, share, (*seed, place) if place else seed))
+            try:
+                self.denoiser.run(part)
+            finally:
+                samplers[-1].close()
+
+        def of_layer(name: str) -> tuple[Tensor, Tensor]:
+            found = [sampler.of(name, layers[name]) for sampler in samplers]
+            rows = torch.cat([rows for rows, _ in found])[:count]
+            return rows, torch.stack([peak for _, peak in found]).amax(0)
+
+        return of_layer
 
     def _rows_per_call(self, calls: int) -> int:
         return max(1, self.context.settings("capture", CaptureSettings).rows // calls)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import Context, Executor, Report, fan_out, unit_of
+from adatsq_pipe.stages.micro import Halving
 from adatsq_pipe.stages.trellis import SearchSettings
 
 if TYPE_CHECKING:
@@ -30,23 +31,23 @@ def kind_of(name: str) -> str:
     return "attention" if any(part in name for part in ATTENTION) else "rest"
 
 
-class Sensitivity:
+class Sensitivity(Halving):
     """The worker: holds the model with its solved weights, and rounds the activations of one layer at a time."""
 
     stage: ClassVar[str] = "search"
 
     def __init__(self, context: Context) -> None:
-        import torch
 
         from adatsq_pipe.stages.denoiser import Call
         from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, uniform
         from adatsq_pipe.stages.solve import load_solved
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of, read_trajectory
 
+        super().__init__()
         self.context, self.survey = context, capture.survey_of(context)
         self.bits = context.settings("search", SearchSettings).bits
         shards, steps = calibration_shards(context), self.survey["steps"]
-        self.denoiser = denoiser_of(context, to_change=True)
+        self.denoiser = denoiser_of(context, self.micro, to_change=True)
         policy = uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         wanted = {round(i * (steps - 1) / (STEPS - 1)) for i in range(STEPS)}
@@ -57,8 +58,13 @@ class Sensitivity:
                 self.calls.append(call)
 
         self.denoiser.replay(shards[0], read_trajectory(context, 0).outputs, see=see)
-        with torch.no_grad():
-            self.whole = [self._outputs(call) for call in self.calls]
+        self._whole: list[list[Tensor]] | None = None
+
+    def _unrounded(self) -> list[list[Tensor]]:
+        """The outputs with no activation rounded."""
+        if self._whole is None:
+            self._whole = [self._outputs(call) for call in self.calls]
+        return self._whole
 
     def _outputs(self, call: Any) -> list[Tensor]:
         from adatsq_pipe.stages.outputs import leaves
@@ -75,13 +81,13 @@ class Sensitivity:
         from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 
         layer = self.layers[int(key.partition("/")[2])]
-        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
-            errors = []
+        with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
+            errors, whole = [], self._unrounded()
             for bits in self.bits:
                 layer.bits = bits
                 with unit.timed("model"):
                     got = [self._outputs(call) for call in self.calls]
-                pairs = [pair for a, b in zip(got, self.whole, strict=True) for pair in zip(a, b, strict=True)]
+                pairs = [pair for a, b in zip(got, whole, strict=True) for pair in zip(a, b, strict=True)]
                 errors.append(sum(relative_error(g, w) for g, w in pairs) / len(pairs))
             layer.bits = WEIGHT_ONLY
             unit.calls = len(self.bits) * len(self.calls)

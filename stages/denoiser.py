@@ -14,11 +14,10 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
@@ -27,8 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
+from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined, samples_in
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -88,12 +89,20 @@ class Denoiser:
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
-        self.pipe = pipe.to(device)
+        try:
+            self.pipe = pipe.to(device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"the weights of {folder} in {dtype} do not fit into {device} ({first_line(error)}); give each worker "
+                "more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
+            ) from error
         self.pipe.set_progress_bar_config(disable=True)
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
         self.transformer = several(self.parts)
         self.device, self._call = device, dict(call)
+        self.micro = MicroBatch()
+        """How many samples at a time: of whoever has the denoiser."""
         self._condition = self._condition_argument()
         self._remember_prompts()
 
@@ -115,7 +124,7 @@ class Denoiser:
 
         @functools.wraps(real)
         def remembered(*args: Any, **kwargs: Any) -> Any:
-            if not _plain([args, kwargs]):
+            if not plain([args, kwargs]):
                 return real(*args, **kwargs)
             key = repr((args, sorted(kwargs.items())))
             if key not in known:
@@ -156,7 +165,9 @@ class Denoiser:
                     seen["latents"] = latents.detach().clone()
                     if not decode:
                         raise _Reached
-                return _decoded(vae, real_decode, latents, *args, **kwargs)
+                ranges = self.micro.ranges(len(latents))
+                parts = [decoded(vae, real_decode, latents[i:j], *args, **kwargs) for i, j in ranges]
+                return joined(parts, [j - i for i, j in ranges])
 
             vae.decode = caught
         try:
@@ -184,12 +195,12 @@ class Denoiser:
                 pictures = pictures_of(self.pipe(**arguments))
             except _Reached:
                 pass
-            except (StageError, StorageError):
+            except (StageError, StorageError, torch.OutOfMemoryError):
                 raise
-            except _OF_PIPELINES as error:
+            except OF_PIPELINES as error:
                 raise StageError(
                     f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
-                    f"called with {_told(arguments)}; {_advice(conditions)}"
+                    f"called with {told(arguments)}; {advice(len(conditions.prompts))}"
                 ) from error
         return pictures, seen.get("latents", pictures)
 
@@ -204,12 +215,13 @@ class Denoiser:
         real = self._forwards()
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            call = _as_call(real, step, part, args, kwargs)
             if see is not None:
-                see(len(outputs), _as_call(real, step, part, args, kwargs))
-            output = real[part](*args, **kwargs)
+                see(len(outputs), call)
+            output = self._through(real[part], call)
             outputs.append(output)
             steps.append(step)
-            timesteps.append(float(timestep_of(real[part], args, kwargs).max()))
+            timesteps.append(call.timestep)
             return output
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
@@ -258,7 +270,27 @@ class Denoiser:
 
     def run(self, call: Call) -> Output:
         """What the denoiser that was called returns."""
-        return self.parts[call.part].forward(*call.args, **call.kwargs)
+        return self._through(self.parts[call.part].forward, call)
+
+    def _through(self, forward: Callable[..., Output], call: Call) -> Output:
+        """What the real `forward` returns, called as often as the micro-batch asks for."""
+        parts = self._cut(forward, call)
+        return joined([forward(*part.args, **part.kwargs) for part, _ in parts], [size for _, size in parts])
+
+    def cut(self, call: Call) -> list[tuple[Call, int]]:
+        """The call in parts that fit, with their samples: one, itself, unless memory has run out."""
+        return self._cut(self.parts[call.part].forward, call)
+
+    def _cut(self, forward: Callable[..., Output], call: Call) -> list[tuple[Call, int]]:
+        of = samples_in(forward, call.args, call.kwargs)
+        ranges = self.micro.ranges(of)
+        if len(ranges) <= 1:
+            return [(call, of)]
+        parts = ((cut(call.args, of, *part), cut(call.kwargs, of, *part)) for part in ranges)
+        return [
+            (replace(call, args=args, kwargs=kwargs), stop - start)
+            for (args, kwargs), (start, stop) in zip(parts, ranges, strict=True)
+        ]
 
     @torch.no_grad()
     def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
@@ -288,48 +320,6 @@ def _as_call(
 ) -> Call:
     timestep = float(timestep_of(real[part], args, kwargs).max())
     return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
-
-
-_OF_PIPELINES = (
-    ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError, NameError, ImportError,
-    AssertionError, ArithmeticError,
-)  # fmt: skip
-"""What pipelines raise where they are not given what they want, or lack a package."""
-
-
-def _decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the autoencoder makes of latents; Allegro's can do so in tiles only, which it has to be told."""
-    try:
-        return decode(*args, **kwargs)
-    except NotImplementedError:
-        if getattr(vae, "use_tiling", True):
-            raise
-        vae.enable_tiling()
-        return decode(*args, **kwargs)
-
-
-def _told(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
-
-
-def _advice(conditions: Conditions) -> str:
-    alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if len(conditions.prompts) > 1 else ""
-    return f"give it what it takes in [model.call]{alone}"
-
-
-def _plain(value: Any) -> bool:
-    """Whether a value is text, numbers, devices and dtypes throughout: known by how it is written."""
-    if isinstance(value, dict):
-        return all(map(_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
-
-
-def pictures_of(result: Any) -> Tensor:
-    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
-    first = next(iter(result.values()))
-    return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
 
 
 @functools.lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ from adatsq_pipe.stages.base import (
     shards,
     unit_of,
 )
+from adatsq_pipe.stages.micro import Halving, MicroBatch
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -65,14 +66,16 @@ def draws(context: Context) -> list[Conditions]:
     return batched(every, settings.batch)
 
 
-def _drawn(context: Context, folder: str, conditions: Conditions, unit: Any) -> tuple[list[Tensor], Any]:
+def _drawn(
+    context: Context, micro: MicroBatch, folder: str, conditions: Conditions, unit: Any
+) -> tuple[list[Tensor], Any]:
     """Latents before every step and at the end, [samples, ...] each, and pictures, of the model in `folder`."""
     import torch
 
     from adatsq_pipe.stages import runtime
     from adatsq_pipe.stages.trajectories import denoiser_of
 
-    denoiser = denoiser_of(context, folder=folder)
+    denoiser = denoiser_of(context, micro, folder=folder)
     runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}
 
@@ -109,12 +112,13 @@ def _true_features(context: Context) -> Tensor:
     return torch.from_numpy(judge.features(judge.truth([wanted[i % len(wanted)] for i in range(TRUE_SCENES)], rng)))
 
 
-class Reference:
+class Reference(Halving):
     """Worker of the full-precision draws, and of the true scenes' features."""
 
     stage: ClassVar[str] = "reference"
 
     def __init__(self, context: Context) -> None:
+        super().__init__()
         self.context = context
         self.batches = draws(context)
 
@@ -123,21 +127,22 @@ class Reference:
 
         from adatsq_pipe.storage import tensors
 
-        with unit_of(self.context, self.stage, key) as unit:
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
             if key == TRUTH:
                 tensors.write(unit.folder, {"features": _true_features(self.context)})
                 return
-            states, pictures = _drawn(self.context, "", self.batches[int(key.partition("/")[2])], unit)
+            states, pictures = _drawn(self.context, self.micro, "", self.batches[int(key.partition("/")[2])], unit)
             stacked = {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
             tensors.write(unit.folder, stacked)
 
 
-class Evaluate:
+class Evaluate(Halving):
     """Worker of the quantized draws."""
 
     stage: ClassVar[str] = "evaluate"
 
     def __init__(self, context: Context) -> None:
+        super().__init__()
         self.context = context
         self.batches = draws(context)
         self.world = context.settings("model", ModelSettings).world
@@ -165,8 +170,8 @@ class Evaluate:
         shard = int(key.partition("/")[2])
         model = self.context.read("assemble", "model")[1]
         wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])
-        with unit_of(self.context, self.stage, key) as unit:
-            states, pictures = _drawn(self.context, str(model), self.batches[shard], unit)
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
+            states, pictures = _drawn(self.context, self.micro, str(model), self.batches[shard], unit)
             samples, steps = [], []
             for i, prompt in enumerate(self.batches[shard].prompts):
                 picture, reference = pictures[i], wanted["pictures"][i]

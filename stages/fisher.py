@@ -15,6 +15,7 @@ from pydantic import Field
 from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import Context, Executor, Report, Settings, Stage, StageError, fan_out, identity, unit_of
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.micro import Halving
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class FisherSettings(Settings):
     """Recompute activations in the backward pass: less memory, one more forward."""
 
 
-class Fisher:
+class Fisher(Halving):
     """The stage's worker."""
 
     stage: ClassVar[str] = "fisher"
@@ -44,8 +45,9 @@ class Fisher:
         from adatsq_pipe.stages.layers import quantizable_linears
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
+        super().__init__()
         self.context, self.settings = context, context.settings("fisher", FisherSettings)
-        self.denoiser = denoiser_of(context)
+        self.denoiser = denoiser_of(context, self.micro)
         self.denoiser.transformer.requires_grad_(False)
         self.shards = calibration_shards(context)
         self.survey = capture.survey_of(context)
@@ -61,7 +63,7 @@ class Fisher:
 
         block, shard = (int(part) for part in key.partition("/")[2].split("-"))
         steps = capture.blocks_of(self.context, self.survey["steps"])[block]
-        with unit_of(self.context, self.stage, key) as unit:
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
             scores = torch.zeros(len(steps), len(self.layers), dtype=torch.float64)
             curvature = {
                 name: torch.zeros(len(steps), layer.out_features, dtype=torch.float64)
@@ -78,7 +80,7 @@ class Fisher:
                     with unit.timed("model"):
                         seed = (self.settings.seed, draw, shard, j)
                         place = call.step - steps.start
-                        scores[place] += self._scores(call, seed, {n: c[place] for n, c in curvature.items()})
+                        scores[place] += self._of_call(call, seed, {n: c[place] for n, c in curvature.items()})
             scores /= self.settings.draws * len(self.shards[shard].prompts)
             if not scores.isfinite().all():
                 step, layer = (int(i) for i in (~scores.isfinite()).nonzero()[0])
@@ -89,8 +91,19 @@ class Fisher:
             kept = {f"curvature:{name}": c.float() for name, c in curvature.items()}
             tensors.write(unit.folder, {"scores": scores, **kept}, {"start": steps.start, "stop": steps.stop})
 
-    def _scores(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
-        """The scores of all layers at one call; `curvature` [out] of a layer takes the output's, if it is wanted."""
+    def _of_call(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
+        """The scores of all layers at one call. In parts, as the noise of samples is independent, they add up."""
+        import torch
+
+        parts = self.denoiser.cut(call)
+        of, found = sum(size for _, size in parts), torch.zeros(len(self.layers), dtype=torch.float64)
+        for place, (part, size) in enumerate(parts):
+            found += self._scores(part, (*seed, place) if place else seed, curvature, size / of)
+        return found
+
+    def _scores(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor], share: float) -> Tensor:
+        """The scores of all layers at one call; `curvature` [out] of a layer takes the output's, if it is wanted, by
+        the call's `share` of the samples."""
         import numpy as np
         import torch
 
@@ -108,7 +121,7 @@ class Fisher:
                 def take(gradient: Tensor) -> None:
                     found[index] += squared_gradient_mean(x, gradient).cpu()
                     if name in curvature:
-                        curvature[name].add_(gradient.flatten(0, -2).double().square().mean(0).cpu())
+                        curvature[name].add_(gradient.flatten(0, -2).double().square().mean(0).cpu(), alpha=share)
 
                 output.register_hook(take)
                 return output

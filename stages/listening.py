@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,9 +67,11 @@ def listen(forward: Callable[[], Any], listener: Listener) -> Listener:
     return listener
 
 
-def survey(forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
-    """What a forward pass of `samples` samples shows: `layers` (see `survey_of`), and the names of those that are left
-    because they ran more than once (`repeated`) or never (`unused`)."""
+def survey(
+    forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: Fraction | int
+) -> dict[str, list[Any]]:
+    """What a forward pass of `samples` samples (guided ones: maybe half a one) shows: `layers` (see `survey_of`), and
+    the names of those that are left because they ran more than once (`repeated`) or never (`unused`)."""
     listener = listen(forward, _Sizes(layers))
     repeated = sorted(listener.repeated)
     if repeated:

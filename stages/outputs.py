@@ -27,6 +27,30 @@ def leaves(output: Output) -> list[Tensor]:
     return []
 
 
+def of_samples(output: Output, of: int, start: int, stop: int) -> Output:
+    """What an output for a batch of `of` samples (at least 2) holds of the samples `start` to `stop`.
+
+    Tensors [of, ...] or [k * of, ...] (guidance: all samples with the prompt, then all without), lists with a tensor a
+    sample. Raises StageError for what is of another form.
+    """
+    if isinstance(output, Tensor):
+        if not output.dim() or output.shape[0] % of:
+            raise StageError(
+                f"the denoiser returns a tensor of shape {list(output.shape)} for {of} samples, which cannot be cut "
+                "into samples; set search.samples=0"
+            )
+        return output if not len(output) else output.unflatten(0, (-1, of))[:, start:stop].flatten(0, 1)
+    if isinstance(output, BaseOutput):
+        return type(output)(**{key: of_samples(item, of, start, stop) for key, item in output.items()})
+    if isinstance(output, dict):
+        return {key: of_samples(item, of, start, stop) for key, item in output.items()}
+    if isinstance(output, list) and output and len(output) % of == 0 and all(isinstance(x, Tensor) for x in output):
+        return [x for first in range(0, len(output), of) for x in output[first + start : first + stop]]
+    if isinstance(output, list | tuple):
+        return type(output)(of_samples(item, of, start, stop) for item in output)
+    return output
+
+
 def structure(output: Output) -> Any:
     """The shape of an output without its tensors, as plain JSON."""
     if isinstance(output, Tensor):

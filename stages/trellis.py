@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from adatsq_pipe.stages import capture, fisher
 from adatsq_pipe.stages.base import Context, Settings
+from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
@@ -28,9 +29,16 @@ class SearchSettings(Settings):
     """Paths kept per level."""
     error: Literal["state", "output"] = "state"
     """Error of a step: of the latents it leads to, or of the denoiser's output."""
+    batches: int = Field(default=1, ge=1)
+    """Calibration batches on which the trellis is evaluated, from the first."""
+    samples: int = Field(default=0, ge=0)
+    """Captions in one unit of work; 0 = all of a batch at once, which is quickest while few workers share a level.
+    A level has width x candidates x captions / samples units (by default 2 x 3 x 8 / 8): lower it, down to 1, where
+    that is less than there are workers, or where the denoiser is so large that one caption fills a GPU. Batches of
+    other sizes round differently, so it bears identity."""
     rollout_prompts: int = Field(default=4, ge=1)
-    """Captions on which survivors are re-scored, of the second calibration batch if there is one. The trellis itself
-    is evaluated on the whole first batch."""
+    """Captions on which survivors are re-scored, of as many batches as the trellis has, those after it if there are
+    any."""
 
     @model_validator(mode="after")
     def _possible(self) -> SearchSettings:
@@ -50,8 +58,10 @@ class SearchSettings(Settings):
         return self
 
 
-def digest_of(choices: Choices) -> str:
-    return hashlib.sha256(repr(tuple(choices)).encode()).hexdigest()[:24]
+def identity_of(table: Mapping[str, Any]) -> dict[str, Plain]:
+    """What of [search] bears identity: all of it, but not what came later and is as if it were not there."""
+    neutral = {"batches": 1, "samples": 0}
+    return {key: value for key, value in table.items() if key not in neutral or value != neutral[key]}
 
 
 class Trellis:

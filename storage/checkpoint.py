@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,22 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
     if not found:
         raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
     return found
+
+
+def stored_values(source: Path) -> int:
+    """Values in the weights of all the pipeline's parts, from their safetensors headers alone. Variants (a file
+    `x.fp16.safetensors` beside `x.safetensors`) are left out, as when the pipeline is opened. Raises StorageError."""
+    parts = [name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None]
+    files = [path for part in parts for path in sorted((source / part).glob("*.safetensors")) if "." not in path.stem]
+    total = 0
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+            raise StorageError(f"{path} is not readable as safetensors: {error}") from None
+    return total
 
 
 def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:

@@ -26,6 +26,14 @@ def digest(value: Plain) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def digest_of_read(value: Plain) -> str:
+    """The digest of what was just read from JSON, which can hold nothing without identity but a NaN (ValueError)."""
+    return hashlib.sha256(_READ.encode(value).encode()).hexdigest()
+
+
+_READ = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def _checked(value: object, where: str) -> object:
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -61,10 +69,16 @@ def file_digest(path: Path) -> str:
 
 def files_below(folder: Path) -> list[Path]:
     """Every file below `folder`, hidden ones and folders left out, in one fixed order."""
-    found = []
+    return [folder / name for name in names_below(folder)]
+
+
+def names_below(folder: Path) -> list[str]:
+    """As `files_below`, as names relative to the folder: where there are many, paths take longer than files."""
+    found, above = list[str](), len(str(folder)) + 1
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+        inside = f"{root}/"[above:]
+        found += [inside + name for name in sorted(names) if not name.startswith(".")]
     return found
 
 

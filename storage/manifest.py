@@ -24,7 +24,7 @@ from typing import Any
 from adatsq_pipe.storage.arrays import parts
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.files import stays_inside, write_text
-from adatsq_pipe.storage.fingerprint import digest, file_digest, files_below
+from adatsq_pipe.storage.fingerprint import digest, digest_of_read, file_digest, files_below, names_below
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
@@ -40,6 +40,11 @@ class Marker:
     value: Any = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     host: str = ""
+    micro_batch: Mapping[str, int] | None = None
+    """Samples at a time, `from` and `to`, where memory was short; it bears no identity, as in other batches only the
+    last bits differ."""
+    peak: int = 0
+    """Most bytes of GPU memory allocated at once, the model's weights included; 0 on a CPU."""
 
     @property
     def digest(self) -> str:
@@ -51,10 +56,10 @@ class Marker:
 def _parsed(path: str, stamp: tuple[int, int, int]) -> Marker | None:
     """The marker in the file `path` as of `stamp` (inode, mtime, size); None if it is not as it was written."""
     try:
-        with open(path, encoding="utf-8") as file:
-            body = json.load(file)
+        with open(path, "rb", buffering=0) as file:
+            body = json.loads(file.read().decode())
         own = body.pop("self")
-        if own != digest(body):
+        if own != digest_of_read(body):
             return None
         files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
         if not all(map(stays_inside, (*files, body["unit"]))):
@@ -106,7 +111,15 @@ class Manifest:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, unit: str, *, value: object = None, seconds: Mapping[str, float] | None = None) -> Marker:
+    def commit(
+        self,
+        unit: str,
+        *,
+        value: object = None,
+        seconds: Mapping[str, float] | None = None,
+        micro_batch: Mapping[str, int] | None = None,
+        peak: int = 0,
+    ) -> Marker:
         """Move what was written into the unit's place and vouch for it; the marker is the last thing written.
 
         If another process has finished the unit meanwhile, what it wrote stays: it is the same.
@@ -119,13 +132,18 @@ class Manifest:
         files = {
             str(path.relative_to(written)): (path.stat().st_size, file_digest(path)) for path in files_below(written)
         }
-        marker = Marker(unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname())
+        marker = Marker(
+            unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname(),
+            micro_batch=micro_batch, peak=peak,
+        )  # fmt: skip
         body: dict[str, Any] = {
             "unit": unit,
             "files": files,
             "value": value,
             "seconds": marker.seconds,
             "host": marker.host,
+            **({"micro_batch": dict(micro_batch)} if micro_batch else {}),
+            **({"peak": peak} if peak else {}),
         }
         _move(written, folder)
         if self.remote is not None:
@@ -168,10 +186,14 @@ class Manifest:
         return not self._wrong_sizes(marker)
 
     def missing(self, units: Sequence[str]) -> list[str]:
-        """Those of the units that are not done. Markers in a store are listed, not asked for one by one."""
+        """Those of the units that are not done, before they are given to others.
+
+        Markers in a store are listed, not asked for one by one, and not again if they just were.
+        """
         if self.remote is None:
             return [unit for unit in units if not self.done(unit)]
-        there = set(self.units(anew=True))
+        there = set(self.units(anew=not self.remote.current))
+        self.remote.outdate()
         return [unit for unit in units if unit not in there]
 
     def markers(self) -> dict[str, Marker]:
@@ -282,7 +304,7 @@ class Manifest:
                 self.remote.look(place)
             found = [name.removeprefix(f"{place}/") for name in self.remote.below(place)]
         else:
-            found = [str(path.relative_to(root)) for path in files_below(root)] if root.is_dir() else []
+            found = names_below(root)
         for name in sorted(found):
             unit = name.removesuffix(".json")
             if unit != name and unit != COMPLETE:

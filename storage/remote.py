@@ -38,6 +38,7 @@ class Remote:
     files: Any
     base: str
     sizes: dict[str, int] = field(default_factory=dict)
+    _current: set[str] = field(default_factory=set)
 
     def _at(self, name: str) -> str:
         return f"{self.base}/{name}"
@@ -45,6 +46,8 @@ class Remote:
     def look(self, below: str = "") -> None:
         """List what is there (below a name), in the store's pages, and believe that from now on."""
         self.files.invalidate_cache()
+        if not below:
+            self._current.add("all")
         root = self._at(below) if below else self.base
         try:
             found = self.files.find(root, detail=True)
@@ -57,6 +60,15 @@ class Remote:
             if not stays_inside(name):
                 raise StorageError(f"{self.url} holds a file named {name!r}, which leads out of it; remove it there")
             self.sizes[name] = int(entry["size"] or 0)
+
+    @property
+    def current(self) -> bool:
+        """Whether all has been listed, and nobody else has been given work since."""
+        return bool(self._current)
+
+    def outdate(self) -> None:
+        """From now on other processes put files there, too."""
+        self._current.clear()
 
     def holds(self, name: str) -> bool:
         """Whether the file is there; asks the store only about names it has not heard of."""

@@ -2,12 +2,16 @@
 
 Ray actors with a (fake) GPU each run units that sleep as long as their forwards would take, through the pool that a run
 uses; starting the actors is not counted. Efficiency is the units' seconds over workers times wall time. A wide stage
-(capture, Fisher, Hessian) has all its units at once; the search has a level of `--candidates` evaluations at a time.
+(capture, Fisher, Hessian) has all its units at once. The search is a whole one: the default beam's levels one after the
+other, then the rollouts, each cut into units by the function that the stage cuts them with; only errors are made up.
+A forward of a batch takes as long as those of its captions one by one, as with a model that one caption fills a GPU
+with. The default settings of [search] and [data] are one row; one caption a unit and 16 captions, as a model of FLUX's
+size would have, the other.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import time
 from pathlib import Path
 
@@ -15,66 +19,98 @@ import click
 
 from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
-from tests.bench.sleepers import Evaluation, Nap, Sleeper
+from adatsq_pipe.stages import portions
+from adatsq_pipe.stages.base import DataSettings
+from adatsq_pipe.stages.numerics.beam import Beam
+from adatsq_pipe.stages.trellis import SearchSettings
+from tests.bench.sleepers import Evaluation, Nap, Sleeper, forwards_of
 
 WORKERS = (1, 2, 4, 8, 16, 32)
+CAPTIONS = 32
+SETTINGS = {
+    "search, defaults": (8, SearchSettings()),
+    "search, 8 captions, one a unit": (8, SearchSettings(samples=1)),
+    "search, 16 captions, one a unit": (8, SearchSettings(samples=1, batches=2, rollout_prompts=16)),
+}
 
 
-def _wall(pool: Pool, worker: type[Sleeper], levels: list[list[str]], nap: Nap) -> float:
+def _wall(pool: Pool, worker: type[Sleeper], keys: list[str], nap: Nap) -> float:
     start = time.perf_counter()
-    for keys in levels:
-        for _ in pool.stream(worker, nap, keys):
-            pass
+    for _ in pool.stream(worker, nap, keys):
+        pass
     return time.perf_counter() - start
 
 
+def _beam(settings: SearchSettings, steps: int) -> Beam:
+    prices = tuple(sum(b * s for b, s in zip(settings.bits, shares, strict=True)) for shares in settings.candidates)
+    return Beam(prices=(prices,) * steps, budget=settings.budget, width=settings.width)
+
+
+def _made_up(choices: portions.Choices) -> float:
+    """An error that falls with the bits spent, and is the same in every process."""
+    noise = int(hashlib.sha256(repr(choices).encode()).hexdigest()[:8], 16) / 2**32
+    return (0.5 + noise) / (1 + choices[-1])
+
+
+def _search(pool: Pool, batch: int, settings: SearchSettings, steps: int, forward: float) -> tuple[float, float]:
+    """Wall seconds of a search, and seconds of forwards in it."""
+    data = DataSettings(prompts=tuple(map(str, range(CAPTIONS))), batch=batch)
+    cuts = {"path": portions.of_trellis(data, settings), "rollout": portions.of_rollouts(data, settings)}
+    nap = Nap(forward, steps=steps, samples={kind: tuple(p.samples for p in cut) for kind, cut in cuts.items()})
+    wall = work = 0.0
+
+    def dispatch(kind: str, paths: list[portions.Choices]) -> None:
+        nonlocal wall, work
+        keys = list(portions.keys_of(kind, paths, cuts[kind]))
+        wall += _wall(pool, Evaluation, keys, nap)
+        work += sum(forward * forwards_of(nap, key) for key in keys)
+
+    beam = _beam(settings, steps)
+    while not beam.finished:
+        paths = beam.ask()
+        dispatch("path", paths)
+        beam = beam.tell({path: _made_up(path) for path in paths})
+    dispatch("rollout", [path.choices for path in beam.paths])
+    return wall, work
+
+
 @click.command()
-@click.option("--forward", default=0.5, show_default=True, help="Seconds of one forward: what is slept.")
+@click.option("--forward", default=0.5, show_default=True, help="Seconds of a caption's forward: what is slept.")
 @click.option("--per-unit", default=4, show_default=True, help="Forwards in a unit of a wide stage.")
 @click.option("--units", default=8, show_default=True, help="Units of a wide stage for each worker.")
-@click.option("--candidates", default=6, show_default=True, help="Evaluations in a level (width x candidates).")
-@click.option("--levels", default=10, show_default=True)
+@click.option("--steps", default=8, show_default=True, help="Scheduler steps: levels, and forwards of a rollout.")
+@click.option("--workers", multiple=True, type=int, help="Only with so many workers; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the curve is drawn.")
-def main(forward: float, per_unit: int, units: int, candidates: int, levels: int, out: Path | None) -> None:
-    rows = []
-    click.echo("| workers | wide stage | search, as it is | search, if a level filled the workers |\n|---|---|---|---|")
-    for workers in WORKERS:
-        pool = Pool(Resources(workers=workers, gpus=workers, gpus_per_worker=1, cpus_per_worker=0.01), "scaling")
-        while pool.answering < workers:
-            _wall(pool, Sleeper, [[str(i) for i in range(4 * workers)]], Nap(0.05))
-        nap, full = Nap(forward), math.ceil(candidates / workers) * workers
-        wide = _wall(pool, Sleeper, [[str(i) for i in range(units * workers)]], Nap(forward * per_unit))
-        narrow = _wall(pool, Evaluation, [[str(i) for i in range(candidates)]] * levels, nap)
-        filled = _wall(pool, Evaluation, [[str(i) for i in range(full)]] * levels, nap)
+def main(forward: float, per_unit: int, units: int, steps: int, workers: tuple[int, ...], out: Path | None) -> None:
+    chosen, rows = workers or WORKERS, dict[int, dict[str, float]]()
+    names = ("wide stage", *SETTINGS)
+    click.echo("| workers | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    for count in chosen:
+        pool = Pool(Resources(workers=count, gpus=count, gpus_per_worker=1, cpus_per_worker=0.01), "scaling")
+        while pool.answering < count:
+            _wall(pool, Sleeper, [str(i) for i in range(4 * count)], Nap(0.05))
+        wide = _wall(pool, Sleeper, [str(i) for i in range(units * count)], Nap(forward * per_unit))
+        rows[count] = {"wide stage": units * forward * per_unit / wide}
+        for name, (batch, settings) in SETTINGS.items():
+            wall, work = _search(pool, batch, settings, steps, forward)
+            rows[count][name] = work / count / wall
         pool.close()
-        rows.append(
-            (
-                workers,
-                units * forward * per_unit / wide,
-                candidates * levels * forward / workers / narrow,
-                full * levels * forward / workers / filled,
-            )
-        )
-        click.echo("| " + " | ".join([str(workers), *(f"{100 * share:.0f} %" for share in rows[-1][1:])]) + " |")
+        click.echo("| " + " | ".join([str(count), *(f"{100 * rows[count][name]:.0f} %" for name in names)]) + " |")
     if out:
-        _draw(rows, candidates, out)
+        _draw(rows, out)
 
 
-def _draw(rows: list[tuple[int, float, float, float]], candidates: int, out: Path) -> None:
+def _draw(rows: dict[int, dict[str, float]], out: Path) -> None:
     from adatsq_pipe.pipeline.report import pyplot
 
-    plt = pyplot()
+    plt, counts = pyplot(), list(rows)
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-    for place, name in enumerate(
-        ("wide stage", f"search, {candidates} a level", "search, levels as wide as workers"), 1
-    ):
-        axis.plot([row[0] for row in rows], [row[0] * row[place] for row in rows], marker="o", label=name)
-    axis.plot(WORKERS, WORKERS, color="0.7", linestyle="--", label="ideal")
-    axis.set(
-        xscale="log", yscale="log", xlabel="workers", ylabel="times as fast as one", xticks=WORKERS, yticks=WORKERS
-    )
-    axis.set_xticklabels(WORKERS)
-    axis.set_yticklabels(WORKERS)
+    for name in rows[counts[0]]:
+        axis.plot(counts, [count * rows[count][name] for count in counts], marker="o", label=name)
+    axis.plot(counts, counts, color="0.7", linestyle="--", label="ideal")
+    axis.set(xscale="log", yscale="log", xlabel="workers", ylabel="times as fast as one", xticks=counts, yticks=counts)
+    axis.set_xticklabels(counts)
+    axis.set_yticklabels(counts)
     axis.minorticks_off()
     axis.legend(fontsize=8)
     figure.savefig(out, dpi=110)

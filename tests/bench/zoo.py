@@ -24,7 +24,8 @@ from diffusers import DiffusionPipeline
 from adatsq_pipe.pipeline import cli, config, plan
 from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base import Context
-from adatsq_pipe.stages.denoiser import Conditions, Denoiser, pictures_of
+from adatsq_pipe.stages.calling import pictures_of
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.storage.rundir import RunDir
 from tests.zoo import ALONE, BUILDERS

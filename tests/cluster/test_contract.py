@@ -14,7 +14,8 @@ from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed
 from adatsq_pipe.cluster.inline import Inline
 from adatsq_pipe.cluster.pool import Pool, connect
 from adatsq_pipe.cluster.resources import Resources
-from tests.cluster.fakes import Certain, Hopeless, Recorder, Script, drive, failing_drive
+from adatsq_pipe.stages.micro import OutOfMemory
+from tests.cluster.fakes import Certain, Hopeless, Memory, Recorder, Script, Summer, drive, failing_drive
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,32 @@ def test_where_all_fail_the_rest_is_not_tried(executor: Any, tmp_path: Path) -> 
     with pytest.raises(UnitFailed, match="and so did"):
         list(executor.stream(Recorder, Script(str(tmp_path), fail=tuple(keys)), keys))
     assert sum(_calls(tmp_path, key) > 0 for key in keys) < 10
+
+
+def test_a_unit_that_does_not_fit_is_halved_until_it_does(executor: Any, tmp_path: Path) -> None:
+    keys = ["a", "bb", "ccc"]
+    got = dict(executor.stream(Summer, Memory(str(tmp_path), rows=7, fit=2), keys))
+    for key in keys:
+        sums, narrowed = got[key]
+        assert sums == [float(len(key) * (4 * row + 1)) for row in range(7)], "the parts make the whole"
+        assert narrowed == {"from": 7, "to": 2}
+    tried = [int(line) for line in (tmp_path / "forwards").read_text().splitlines()]
+    opened = 1 if isinstance(executor, Inline) else 2
+    assert 1 <= tried.count(7) <= opened and tried.count(4) == tried.count(7), "a worker that halved stays so"
+
+
+def test_what_fits_is_not_cut(executor: Any, tmp_path: Path) -> None:
+    got = dict(executor.stream(Summer, Memory(str(tmp_path), rows=7, fit=7), ["a"]))
+    assert got["a"] == ([float(4 * row + 1) for row in range(7)], None)
+    assert (tmp_path / "forwards").read_text() == "7\n"
+
+
+def test_what_does_not_fit_one_by_one_is_one_line(executor: Any, tmp_path: Path) -> None:
+    said = r"unit 'a' does not fit with one sample at a time \(CUDA out of memory. Tried to allocate 2.00 GiB.*; give"
+    with pytest.raises(OutOfMemory, match=said) as failed:
+        list(executor.stream(Summer, Memory(str(tmp_path), rows=3, fit=0), ["a"]))
+    assert "\n" not in str(failed.value)
+    assert (tmp_path / "forwards").read_text().split() == ["3", "2", "1"]
 
 
 def test_an_error_that_passes_costs_one_more_try(ray_pool: Pool, tmp_path: Path) -> None:

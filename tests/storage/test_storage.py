@@ -12,7 +12,15 @@ import torch
 from adatsq_pipe.storage import arrays, tables, tensors
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.files import write_bytes
-from adatsq_pipe.storage.fingerprint import canonical, differences, digest, folder_digest
+from adatsq_pipe.storage.fingerprint import (
+    canonical,
+    differences,
+    digest,
+    digest_of_read,
+    files_below,
+    folder_digest,
+    names_below,
+)
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.remote import Remote
 from adatsq_pipe.storage.rundir import RunDir
@@ -220,3 +228,19 @@ def test_a_second_lock_is_refused(tmp_path: Path) -> None:
         pass
     with run.lock():
         assert json.loads((run.path / "run.json").read_text())["format"] == 1
+
+
+def test_a_digest_of_what_was_read_is_that_of_what_was_written() -> None:
+    value: dict[str, object] = {"b": [1, 0.1, None, True], "a": {"é": "\n", "z": 1e-300}}
+    assert digest_of_read(json.loads(json.dumps(value))) == digest(value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        digest_of_read(json.loads('{"x": NaN}'))
+
+
+def test_names_below_are_the_files_below(tmp_path: Path) -> None:
+    for name in ("b/1.json", "b/c/2.json", "a.json", ".hidden/3", "b/.partial-1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names_below(tmp_path) == ["a.json", "b/1.json", "b/c/2.json"]
+    assert files_below(tmp_path) == [tmp_path / name for name in names_below(tmp_path)]
+    assert names_below(tmp_path / "nowhere") == []

@@ -188,3 +188,17 @@ def test_units_are_listed_not_asked_for_one_by_one(bucket: s3.Door) -> None:
     before = bucket.counts["passed"]
     assert manifest.missing([*names, *(f"other/{i}" for i in range(500))]) == [f"other/{i}" for i in range(500)]
     assert bucket.counts["passed"] - before < 10
+
+
+def test_what_was_listed_at_opening_is_listed_again_only_after_work_was_given_out(bucket: s3.Door) -> None:
+    mine = _unit()
+    opened = RunDir.opened(URL).manifest("capture", "ab" * 8)
+    before = bucket.counts["passed"]
+    assert opened.missing(["a/0", "a/1"]) == ["a/1"]
+    assert bucket.counts["passed"] == before, "the opening's listing was good enough"
+    remote_at.cache_clear()
+    other = RunDir.at(URL).manifest("capture", "ab" * 8)
+    other.open_unit("a/1")
+    other.commit("a/1")
+    assert mine.missing(["a/0", "a/1"]) == [], "what another process finished since is seen"
+    assert bucket.counts["passed"] > before

@@ -1,0 +1,69 @@
+"""The run's executor: made on first use, and anew when its workers are to hold another share of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig, load
+from adatsq_pipe.pipeline.runner import Executors, _placed
+from adatsq_pipe.stages import placement
+from adatsq_pipe.stages.base import Context
+from adatsq_pipe.storage.rundir import RunDir
+
+
+class Made:
+    def __init__(self, share: float) -> None:
+        self.share, self.closed, self.stopped = share, False, False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def _config(*sets: str) -> RunConfig:
+    return load(preset=None, file=None, sets=sets, model=None, kept=None)
+
+
+def _executors(config: RunConfig, monkeypatch: pytest.MonkeyPatch, run: Path) -> Executors:
+    made = Executors(config, RunDir(run))
+    monkeypatch.setattr(Executors, "_make", lambda self: Made(self.share))
+    return made
+
+
+def test_another_share_closes_the_executor_and_makes_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    executors = _executors(_config("cluster.gpus_per_worker=auto"), monkeypatch, tmp_path)
+    first: Any = executors.get(1.0)
+    assert executors.get(1.0) is first and executors.get() is first and not first.closed
+    executors.stop()
+    second: Any = executors.get(0.5)
+    assert first.closed and (second.share, second.stopped) == (0.5, True)
+
+
+def test_a_share_set_by_hand_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    executors = _executors(_config("cluster.gpus_per_worker=0.25"), monkeypatch, tmp_path)
+    assert executors.get().share == 0.25
+
+
+def test_only_auto_on_ray_is_measured_and_a_machine_without_a_gpu_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = Context(tables={}, run="", model="")
+    assert _placed("fisher", context, _config()) is None
+    assert _placed("fisher", context, _config("cluster.gpus_per_worker=auto", "cluster.executor=inline")) is None
+    monkeypatch.setattr(placement, "gpu_memory", lambda: 0)
+    monkeypatch.setattr(placement, "need_of", lambda context, stage: None)
+    with pytest.raises(ConfigError, match=r"set cluster\.gpu_memory to the GB"):
+        _placed("fisher", context, _config("cluster.gpus_per_worker=auto"))
+    found = _placed("fisher", context, _config("cluster.gpus_per_worker=auto", "cluster.gpu_memory=24"))
+    assert found is not None and (found.workers, found.memory) == (1, 24 * 10**9)
+
+
+def test_a_share_that_is_none_is_refused_with_what_may_be_given() -> None:
+    for given in ("some", "-1", "true"):
+        with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: give the share .* or auto \(given"):
+            _config(f"cluster.gpus_per_worker={given}")
