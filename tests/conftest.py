@@ -11,6 +11,8 @@ import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Several test processes with several threads each would wait for each other."""
 
 FAMILIES = ("flux", "z-image", "wan", "dit")
 
@@ -27,7 +29,7 @@ TINY = (
 )  # fmt: skip
 
 
-FIRST = ("test_s3.py", "test_ray.py", "test_run.py", "test_bad_input.py")
+FIRST = ("test_s3.py", "test_ray.py", "test_nodes.py", "test_submit.py", "test_training.py", "test_models.py")
 """Files that take longest are handed out first, so that two processes end together."""
 
 
