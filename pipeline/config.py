@@ -45,6 +45,9 @@ class ClusterSettings(Settings):
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of a local Ray."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    device_memory: float = Field(default=0.0, ge=0)
+    """GiB of device memory that a worker may use; 0 = what its GPU has, or its share of that. A model that needs more
+    has its blocks take turns on the device."""
     retries: int = Field(default=3, ge=0)
     """How often a unit is tried again after an error, or after its worker died."""
 

@@ -43,7 +43,14 @@ class Step:
 def context_of(config: RunConfig, run: RunDir) -> Context:
     """The context without fingerprints."""
     tables = {name: table for name, table in config.tables.items() if name != "cluster"}
-    return Context(tables=tables, run=run.where, model=str(config.model))
+    cluster = config.cluster
+    return Context(
+        tables=tables,
+        run=run.where,
+        model=str(config.model),
+        device_memory=cluster.device_memory,
+        device_share=min(1.0, cluster.gpus_per_worker or 1.0),
+    )
 
 
 def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:

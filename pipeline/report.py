@@ -116,6 +116,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_not_called": survey["unused"],
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
+            "memory": memory(run, context),
             "damping_raised": damped,
             "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
@@ -193,6 +194,15 @@ def capture_cost(context: Context) -> float:
     units = list(manifest.markers().values())
     bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
     return sum(m.seconds["total"] for m in units) / bare
+
+
+def memory(run: RunDir, context: Context) -> dict[str, Any]:
+    """By stage, how the model was planned to fit on the workers' device; empty where it lies in main memory anyway."""
+    return {
+        entry["stage"]: entry["memory"]
+        for entry in run.logged()
+        if "memory" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
+    }
 
 
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
+from adatsq_pipe.stages import memory
 from adatsq_pipe.stages.base import Context, Report, complete, discover
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
@@ -44,6 +45,8 @@ class Executors:
     """Called when the executor has been made: Ray takes over signal handlers, for one."""
     made: Any = None
     stopping: bool = False
+    said: str = ""
+    """What was said of the workers' memory."""
 
     def get(self) -> Any:
         if self.made is None:
@@ -66,7 +69,7 @@ class Executors:
         from adatsq_pipe.cluster.pool import Pool
         from adatsq_pipe.cluster.resources import Resources
 
-        resources = Resources(**cluster.model_dump(exclude={"executor"}))
+        resources = Resources(**cluster.model_dump(exclude={"executor", "device_memory"}))
         return Pool(resources, digest(self.run.where)[:12], DRIVEN)
 
     def stop(self) -> None:
@@ -143,6 +146,7 @@ def _withdraw_damaged(step: Step, context: Context, screen: Screen) -> None:
 def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, screen: Screen) -> None:
     name = step.stage.name
     run.record_identity(name, step.fingerprint, dict(step.identity))
+    needs = _memory(name, context, executors, screen)
     executor = executors.get()
     start = time.perf_counter()
     try:
@@ -150,8 +154,22 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
             step.stage.run(context, executor, report)
     finally:
         wall = round(time.perf_counter() - start, 3)
-        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall})
+        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **needs})
     complete(context, name)
+
+
+def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Any]:
+    """Say beforehand, once, whether the model fits on the workers' device; the plan as a fact for the log."""
+    if stage not in memory.STAGES:
+        return {}
+    found = memory.plan_of(context, memory.surveyed(context))
+    if found is None and context.tables["compute"]["device"] == "cpu":
+        return {}
+    line = found.said() if found else memory.UNKNOWN
+    if executors.said != line and (found is None or found.recomputed):
+        executors.said = line
+        screen.say(line)
+    return {"memory": found.plain() if found else memory.UNKNOWN}
 
 
 def _publish(context: Context, run: RunDir) -> None:

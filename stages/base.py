@@ -91,6 +91,10 @@ class Context:
     run: str
     model: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    device_memory: float = 0.0
+    """GiB of device memory that a worker may use; 0 = as much as its device has, or its share of that."""
+    device_share: float = 1.0
+    """Share of a device that a worker has."""
 
     def settings(self, table: str, kind: type[SettingsT]) -> SettingsT:
         return kind.model_validate(self.tables[table])

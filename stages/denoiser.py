@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
+from adatsq_pipe.stages.residency import take_turns
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
@@ -80,7 +80,7 @@ class Trajectory:
 class Denoiser:
     """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
 
-    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
+    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any], blockwise: bool = False) -> None:
         index = find_pipeline(Path(folder))
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
@@ -88,11 +88,12 @@ class Denoiser:
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
-        self.pipe = pipe.to(device)
+        self.pipe = pipe if blockwise else pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
         self.transformer = several(self.parts)
+        self.turns = take_turns(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)
         self._condition = self._condition_argument()
         self._remember_prompts()
@@ -330,21 +331,3 @@ def pictures_of(result: Any) -> Tensor:
     """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
     first = next(iter(result.values()))
     return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
-
-
-@functools.lru_cache(maxsize=1)
-def _open(folder: str, dtype: str, device: str, call: str) -> Denoiser:
-    return Denoiser(folder, dtype=dtype, device=device, call=json.loads(call))
-
-
-def open_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
-    """The process's denoiser for these settings; the last one stays open between stages."""
-    torch.set_num_threads(threads)
-    return _open(folder, dtype, device, json.dumps(call, sort_keys=True))
-
-
-def take_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
-    """A denoiser to be changed: it is not shared with later stages, and no second copy of the model is held."""
-    taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call)
-    _open.cache_clear()
-    return taken

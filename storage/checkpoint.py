@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,10 @@ from adatsq_pipe.storage.files import write_text
 
 OF_THE_ORIGINAL = ("training.json",)
 """Files beside a model that speak of its own making, as do pictures and curves: not true of a quantized copy."""
+
+
+_PLAIN = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+"""Files of weights that are loaded when no variant is asked for."""
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
@@ -93,6 +99,23 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
             raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
     if not found:
         raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
+    return found
+
+
+def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
+    """Numbers in every tensor of every model of the pipeline, by component, from the headers of safetensors alone."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, dict[str, int]] = {}
+    for path in sorted(source.glob("*/*.safetensors")):
+        if not _PLAIN.fullmatch(path.name):
+            continue
+        sizes = found.setdefault(path.parent.name, {})
+        try:
+            with safe_open(path, framework="numpy") as file:
+                sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise StorageError(f"{path} is not readable as safetensors: {error}") from None
     return found
 
 
