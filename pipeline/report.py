@@ -13,6 +13,7 @@ from typing import Any
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.capture import left_of
 from adatsq_pipe.stages.card import card
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage import arrays, tables
@@ -115,6 +116,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "facts": {
             "layers_not_called": survey["unused"],
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
+            "left_alone": left_of(context),
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
             "memory": memory(run, context),
             "damping_raised": damped,

@@ -15,12 +15,16 @@ from typing import Any, Protocol
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.stages import memory
+from adatsq_pipe.stages.acceptance import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base import Context, Report, complete, discover
+from adatsq_pipe.stages.capture import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
 
 REPAIRS = 8
+NAMED = 4
+"""Kinds of layers left alone that are named on the screen; the report has all."""
 DRIVEN = ("adatsq_pipe.stages.search", "adatsq_pipe.storage.tables", "zarr")
 """What the search's director needs besides: imported while it waits, not while the workers wait for it."""
 
@@ -156,6 +160,20 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
         wall = round(time.perf_counter() - start, 3)
         run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **needs})
     complete(context, name)
+    if name == "capture" and (line := _unusual(context)):
+        screen.say(line)
+
+
+def _unusual(context: Context) -> str:
+    """In one line what lies in the blocks and is no linear layer, nor a mere vector; "" if there is nothing."""
+    left = [row for row in left_of(context) if row["why"] in (CONVOLUTION, TABLE, RAW)]
+    if not left:
+        return ""
+    total = survey_of(context)["parameters"]
+    share = 100 * sum(row["parameters"] for row in left) / total
+    named = ", ".join(f"{row['count']} {row['kind']} ({row['pattern']})" for row in left[:NAMED])
+    more = f" and {len(left) - NAMED} more kinds" if len(left) > NAMED else ""
+    return f"left as they are in the blocks, {share:.1f} % of the parameters: {named}{more}; `inspect` says why"
 
 
 def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.families._family import timestep_told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
@@ -33,6 +34,9 @@ from adatsq_pipe.stages.residency import take_turns
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
+
+Forwards = dict[str, Callable[..., Output]]
+"""Real forwards by component."""
 
 
 class _Reached(Exception):
@@ -206,11 +210,11 @@ class Denoiser:
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             if see is not None:
-                see(len(outputs), _as_call(real, step, part, args, kwargs))
+                see(len(outputs), self._as_call(real, step, part, args, kwargs))
             output = real[part](*args, **kwargs)
             outputs.append(output)
             steps.append(step)
-            timesteps.append(float(timestep_of(real[part], args, kwargs).max()))
+            timesteps.append(self._timestep(real, part, args, kwargs))
             return output
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
@@ -224,7 +228,7 @@ class Denoiser:
         real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            calls.append(_as_call(real, step, part, args, kwargs))
+            calls.append(self._as_call(real, step, part, args, kwargs))
             if part not in first:
                 first[part] = real[part](*args, **kwargs)
             return rebuild(structure(first[part]), iter([leaf.clone() for leaf in leaves(first[part])]))
@@ -247,15 +251,22 @@ class Denoiser:
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             nonlocal place
             if see is not None:
-                see(place, _as_call(real, step, part, args, kwargs))
+                see(place, self._as_call(real, step, part, args, kwargs))
             place += 1
             return next(given)
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
 
-    def _forwards(self) -> dict[str, Callable[..., Output]]:
+    def _forwards(self) -> Forwards:
         return {name: part.forward for name, part in self.parts.items()}
+
+    def _timestep(self, real: Forwards, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        return float(timestep_of(real[part], args, kwargs, timestep_told(self.parts[part])).max())
+
+    def _as_call(self, real: Forwards, step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        timestep = self._timestep(real, part, args, kwargs)
+        return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
     def run(self, call: Call) -> Output:
         """What the denoiser that was called returns."""
@@ -270,7 +281,7 @@ class Denoiser:
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             for output in given:
                 return output
-            found.append(_as_call(real, step, part, args, kwargs))
+            found.append(self._as_call(real, step, part, args, kwargs))
             raise _Reached
 
         _, latents = self._drive(conditions, forward, decode=False)
@@ -282,13 +293,6 @@ class Denoiser:
             return [arrived]
         name = next(iter(inspect.signature(self.parts[arrived.part].forward).parameters))
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
-
-
-def _as_call(
-    real: dict[str, Callable[..., Output]], step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Call:
-    timestep = float(timestep_of(real[part], args, kwargs).max())
-    return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
 
 _OF_PIPELINES = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from adatsq_pipe.stages.acceptance import VECTORS
+from adatsq_pipe.stages.acceptance import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.families._family import family_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
@@ -114,9 +114,9 @@ def _outside(name: str) -> str:
 
 def _inside(module: nn.Module) -> str:
     if isinstance(module, _CONVOLUTIONS):
-        return "a convolution, not nn.Linear"
+        return CONVOLUTION
     if isinstance(module, nn.Embedding):
-        return "a table of vectors, not nn.Linear"
+        return TABLE
     if any(parameter.dim() > 1 and min(parameter.shape[-2:]) > 16 for parameter in module.parameters(recurse=False)):
-        return "raw parameters (grouped experts, fused projections), not nn.Linear"
+        return RAW
     return VECTORS
