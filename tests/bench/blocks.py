@@ -47,6 +47,7 @@ def flux(side: int) -> tiny.Built:
     clip = CLIPTextConfig(
         vocab_size=len(words), hidden_size=config["pooled_projection_dim"], intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=1, max_position_embeddings=words.model_max_length, eos_token_id=words.eos_token_id,
+        bos_token_id=words.convert_tokens_to_ids("<bos>"), pad_token_id=words.pad_token_id,
     )  # fmt: skip
     t5 = T5Config(
         vocab_size=len(words), d_model=config["joint_attention_dim"], d_kv=8, d_ff=16, num_layers=1, num_heads=1
