@@ -48,9 +48,15 @@ class ClusterSettings(Settings):
     """Share of a GPU that a worker holds; auto = as measured: a whole one until capture's survey is done, then what the
     weights and a unit take of the GPU's memory, looked at anew before each stage."""
     gpu_memory: float = Field(default=0.0, ge=0)
-    """GB (10^9 bytes) of one GPU, for gpus_per_worker = auto; 0 = as this machine's first has."""
+    """GB (10^9 bytes) of one GPU; 0 = as it says itself. For gpus_per_worker = auto, and for models that need more than
+    a worker has of it: their blocks take turns there."""
     retries: int = Field(default=3, ge=0)
     """How often a unit is tried again after an error, or after its worker died."""
+
+    @property
+    def device_share(self) -> float:
+        """Of a device, what a worker may count on; with auto as many share it as fit."""
+        return 1.0 if self.gpus_per_worker == "auto" else min(1.0, self.gpus_per_worker or 1.0)
 
     @field_validator("gpus_per_worker", mode="before")
     @classmethod

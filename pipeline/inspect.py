@@ -18,11 +18,12 @@ from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
 from adatsq_pipe.pipeline.shell import plainly
 from adatsq_pipe.stages import acceptance
 from adatsq_pipe.stages.acceptance import VECTORS
-from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
+from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.footprint import Footprint
     from adatsq_pipe.stages.inspection import Inspection, Rest
+    from adatsq_pipe.stages.memory import MemoryPlan
 
 NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder with weights"
 
@@ -46,11 +47,16 @@ def inspect(
     )
     denoisers = [_of_config(bare)] if bare else _of_pipeline(path, config, no_call)
     sized = [(found, _footprint(found, config)) for found in denoisers]
+    fits = _memory(path, denoisers, config)
     if as_json:
-        plain = {"model": str(path), "denoisers": [as_plain(found, size) for found, size in sized]}
+        plain: dict[str, Any] = {"model": str(path), "denoisers": [as_plain(found, size) for found, size in sized]}
+        if fits:
+            plain["memory"] = fits.plain()
         click.echo(json.dumps(plain, indent=1))
         return
     click.echo("\n\n\n".join(text(path, found, size) for found, size in sized))
+    if fits:
+        click.echo(f"\n{fits.said()}")
 
 
 def _bare_config(path: Path) -> Path | None:
@@ -109,6 +115,30 @@ def _footprint(found: Inspection, config: RunConfig) -> Footprint:
         dtype=config.tables["compute"]["dtype"],
         kept=config.tables["capture"]["rows"],
         steps=found.watched.steps if found.watched else 1,
+    )
+
+
+def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> MemoryPlan | None:
+    """How a run would fit on a worker's device; None where main memory holds the model anyway. A denoiser without
+    files of weights counts by its layers."""
+    from adatsq_pipe.stages import memory
+
+    compute, cluster = config.tables["compute"], config.cluster
+    device = memory.device_bytes(compute["device"], cluster.gpu_memory, cluster.device_share)
+    if device is None:
+        return None
+    sizes = stored_sizes(path) if path.is_dir() else {}
+    for one in found:
+        if one.component not in sizes:
+            inside = {f"{row['name']}.weight": row["in"] * row["out"] for row in one.rows}
+            sizes[one.component] = {**inside, "(the rest)": one.parameters - sum(inside.values())}
+    return memory.plan(
+        sizes,
+        denoising=[one.component for one in found],
+        device=device,
+        dtype=compute["dtype"],
+        rows=[row for one in found for row in one.rows] if all(one.watched for one in found) else (),
+        samples=config.tables["data"]["batch"],
     )
 
 

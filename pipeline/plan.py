@@ -43,7 +43,14 @@ class Step:
 def context_of(config: RunConfig, run: RunDir) -> Context:
     """The context without fingerprints."""
     tables = {name: table for name, table in config.tables.items() if name != "cluster"}
-    return Context(tables=tables, run=run.where, model=str(config.model))
+    cluster = config.cluster
+    return Context(
+        tables=tables,
+        run=run.where,
+        model=str(config.model),
+        gpu_memory=cluster.gpu_memory,
+        device_share=cluster.device_share,
+    )
 
 
 def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:

@@ -13,6 +13,7 @@ from typing import Any
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.capture import left_of
 from adatsq_pipe.stages.card import card
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage import arrays, tables
@@ -120,7 +121,9 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "facts": {
             "layers_not_called": survey["unused"],
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
+            "left_alone": left_of(context),
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
+            "memory": memory(run, context),
             "damping_raised": damped,
             "micro_batch": _micro_batches(context),
             "placement": _placements(run, context),
@@ -221,6 +224,15 @@ def capture_cost(context: Context) -> float:
     units = list(manifest.markers().values())
     bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
     return sum(m.seconds["total"] for m in units) / bare
+
+
+def memory(run: RunDir, context: Context) -> dict[str, Any]:
+    """By stage, how the model was planned to fit on the workers' device; empty where it lies in main memory anyway."""
+    return {
+        entry["stage"]: entry["memory"]
+        for entry in run.logged()
+        if "memory" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
+    }
 
 
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
+from adatsq_pipe.stages import memory
+from adatsq_pipe.stages.acceptance import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base import Context, Report, complete, discover
+from adatsq_pipe.stages.capture import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.placement import Placement
 
 REPAIRS = 8
+NAMED = 4
+"""Kinds of layers left alone that are named on the screen; the report has all."""
 DRIVEN = ("adatsq_pipe.stages.search", "adatsq_pipe.storage.tables", "zarr")
 """What the search's director needs besides: imported while it waits, not while the workers wait for it."""
 
@@ -49,6 +54,8 @@ class Executors:
     stopping: bool = False
     share: float = 0.0
     """Of a GPU, that each worker of the one that was made holds."""
+    said: str = ""
+    """What was said of the workers' memory."""
 
     def get(self, share: float | None = None) -> Any:
         """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; it is made anew
@@ -163,6 +170,7 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
     placed = _placed(name, context, executors.config)
     if placed is not None:
         screen.say(f"{name}: {placed.workers} to a GPU ({placed.record()['basis']})")
+    facts = _memory(name, context, executors, screen) | ({"placement": placed.record()} if placed else {})
     executor = executors.get(placed.share if placed else None)
     start = time.perf_counter()
     try:
@@ -170,9 +178,36 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
             step.stage.run(context, executor, report)
     finally:
         wall = round(time.perf_counter() - start, 3)
-        said = {"placement": placed.record()} if placed else {}
-        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **said})
+        run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **facts})
     complete(context, name)
+    if name == "capture" and (line := _unusual(context)):
+        screen.say(line)
+
+
+def _unusual(context: Context) -> str:
+    """In one line what lies in the blocks and is no linear layer, nor a mere vector; "" if there is nothing."""
+    left = [row for row in left_of(context) if row["why"] in (CONVOLUTION, TABLE, RAW)]
+    if not left:
+        return ""
+    total = survey_of(context)["parameters"]
+    share = 100 * sum(row["parameters"] for row in left) / total
+    named = ", ".join(f"{row['count']} {row['kind']} ({row['pattern']})" for row in left[:NAMED])
+    more = f" and {len(left) - NAMED} more kinds" if len(left) > NAMED else ""
+    return f"left as they are in the blocks, {share:.1f} % of the parameters: {named}{more}; `inspect` says why"
+
+
+def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Any]:
+    """Say beforehand, once, whether the model fits on the workers' device; the plan as a fact for the log."""
+    if stage not in memory.STAGES:
+        return {}
+    found = memory.plan_of(context, memory.surveyed(context))
+    if found is None and context.tables["compute"]["device"] == "cpu":
+        return {}
+    line = found.said() if found else memory.UNKNOWN
+    if executors.said != line and (found is None or found.recomputed):
+        executors.said = line
+        screen.say(line)
+    return {"memory": found.plain() if found else memory.UNKNOWN}
 
 
 def _draws_soon() -> None:

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.base import NotTaken
+from adatsq_pipe.stages.families._family import families
 from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
 from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
 
 VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
+CONVOLUTION = "a convolution, not nn.Linear"
+TABLE = "a table of vectors, not nn.Linear"
+RAW = "raw parameters (grouped experts, fused projections), not nn.Linear"
 NO_LINEARS = "its transformer has no linear layers inside repeated blocks; there is nothing to quantize"
 
 
@@ -135,7 +139,8 @@ def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], giv
     for part in denoisers(index):
         kind = str(index[part][1])
         called = call_source(kind)
-        if called is not None and not set(TIMESTEPS) & set(called.arguments):
+        told = families()[kind].timestep if kind in families() else ""
+        if called is not None and not {*TIMESTEPS, told} & set(called.arguments):
             return f"{name}'s {part}, {kind}, takes no timestep: there are no denoising steps to give bits to"
     if shapes and not has_blocks_of_linears(shapes):
         return NO_LINEARS

@@ -22,6 +22,7 @@ from adatsq_pipe.stages.base import (
     fan_out,
     unit_of,
 )
+from adatsq_pipe.stages.families._family import families
 from adatsq_pipe.storage.fingerprint import Plain
 
 
@@ -48,7 +49,7 @@ class Assemble:
             timesteps = capture.survey_of(self.context)["timesteps"]
             parts, unit.value = self._tensors(source)
             for i, (part, (stored, layers)) in enumerate(parts.items()):
-                config = {**said, "layers": layers, "timesteps": timesteps}
+                config = {**said, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
                 if i == 0:
                     text = card(self.context, unit.value)
                     write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
@@ -109,6 +110,13 @@ class Assemble:
             "policy_digest": policy.digest,
         }
         return {part: (_below(prefix, stored), _below(prefix, specs)) for part, prefix in prefixes.items()}, sizes
+
+
+def _timestep_of(source: Path, part: str) -> dict[str, str]:
+    """What a family says of the timestep of the denoiser `part`, for the model's config; else nothing."""
+    kind = json.loads((source / part / "config.json").read_text()).get("_class_name", "")
+    told = families()[kind].timestep if kind in families() else ""
+    return {"timestep": told} if told else {}
 
 
 def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:

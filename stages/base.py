@@ -94,6 +94,10 @@ class Context:
     run: str
     model: str
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    gpu_memory: float = 0.0
+    """GB of the device's memory; 0 = as it says itself."""
+    device_share: float = 1.0
+    """Share of a device that a worker has."""
 
     def settings(self, table: str, kind: type[SettingsT]) -> SettingsT:
         return kind.model_validate(self.tables[table])

@@ -1,6 +1,7 @@
 """Capture: record full-precision runs, then the inputs of every linear layer at every timestep.
 
-Units: `trajectory/<shard>` (denoiser outputs), `survey` (the layers, from one call), and
+Units: `trajectory/<shard>` (denoiser outputs), `survey` (the layers, from one call), `left` (what is no layer to be
+quantized, and why), and
 `activations/<block>-<shard>`: a seeded subsample of input rows per (step, layer), and the exact absolute maximum per
 channel over all tokens. Layers fed the same tensor (q, k, v) store it once. Full activations of a large model would be
 hundreds of gigabytes a caption, hence the subsample of a stated size.
@@ -55,6 +56,13 @@ def survey_of(context: Context) -> dict[str, Any]:
     return dict(marker.value)
 
 
+def left_of(context: Context) -> list[dict[str, Any]]:
+    """What of the denoisers stays as it is: `part`, and the fields of an inspection's Rest. A capture that was finished
+    by a version which did not record it has none."""
+    manifest = context.manifest("capture")
+    return list(manifest.read("left").value) if manifest.done("left") else []
+
+
 def active(survey: Mapping[str, Any], row: Mapping[str, Any]) -> list[int]:
     """The steps at which the layer of a survey row is used: all, but of several denoisers each has its own."""
     found: list[int] = survey["parts"][row["part"]] if "parts" in survey else list(range(survey["steps"]))
@@ -93,7 +101,8 @@ class Capture(Halving):
 
     def __call__(self, key: str) -> None:
         kind, _, rest = key.partition("/")
-        {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}[kind](key, rest)
+        works = {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}
+        {**works, "left": self._left}[kind](key, rest)
 
     def _trajectory(self, key: str, shard: str) -> None:
         from adatsq_pipe.stages.outputs import leaves
@@ -156,6 +165,16 @@ class Capture(Halving):
                 ],
                 "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
             }
+
+    def _left(self, key: str, _: str) -> None:
+        from dataclasses import asdict
+
+        from adatsq_pipe.stages.inspection import grouped
+        from adatsq_pipe.stages.layers import left_alone
+
+        with unit_of(self.context, self.stage, key) as unit:
+            parts = self.denoiser.parts.items()
+            unit.value = [{"part": name, **asdict(rest)} for name, part in parts for rest in grouped(left_alone(part))]
 
     def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
         """What the first call of every denoiser shows; of several also at which steps each is called."""
@@ -248,10 +267,10 @@ def units(context: Context) -> tuple[list[str], list[str], list[str]]:
     trajectories = [f"trajectory/{shard:03d}" for shard in range(batches(context))]
     manifest = context.manifest("capture")
     if not manifest.done("survey"):
-        return trajectories, ["survey"], []
+        return trajectories, ["survey", "left"], []
     blocks = len(blocks_of(context, manifest.read("survey").value["steps"]))
     activations = [f"activations/{b:03d}-{s:03d}" for b in range(blocks) for s in range(batches(context))]
-    return trajectories, ["survey"], activations
+    return trajectories, ["survey", "left"], activations
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

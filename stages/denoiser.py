@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,13 +26,18 @@ from transformers.utils import logging as transformers_logging
 from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, told
+from adatsq_pipe.stages.families._family import timestep_told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined, samples_in
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
+from adatsq_pipe.stages.residency import take_turns
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
+
+Forwards = dict[str, Callable[..., Output]]
+"""Real forwards by component."""
 
 
 class _Reached(Exception):
@@ -81,7 +85,7 @@ class Trajectory:
 class Denoiser:
     """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
 
-    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any]) -> None:
+    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any], blockwise: bool = False) -> None:
         index = find_pipeline(Path(folder))
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
@@ -90,7 +94,7 @@ class Denoiser:
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
         try:
-            self.pipe = pipe.to(device)
+            self.pipe = pipe if blockwise else pipe.to(device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"the weights of {folder} in {dtype} do not fit into {device} ({first_line(error)}); give each worker "
@@ -100,6 +104,7 @@ class Denoiser:
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
         self.transformer = several(self.parts)
+        self.turns = take_turns(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)
         self.micro = MicroBatch()
         """How many samples at a time: of whoever has the denoiser."""
@@ -215,7 +220,7 @@ class Denoiser:
         real = self._forwards()
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            call = _as_call(real, step, part, args, kwargs)
+            call = self._as_call(real, step, part, args, kwargs)
             if see is not None:
                 see(len(outputs), call)
             output = self._through(real[part], call)
@@ -235,7 +240,7 @@ class Denoiser:
         real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            calls.append(_as_call(real, step, part, args, kwargs))
+            calls.append(self._as_call(real, step, part, args, kwargs))
             if part not in first:
                 first[part] = real[part](*args, **kwargs)
             return rebuild(structure(first[part]), iter([leaf.clone() for leaf in leaves(first[part])]))
@@ -258,15 +263,22 @@ class Denoiser:
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             nonlocal place
             if see is not None:
-                see(place, _as_call(real, step, part, args, kwargs))
+                see(place, self._as_call(real, step, part, args, kwargs))
             place += 1
             return next(given)
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
 
-    def _forwards(self) -> dict[str, Callable[..., Output]]:
+    def _forwards(self) -> Forwards:
         return {name: part.forward for name, part in self.parts.items()}
+
+    def _timestep(self, real: Forwards, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        return float(timestep_of(real[part], args, kwargs, timestep_told(self.parts[part])).max())
+
+    def _as_call(self, real: Forwards, step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        timestep = self._timestep(real, part, args, kwargs)
+        return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
     def run(self, call: Call) -> Output:
         """What the denoiser that was called returns."""
@@ -301,7 +313,7 @@ class Denoiser:
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             for output in given:
                 return output
-            found.append(_as_call(real, step, part, args, kwargs))
+            found.append(self._as_call(real, step, part, args, kwargs))
             raise _Reached
 
         _, latents = self._drive(conditions, forward, decode=False)
@@ -313,28 +325,3 @@ class Denoiser:
             return [arrived]
         name = next(iter(inspect.signature(self.parts[arrived.part].forward).parameters))
         return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
-
-
-def _as_call(
-    real: dict[str, Callable[..., Output]], step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Call:
-    timestep = float(timestep_of(real[part], args, kwargs).max())
-    return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
-
-
-@functools.lru_cache(maxsize=1)
-def _open(folder: str, dtype: str, device: str, call: str) -> Denoiser:
-    return Denoiser(folder, dtype=dtype, device=device, call=json.loads(call))
-
-
-def open_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
-    """The process's denoiser for these settings; the last one stays open between stages."""
-    torch.set_num_threads(threads)
-    return _open(folder, dtype, device, json.dumps(call, sort_keys=True))
-
-
-def take_denoiser(folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any]) -> Denoiser:
-    """A denoiser to be changed: it is not shared with later stages, and no second copy of the model is held."""
-    taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call)
-    _open.cache_clear()
-    return taken

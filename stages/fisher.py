@@ -33,7 +33,8 @@ class FisherSettings(Settings):
     """Noise draws per (timestep, batch of captions)."""
     seed: int = 0
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, one more forward."""
+    """Recompute blocks in the backward pass: less memory, one more forward. It is done anyway where the memory plan
+    has it so."""
 
 
 class Fisher(Halving):
@@ -43,6 +44,8 @@ class Fisher(Halving):
 
     def __init__(self, context: Context) -> None:
         from adatsq_pipe.stages.layers import quantizable_linears
+        from adatsq_pipe.stages.memory import plan_of
+        from adatsq_pipe.stages.residency import blocks_of
         from adatsq_pipe.stages.trajectories import calibration_shards, denoiser_of
 
         super().__init__()
@@ -54,6 +57,10 @@ class Fisher(Halving):
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row["name"]: linears[row["name"]] for row in self.survey["layers"]}
         self.by_channel = _by_channel(context.tables)
+        plan = plan_of(context, self.survey)
+        again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
+        self.again = blocks_of(self.denoiser.parts) if again else []
+        """Blocks that are computed again in the backward pass."""
 
     def __call__(self, key: str) -> None:
         import torch
@@ -109,17 +116,18 @@ class Fisher(Halving):
 
         from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
         from adatsq_pipe.stages.outputs import leaves
+        from adatsq_pipe.stages.residency import Kept, recomputed
 
         found = torch.zeros(len(self.layers), dtype=torch.float64)
 
         def hook(index: int, name: str) -> Any:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                x = args[0].detach()
+                x = Kept(args[0])
                 if not output.requires_grad:
                     output = output.detach().requires_grad_(True)
 
                 def take(gradient: Tensor) -> None:
-                    found[index] += squared_gradient_mean(x, gradient).cpu()
+                    found[index] += squared_gradient_mean(x(), gradient).cpu()
                     if name in curvature:
                         curvature[name].add_(gradient.flatten(0, -2).double().square().mean(0).cpu(), alpha=share)
 
@@ -131,7 +139,7 @@ class Fisher(Halving):
         random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         handles = [layer.register_forward_hook(hook(i, name)) for i, (name, layer) in enumerate(self.layers.items())]
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), recomputed(self.again):
                 outputs = [o for o in leaves(self.denoiser.run(call)) if o.requires_grad]
                 noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
                 torch.autograd.backward(outputs, [-n for n in noise])

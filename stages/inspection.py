@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 from adatsq_pipe.stages import acceptance
 from adatsq_pipe.stages.base import NotTaken, StageError
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
-from adatsq_pipe.stages.families._family import Family, family_of
+from adatsq_pipe.stages.families._family import Family, family_of, timestep_told
 from adatsq_pipe.stages.fit import MODULATION
 from adatsq_pipe.stages.layers import Left, left_alone, quantizable_linears
 from adatsq_pipe.stages.listening import survey
@@ -122,10 +122,10 @@ def walk(transformer: nn.Module, *, watched: Watched | None, component: str, pip
         kind=type(transformer).__name__,
         pipeline=pipeline,
         condition=next((c for c in CONDITIONS if source and c in source.arguments), ""),
-        timestep=timestep_argument(transformer.forward),
+        timestep=timestep_argument(transformer.forward, timestep_told(transformer)),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         groups=_groups(taken, layers),
-        left=_rest(others),
+        left=grouped(others),
         shared=_shared(taken),
         rows=tuple(taken),
         watched=watched,
@@ -138,6 +138,7 @@ def _told(family: Family | None) -> str:
         return ""
     changes = [f"blocks are {', '.join(family.blocks)}"] if family.blocks else []
     changes += [f"left: {', '.join(family.leave)}"] if family.leave else []
+    changes += [f"the timestep is {family.timestep}"] if family.timestep else []
     return f"{'; '.join(changes)} ({family.why})"
 
 
@@ -186,7 +187,8 @@ def _groups(rows: Sequence[Mapping[str, Any]], layers: Mapping[str, nn.Linear]) 
     )
 
 
-def _rest(left: Sequence[Left]) -> tuple[Rest, ...]:
+def grouped(left: Iterable[Left]) -> tuple[Rest, ...]:
+    """What stays as it is, alike modules together."""
     found: dict[tuple[str, str, str], list[Left]] = {}
     for one in left:
         found.setdefault((pattern_of(one.name), one.kind, one.why), []).append(one)

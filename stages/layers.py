@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from adatsq_pipe.stages.acceptance import VECTORS
+from adatsq_pipe.stages.acceptance import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.families._family import family_of
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDERS = ("embed", "proj_in", "patch", "pos_", "context", "refiner", "caption", "txt_in", "img_in")
@@ -59,12 +60,13 @@ def block_lists(transformer: nn.Module) -> dict[str, nn.Module]:
     return {
         name: child
         for name, child in transformer.named_children()
-        if isinstance(child, nn.ModuleList) and any(len(_linears(block)) > 1 for block in child)
+        if isinstance(child, nn.ModuleList) and any(len(linears_in(block)) > 1 for block in child)
     }
 
 
-def _linears(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+def linears_in(module: nn.Module) -> list[nn.Module]:
+    """All linear layers below a module, quantized ones too."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear | QuantizedLinear)]
 
 
 def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
@@ -112,9 +114,9 @@ def _outside(name: str) -> str:
 
 def _inside(module: nn.Module) -> str:
     if isinstance(module, _CONVOLUTIONS):
-        return "a convolution, not nn.Linear"
+        return CONVOLUTION
     if isinstance(module, nn.Embedding):
-        return "a table of vectors, not nn.Linear"
+        return TABLE
     if any(parameter.dim() > 1 and min(parameter.shape[-2:]) > 16 for parameter in module.parameters(recurse=False)):
-        return "raw parameters (grouped experts, fused projections), not nn.Linear"
+        return RAW
     return VECTORS

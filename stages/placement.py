@@ -13,7 +13,7 @@ from typing import Any
 
 from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings
-from adatsq_pipe.storage.checkpoint import stored_values
+from adatsq_pipe.storage.checkpoint import stored_sizes
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value."""
@@ -65,7 +65,7 @@ class Placement:
 def need_of(context: Context, stage: str) -> Need | None:
     """What a worker of the stage takes; None before anything is known."""
     compute = context.settings("compute", ComputeSettings)
-    weights = WIDTH[compute.dtype] * stored_values(Path(context.model))
+    weights = WIDTH[compute.dtype] * sum(sum(part.values()) for part in stored_sizes(Path(context.model)).values())
     peaks = [m.peak for m in context.manifest(stage).markers().values() if m.peak]
     if peaks:
         return Need(weights=weights, unit=max(0, max(peaks) - weights), basis=f"measured in {len(peaks)} units")

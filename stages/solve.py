@@ -121,7 +121,7 @@ class Solve:
                 self._solve(name, unit)
 
     def _weight(self, name: str) -> Tensor:
-        return self.linears[name].weight.detach().float()
+        return self.linears[name].weight.detach().to(self.device).float()
 
     def _spec(self, row: Mapping[str, Any]) -> LayerSpec:
         group = None

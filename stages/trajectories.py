@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, StageError, shards
-from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory, open_denoiser, take_denoiser
+from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory
 from adatsq_pipe.stages.given import arguments_of
+from adatsq_pipe.stages.memory import plan_of, surveyed
 from adatsq_pipe.stages.micro import MicroBatch
+from adatsq_pipe.stages.opened import open_denoiser, take_denoiser
 from adatsq_pipe.stages.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage import arrays, tensors
 from adatsq_pipe.storage.rundir import RunDir
@@ -20,14 +22,20 @@ from adatsq_pipe.storage.rundir import RunDir
 def denoiser_of(
     context: Context, micro: MicroBatch | None = None, *, folder: str = "", to_change: bool = False
 ) -> Denoiser:
-    """The run's full-precision model (or the one in `folder`), open here, for a worker with that micro-batch.
+    """The run's full-precision model (or the one in `folder`), open here, for a worker with that micro-batch; its
+    blocks take turns on the device where the memory plan has it so.
 
     `to_change` gives one that no later stage will be handed.
     """
     compute, model = context.settings("compute", ComputeSettings), context.settings("model", ModelSettings)
-    opener = take_denoiser if to_change else open_denoiser
+    opener, plan = take_denoiser if to_change else open_denoiser, plan_of(context, surveyed(context))
     denoiser = opener(
-        folder or context.model, dtype=compute.dtype, device=compute.device, threads=compute.threads, call=model.call
+        folder or context.model,
+        dtype=compute.dtype,
+        device=compute.device,
+        threads=compute.threads,
+        call=model.call,
+        blockwise=plan is not None and plan.blockwise,
     )
     denoiser.micro = micro or MicroBatch()
     return denoiser

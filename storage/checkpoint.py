@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,10 @@ from adatsq_pipe.storage.files import write_text
 
 OF_THE_ORIGINAL = ("training.json",)
 """Files beside a model that speak of its own making, as do pictures and curves: not true of a quantized copy."""
+
+
+_PLAIN = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+"""Files of weights that are loaded when no variant is asked for."""
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
@@ -97,20 +102,25 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
     return found
 
 
-def stored_values(source: Path) -> int:
-    """Values in the weights of all the pipeline's parts, from their safetensors headers alone. Variants (a file
-    `x.fp16.safetensors` beside `x.safetensors`) are left out, as when the pipeline is opened. Raises StorageError."""
-    parts = [name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None]
-    files = [path for part in parts for path in sorted((source / part).glob("*.safetensors")) if "." not in path.stem]
-    total = 0
-    for path in files:
+def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
+    """Numbers in every tensor of every part that the pipeline opens, by part, from the headers of safetensors alone.
+
+    Variants (`x.fp16.safetensors`) are left out, as when it is opened. Raises StorageError for a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    opened = {name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None}
+    found: dict[str, dict[str, int]] = {}
+    for path in sorted(source.glob("*/*.safetensors")):
+        if path.parent.name not in opened or not _PLAIN.fullmatch(path.name):
+            continue
+        sizes = found.setdefault(path.parent.name, {})
         try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+            with safe_open(path, framework="numpy") as file:
+                sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
             raise StorageError(f"{path} is not readable as safetensors: {error}") from None
-    return total
+    return found
 
 
 def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:

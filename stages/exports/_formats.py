@@ -21,6 +21,10 @@ Export = Callable[[Path, Path], str]
 """Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
 
 
+OF_SEVERAL = ("dequantized", "self-contained")
+"""Formats of pipelines with several denoisers; the others have one place for weights or for a policy."""
+
+
 def formats() -> list[str]:
     """Names of the formats there are."""
     import adatsq_pipe.stages.exports as package
@@ -36,10 +40,14 @@ def _writer(name: str) -> Export:
 
 def export(name: str, source: Path, out: Path) -> str:
     """Write `source` in the format `name` to `out`, which appears only when it is whole. Raises StageError."""
-    if len(parts := denoisers(find_pipeline(source))) > 1:
-        raise StageError(f"{source} has several denoisers ({', '.join(parts)}); exports are for pipelines with one")
-    if config_of(source) is None:
-        raise StageError(f"{source} is not quantized by adatsq-pipe: its transformer has no such quantization_config")
+    if len(parts := denoisers(find_pipeline(source))) > 1 and name not in OF_SEVERAL:
+        raise StageError(
+            f"{source} has several denoisers ({', '.join(parts)}), and {name} is for pipelines with one; there "
+            f"{'are' if len(OF_SEVERAL) > 1 else 'is'} --format {' and '.join(OF_SEVERAL)}"
+        )
+    for part in parts:
+        if config_of(source, part) is None:
+            raise StageError(f"{source} is not quantized by adatsq-pipe: its {part} has no such quantization_config")
     if out.exists():
         raise StageError(f"{out} is there already; remove it, or name another folder with --out")
     unfinished = out.with_name(out.name + ".unfinished")
@@ -53,23 +61,23 @@ def export(name: str, source: Path, out: Path) -> str:
     return said
 
 
-def config_of(folder: Path) -> dict[str, Any] | None:
-    """The folder's quantization_config, None if it has none of ours."""
-    config = json.loads((folder / "transformer" / "config.json").read_text()).get("quantization_config")
+def config_of(folder: Path, part: str = "transformer") -> dict[str, Any] | None:
+    """The quantization_config of a denoiser in the folder, None if it has none of ours."""
+    config = json.loads((folder / part / "config.json").read_text()).get("quantization_config")
     return config if config and config.get("quant_method") == "adatsq" else None
 
 
-def transformer_of(folder: Path) -> nn.Module:
-    """The quantized transformer, in bfloat16. Raises StageError if it does not load."""
+def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
+    """The quantized transformer, or another denoiser, in bfloat16. Raises StageError if it does not load."""
     import diffusers
     import torch
 
     import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
 
-    name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
+    name = json.loads((folder / part / "config.json").read_text())["_class_name"]
     diffusers.utils.logging.disable_progress_bar()
     try:
-        opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / "transformer", dtype=torch.bfloat16)
+        opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / part, dtype=torch.bfloat16)
     except (ValueError, OSError) as error:
-        raise StageError(f"{folder / 'transformer'} does not load: {error}") from None
+        raise StageError(f"{folder / part} does not load: {error}") from None
     return opened

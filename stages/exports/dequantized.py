@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from adatsq_pipe.stages.acceptance import denoisers
 from adatsq_pipe.stages.exports._formats import transformer_of
-from adatsq_pipe.storage.checkpoint import write_pipeline
+from adatsq_pipe.storage.checkpoint import find_pipeline, write_part, write_pipeline
 
 _CARD = """# Dequantized
 
@@ -16,7 +17,14 @@ basis of the original model, rounded to bfloat16) and the original's size. Activ
 
 
 def export(source: Path, out: Path) -> str:
-    model: Any = transformer_of(source)
-    model.dequantize()
-    write_pipeline(source, out, tensors=model.state_dict(), quantization_config=None, card=_CARD)
+    first, *others = denoisers(find_pipeline(source))
+    write_pipeline(source, out, tensors=_tensors(source, first), quantization_config=None, card=_CARD)
+    for part in others:
+        write_part(source, out, part=part, tensors=_tensors(source, part), quantization_config=None)
     return "plain bfloat16 weights; activations are not rounded, and nothing is smaller"
+
+
+def _tensors(source: Path, part: str) -> dict[str, Any]:
+    model: Any = transformer_of(source, part)
+    model.dequantize()
+    return dict(model.state_dict())

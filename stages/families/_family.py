@@ -30,6 +30,8 @@ class Family:
     """Names of the modules inside which linears are quantized; empty = the lists of repeated blocks, as ever."""
     leave: tuple[str, ...] = ()
     """Endings of names of linears that stay as they are."""
+    timestep: str = ""
+    """Name of the timestep among the arguments of a call; empty = one of the usual names, or the first number."""
 
 
 @cache
@@ -56,10 +58,20 @@ def family_of(transformer: object) -> Family | None:
     return families().get(type(transformer).__name__)
 
 
+def timestep_told(transformer: object) -> str:
+    """What a family says the timestep's argument of `transformer` is; "" if none does."""
+    family = family_of(transformer)
+    return family.timestep if family is not None else ""
+
+
 def identity() -> dict[str, Any]:
     """What the bytes of a capture depend on besides the model: all families there are; nothing where there are none."""
     told: dict[str, Any] = {
-        name: {"blocks": list(family.blocks), "leave": list(family.leave)}
+        name: {
+            "blocks": list(family.blocks),
+            "leave": list(family.leave),
+            **({"timestep": family.timestep} if family.timestep else {}),
+        }
         for name, family in sorted(families().items())
     }
     return {"families": told} if told else {}

@@ -45,8 +45,12 @@ def inverse_factor(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
         damped = gram_II.clone()
         damped.diagonal().add_(used * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # a matrix of FLUX's widest input weighs 1.9 GB
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if not failed:
                 return upper, used
         used = max(used * 10, 1e-6)
@@ -65,7 +69,9 @@ def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_orde
     dead = gram.diagonal() == 0
     gram.diagonal()[dead] = gram.diagonal().mean().clamp(min=1e-30)
     order = torch.argsort(gram.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
-    factor, used = inverse_factor(gram[order][:, order], damping)
+    gram = gram[order.unsqueeze(1), order]
+    factor, used = inverse_factor(gram, damping)
+    del gram
     w = w_OI.double()[:, order]
     scale, zero = scale[:, order], zero[:, order]
     codes = torch.empty_like(w)

@@ -17,8 +17,8 @@ class Follow:
     """Forward pre-hook of the denoiser. The step is the calibrated noise level nearest to the call's timestep, so other
     step counts and schedulers work; a batch of mixed timesteps takes the highest bits among them."""
 
-    def __init__(self, timesteps: Sequence[float], layers: dict[str, QuantizedLinear]) -> None:
-        self.calibrated_T = torch.tensor(list(timesteps))
+    def __init__(self, timesteps: Sequence[float], layers: dict[str, QuantizedLinear], told: str) -> None:
+        self.calibrated_T, self._told = torch.tensor(list(timesteps)), told
         self._layers = list(layers.values())
         self._bits: list[list[int]] = [layer.policy.tolist() for layer in self._layers]
         self._now: list[int] | None = None
@@ -28,7 +28,7 @@ class Follow:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        steps = nearest_step(timestep_of(module.forward, args, kwargs), self.calibrated_T)
+        steps = nearest_step(timestep_of(module.forward, args, kwargs, self._told), self.calibrated_T)
         if steps != self._now:
             self._now = steps
             for layer, bits in zip(self._layers, self._bits, strict=True):
@@ -38,13 +38,14 @@ class Follow:
                 layer.shared.clear()
 
 
-def follow_policy(model: nn.Module, timesteps: Sequence[float]) -> Follow:
-    """Make `model` follow the policies in its quantized layers. Returns the hook."""
+def follow_policy(model: nn.Module, timesteps: Sequence[float], told: str = "") -> Follow:
+    """Make `model` follow the policies in its quantized layers; `told` names the timestep among its arguments where no
+    rule finds it. Returns the hook."""
     layers = quantized_layers(model)
     for name, layer in layers.items():
         if layer.policy.numel() != len(timesteps):
             raise ValueError(f"layer {name!r} has a policy of {layer.policy.numel()} steps, the model {len(timesteps)}")
-    hook = Follow(timesteps, layers)
+    hook = Follow(timesteps, layers, told)
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return hook
 

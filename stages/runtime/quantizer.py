@@ -39,6 +39,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         *,
         layers: dict[str, dict[str, Any]] | None = None,
         timesteps: list[float] | None = None,
+        timestep: str = "",
         format: int = FORMAT,
         runtime: dict[str, Any] | None = None,
         quant_method: str = Method.ADATSQ.value,
@@ -52,6 +53,8 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise ValueError(f"quantization_config has unknown keys {sorted(unknown)}; update adatsq-pipe")
         self.quant_method = Method(quant_method)
         self.format, self.layers, self.timesteps = format, layers or {}, timesteps or []
+        self.timestep = timestep
+        """Name of the timestep among the arguments of a call, where a family had to say it."""
         self.runtime = runtime
         """What is said there to other engines, kept as it is."""
 
@@ -61,6 +64,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             "format": self.format,
             "layers": copy.deepcopy(self.layers),
             "timesteps": list(self.timesteps),
+            **({"timestep": self.timestep} if self.timestep else {}),
             **({"runtime": copy.deepcopy(self.runtime)} if self.runtime else {}),
         }
 
@@ -156,7 +160,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         for layer in quantized_layers(model).values():
             for name in layer.of_the_step:
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
-        follow_policy(model, self.quantization_config.timesteps)
+        follow_policy(model, self.quantization_config.timesteps, self.quantization_config.timestep)
         execute(model, suited_execution(model))
         for entry in ("add_adapter", "load_lora_adapter"):
             if hasattr(model, entry):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from adatsq_pipe.stages import placement
 from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.placement import Need
-from adatsq_pipe.storage.checkpoint import stored_values
+from adatsq_pipe.storage.checkpoint import stored_sizes
 
 GB = 10**9
 ROW = {"name": "a", "source": "a", "in": 10, "out": 20, "macs": 7 * 10 * 20}
@@ -49,7 +49,7 @@ def test_a_whole_gpu_until_something_is_known_then_the_survey_then_what_was_meas
     capture.open_unit("survey")
     shared = {**ROW, "name": "b"}
     capture.commit("survey", value={"layers": [ROW, shared]})
-    weights = 2 * stored_values(tiny_flux)
+    weights = 2 * sum(sum(part.values()) for part in stored_sizes(tiny_flux).values())
     guessed = placement.need_of(context, "fisher")
     assert guessed == Need(weights=weights, unit=2 * 3 * 2 * 7 * (10 + 20 + 20), basis="estimated from the survey")
 
@@ -60,9 +60,9 @@ def test_a_whole_gpu_until_something_is_known_then_the_survey_then_what_was_meas
     assert placement.need_of(context, "fisher") == Need(weights=weights, unit=5 * GB, basis="measured in 2 units")
 
 
-def test_stored_values_are_those_of_the_parts_that_are_opened(tmp_path: Path) -> None:
+def test_stored_sizes_are_those_of_the_parts_that_are_opened(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "X"], "gone": [null, null], "n": 3}')
-    for name, shape in (("transformer/a", (3, 4)), ("transformer/a.fp16", (3, 4)), ("gone/b", (9,))):
+    for name, shape in (("transformer/model", (3, 4)), ("transformer/model.fp16", (3, 4)), ("gone/model", (9,))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_file({"w": torch.zeros(shape), "s": torch.zeros(())}, tmp_path / f"{name}.safetensors")
-    assert stored_values(tmp_path) == 13
+    assert sum(sum(part.values()) for part in stored_sizes(tmp_path).values()) == 13

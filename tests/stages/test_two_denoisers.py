@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,10 +47,15 @@ def test_replay_and_teleport_are_bit_exact_over_the_boundary(model: Path) -> Non
         assert all(torch.equal(a, b) for a, b in zip(got, leaves(run.outputs[j]), strict=True))
 
 
-def test_each_has_its_policy_where_it_is_called(model: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = harness.run(*harness.tiny(run, model, "--set", "search.budget=4.0"))
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan22") / "run"
+    done = harness.run(*harness.tiny(folder, model, "--set", "search.budget=4.0"))
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_each_has_its_policy_where_it_is_called(model: Path, run: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(run / "model")
     used = {}
     for part in ("transformer", "transformer_2"):
@@ -62,5 +70,34 @@ def test_each_has_its_policy_where_it_is_called(model: Path, tmp_path: Path) -> 
     assert 3 <= summary["bits"]["activations_mean"] <= 4
     told = harness.run("inspect", str(model), "--json")
     assert [one["component"] for one in json.loads(told.stdout)["denoisers"]] == ["transformer", "transformer_2"]
-    refused = harness.run("export", str(run), "--format", "dequantized")
-    assert refused.returncode == 1 and "several denoisers" in refused.stderr
+    refused = harness.run("export", str(run), "--format", "auto-round")
+    assert refused.returncode == 1 and "dequantized and self-contained" in refused.stderr
+
+
+def test_exports_hold_both(run: Path, tmp_path: Path) -> None:
+    """Dequantized, both parts have the weights that their codes stand for; self-contained, both follow their policy."""
+    pipe = DiffusionPipeline.from_pretrained(run / "model", dtype=torch.bfloat16)
+    for name in ("dequantized", "self-contained"):
+        done = harness.run("export", str(run), "--format", name, "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "dequantized", dtype=torch.bfloat16)
+    for part in ("transformer", "transformer_2"):
+        linears = quantizable_linears(getattr(plain, part))
+        layers = quantized_layers(getattr(pipe, part))
+        assert set(linears) == set(layers) and len(layers) > 5
+        for name, layer in layers.items():
+            assert torch.equal(linears[name].weight, layer.dequantized(torch.bfloat16).weight)
+    env = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path / "hf")}
+    alone = [sys.executable, "-c", ALONE, str(tmp_path / "self-contained")]
+    drawn = subprocess.run(alone, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert drawn.returncode == 0 and drawn.stdout.split()[-1] == "2", drawn.stderr
+
+
+ALONE = """
+import sys
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert not any(name.startswith("adatsq_pipe") for name in sys.modules)
+found = [getattr(pipe, name) for name in ("transformer", "transformer_2")]
+print(sum(any(type(m).__name__ == "QuantizedLinear" for m in part.modules()) for part in found))
+"""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import zoo
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
@@ -62,3 +63,19 @@ def test_what_cannot_be_taken_is_refused_by_both(kind: str, tiny_flux: Path, tmp
     assert harness.last_line(inspected.stderr) == harness.last_line(asked.stderr)
     assert "Traceback" not in asked.stderr and len(asked.stderr.strip().splitlines()) == 1
     assert not run.exists()
+
+
+def test_a_run_tells_what_it_leaves_alone(tmp_path: Path) -> None:
+    """Sana's blocks hold convolutions: one line when the capture has seen them, all of it in the report."""
+    zoo.build("sana", tmp_path / "model")
+    run = tmp_path / "run"
+    sets = [word for each in zoo.SMALL for word in ("--set", each)]
+    done = harness.run("run", "--run-dir", str(run), "--model", str(tmp_path / "model"), "--executor", "inline", *sets)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("left as they are in the blocks")]
+    assert "Conv2d (transformer_blocks.*.ff.conv_" in line and "% of the parameters" in line
+    left = json.loads((run / "report" / "summary.json").read_text())["facts"]["left_alone"]
+    told = json.loads(harness.run("inspect", str(tmp_path / "model"), "--no-call", "--json").stdout)
+    (inspected,) = told["denoisers"]
+    assert [{k: v for k, v in row.items() if k != "part"} for row in left] == inspected["left"]
+    assert any(row["why"] == "a convolution, not nn.Linear" for row in left)

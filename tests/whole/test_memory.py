@@ -1,45 +1,52 @@
-"""Whole tiny runs where batches do not fit into memory: they go through in halves, and say so."""
+"""A model larger than the device: said beforehand, run block by block, and the bytes of a run that had room."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
 
-
-def _run(fit: int, run: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.whole.scarce", str(fit), *harness.tiny(run, model, *more)]
-    return subprocess.run(
-        command, cwd=harness.ROOT, capture_output=True, text=True, timeout=240, env=harness.environment()
-    )
+SMALL = ("--set", "cluster.gpu_memory=0.0002")
+"""GB: less than the tiny Flux pipeline's weights."""
 
 
-def test_batches_are_halved_and_the_report_says_so(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
-    done = _run(1, tmp_path / "run", tiny_flux)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
-    units = summary["facts"]["micro_batch"]
-    assert units == {"capture": {"2 -> 1": 4}, "fisher": {"2 -> 1": 2}, "search": {"2 -> 1": 4}}
-    whole = json.loads((undisturbed / "report" / "summary.json").read_text())
-    assert whole["facts"]["micro_batch"] == {}
-    here, there = (s["quality"]["psnr"]["mean"] for s in (summary, whole))
-    assert abs(here - there) < 3, "as good as whole batches, up to which rows were sampled"
-    for name in ("trajectory/000", "activations/001-000"):
-        marker = json.loads(next((tmp_path / "run").glob(f"capture/*/markers/{name}.json")).read_text())
-        assert marker["micro_batch"] == {"from": 2, "to": 1}
-    assert not list((tmp_path / "run").glob("*/*/failures/**/*.json"))
+def _results(run: Path) -> dict[str, str]:
+    """Digest of every unit of the stages that run the model."""
+    return {
+        f"{manifest.stage}/{unit}": marker.digest
+        for manifest in RunDir(run.resolve()).manifests()
+        if manifest.stage in ("capture", "fisher", "hessian", "solve", "search")
+        for unit, marker in manifest.markers().items()
+    }
 
 
-def test_what_does_not_fit_one_by_one_is_said(tiny_flux: Path, tmp_path: Path) -> None:
-    done = _run(0, tmp_path / "run", tiny_flux)
-    assert done.returncode == 1
-    last = harness.last_line(done.stderr)
-    assert "unit 'trajectory/000' does not fit with one sample at a time (CUDA out of memory. Tr" in last, done.stderr
-    assert "cluster.gpus_per_worker" in last and "compute.dtype=bfloat16" in last
+def test_blocks_take_turns_and_nothing_else_changes(tiny_flux: Path, tmp_path: Path) -> None:
+    room, turns, again = tmp_path / "room", tmp_path / "turns", tmp_path / "again"
+    for run, more in ((room, ()), (turns, SMALL), (again, ("--set", "fisher.gradient_checkpointing=true"))):
+        done = harness.run(*harness.tiny(run, tiny_flux, *more))
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        if run is turns:
+            place = next(i for i, line in enumerate(said) if line.startswith("memory: "))
+            assert place < said.index("capture: started") and "blocks take turns" in said[place]
+        else:
+            assert not any(line.startswith("memory: ") for line in said)
+    assert len(_results(room)) > 30
+    assert _results(room) == _results(turns) == _results(again)
+    harness.same(turns, room)
+    facts = {run: json.loads((run / "report" / "summary.json").read_text())["facts"]["memory"] for run in (room, turns)}
+    assert facts[room] == {} and set(facts[turns]) == {"capture", "fisher", "search", "evaluate"}
+    fisher = facts[turns]["fisher"]
+    assert fisher["blockwise"] and fisher["recomputed"]
+    assert fisher["largest"] + fisher["stays"] < fisher["weights"] and fisher["held"] > fisher["activations"] / 2 > 0
+    told = harness.run("inspect", str(tiny_flux), *SMALL)
+    assert told.returncode == 0 and "blocks take turns" in told.stdout, told.stderr
+    assert "blocks take turns" not in harness.run("inspect", str(tiny_flux), "--no-call").stdout
+    why = harness.run("why", "--run-dir", str(room), *SMALL)
+    assert why.returncode == 0 and "would run" not in why.stdout.replace("would not run", ""), why.stdout

@@ -7,6 +7,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+from adatsq_pipe.stages.runtime.follow import Follow
 from tests.whole import harness
 
 GOOD = (
@@ -53,6 +59,33 @@ def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_
     assert names and all(name.startswith("single_") and not name.endswith("proj_out") for name in names)
     without = harness.run("why", "--run-dir", str(run)).stdout
     assert "families" in without.splitlines()[0], without
+
+
+TIMED = (
+    '"""Its noise level has a name that no rule would take for one."""\n'
+    "from adatsq_pipe.stages.families._family import Family\n"
+    "FAMILY = Family(transformer='FluxTransformer2DModel', why='a test', timestep='guidance')\n"
+)
+
+
+def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
+    """Told that it is the guidance, which is the same in every call, everything reads that, the loaded model too."""
+    env = _distribution(tmp_path / "site", TIMED)
+    (told,) = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    assert told["timestep"][0] == "guidance" and "the timestep is guidance" in told["family"]
+    done = _run(env, *harness.tiny(tmp_path / "run", tiny_flux, "--stages", "capture..assemble"))
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "model" / "transformer" / "config.json").read_text())
+    said = config["quantization_config"]
+    assert said["timestep"] == "guidance" and len(said["timesteps"]) == 4 and len(set(said["timesteps"])) == 1
+    transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "run" / "model" / "transformer")
+    (hook,) = [hook for hook in transformer._forward_pre_hooks.values() if isinstance(hook, Follow)]
+    with pytest.raises(TypeError, match="none of the arguments guidance"):
+        hook(transformer, (), {"timestep": torch.tensor([0.5])})
+    hook(transformer, (), {"guidance": torch.tensor([3.5])})
+    transformer.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert again["timestep"] == "guidance"
 
 
 def test_what_is_no_family_is_named(tiny_flux: Path, tmp_path: Path) -> None:
