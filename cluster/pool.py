@@ -67,7 +67,16 @@ class Pool:
         director.conduct(actor, self._crew, drive, context, report, lambda: self._stopping)
 
     def close(self) -> None:
+        if self._resources.address == "local":
+            _end_monitor()
         ray.shutdown()
+
+
+def _end_monitor() -> None:
+    """End the monitor of a Ray of our own, which would add nodes if it could: asked by Ray to end it takes a second."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    for started in getattr(node, "all_processes", {}).get("monitor", []):
+        started.process.kill()
 
 
 def connect(resources: Resources) -> None:
