@@ -30,7 +30,7 @@ TINY = (
 
 
 FIRST = ("test_s3.py", "test_ray.py", "test_nodes.py", "test_submit.py", "test_training.py", "test_models.py")
-"""Files that take longest are handed out first, so that two processes end together."""
+"""Files that take longest are handed out first, so that the processes end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,19 +28,24 @@ _FORKS.set_forkserver_preload(["tests.whole.preloaded"])
 
 def command(*arguments: str, strike: str = "") -> list[str]:
     """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
-    return [sys.executable, "-m", *_module(arguments, strike)]
+    return [sys.executable, "-m", *_start(strike), *arguments]
 
 
-def _module(arguments: Sequence[str], strike: str) -> list[str]:
-    return [*(["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]), *arguments]
+def _start(strike: str) -> list[str]:
+    return ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]
 
 
-def run(*arguments: str, strike: str = "", limit: float = 240) -> subprocess.CompletedProcess[str]:
-    """What `command` does, to its end; in a fork that need not import anything."""
-    module = _module(arguments, strike)
+def run(
+    *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None, limit: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """What `command` does, to its end; in a fork that need not import anything.
+
+    `start` is another module than the command line, with arguments of its own; `site` a folder of further packages.
+    """
+    module = [*(start or _start(strike)), *arguments]
     with tempfile.TemporaryDirectory() as said:
         out, err = Path(said) / "out", Path(said) / "err"
-        process = _FORKS.Process(target=_be, args=(module, environment(), out, err))
+        process = _FORKS.Process(target=_be, args=(module, environment(), site, out, err))
         process.start()
         process.join(limit)
         if process.exitcode is None:
@@ -50,7 +55,7 @@ def run(*arguments: str, strike: str = "", limit: float = 240) -> subprocess.Com
         return subprocess.CompletedProcess(module, process.exitcode, out.read_text(), err.read_text())
 
 
-def _be(module: Sequence[str], environment: dict[str, str], out: Path, err: Path) -> None:
+def _be(module: Sequence[str], environment: dict[str, str], site: Path | None, out: Path, err: Path) -> None:
     """Be `python -m MODULE ARGUMENTS`."""
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -59,6 +64,8 @@ def _be(module: Sequence[str], environment: dict[str, str], out: Path, err: Path
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(module)
+    if site is not None:
+        sys.path.insert(0, str(site))
     runpy.run_module(module[0], run_name="__main__", alter_sys=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,7 @@ pytestmark = pytest.mark.whole
 
 
 def _run(fit: int, run: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.whole.scarce", str(fit), *harness.tiny(run, model, *more)]
-    return subprocess.run(
-        command, cwd=harness.ROOT, capture_output=True, text=True, timeout=240, env=harness.environment()
-    )
+    return harness.run(*harness.tiny(run, model, *more), start=("tests.whole.scarce", str(fit)))
 
 
 def test_batches_are_halved_and_the_report_says_so(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:

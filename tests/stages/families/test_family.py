@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,26 +21,19 @@ GOOD = (
 )
 
 
-def _distribution(folder: Path, code: str) -> dict[str, str]:
-    """An installed distribution with one module and its entry point; the environment in which it is found."""
+def _distribution(folder: Path, code: str) -> Path:
+    """A folder of packages with an installed distribution: one module and its entry point."""
     told = folder / "elsewhere-1.0.dist-info"
     told.mkdir(parents=True)
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (told / "entry_points.txt").write_text("[adatsq_pipe.families]\nelsewhere = elsewhere_family\n")
     (folder / "elsewhere_family.py").write_text(code)
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**harness.environment(), "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        harness.command(*arguments), cwd=harness.ROOT, env=env, capture_output=True, text=True, timeout=200
-    )
+    return folder
 
 
 def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_path: Path) -> None:
-    env = _distribution(tmp_path / "site", GOOD)
-    (told,) = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    site = _distribution(tmp_path / "site", GOOD)
+    (told,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json", site=site).stdout)["denoisers"]
     patterns = {group["pattern"] for group in told["groups"]}
     assert patterns and all(pattern.startswith("single_transformer_blocks.") for pattern in patterns)
     assert not any(pattern.endswith("proj_out") for pattern in patterns)
@@ -52,7 +43,7 @@ def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_
     (plain,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
     run = tmp_path / "run"
     assert plain["family"] == "" and {group["pattern"] for group in plain["groups"]} > patterns
-    done = _run(env, *harness.tiny(run, tiny_flux))
+    done = harness.run(*harness.tiny(run, tiny_flux), site=site)
     assert done.returncode == 0, done.stderr
     config = json.loads((run / "model" / "transformer" / "config.json").read_text())
     names = set(config["quantization_config"]["layers"])
@@ -70,10 +61,10 @@ TIMED = (
 
 def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
     """Told that it is the guidance, which is the same in every call, everything reads that, the loaded model too."""
-    env = _distribution(tmp_path / "site", TIMED)
-    (told,) = json.loads(_run(env, "inspect", str(tiny_flux), "--no-call", "--json").stdout)["denoisers"]
+    site = _distribution(tmp_path / "site", TIMED)
+    (told,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json", site=site).stdout)["denoisers"]
     assert told["timestep"][0] == "guidance" and "the timestep is guidance" in told["family"]
-    done = _run(env, *harness.tiny(tmp_path / "run", tiny_flux, "--stages", "capture..assemble"))
+    done = harness.run(*harness.tiny(tmp_path / "run", tiny_flux, "--stages", "capture..assemble"), site=site)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "model" / "transformer" / "config.json").read_text())
     said = config["quantization_config"]
@@ -89,6 +80,6 @@ def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_family_is_named(tiny_flux: Path, tmp_path: Path) -> None:
-    env = _distribution(tmp_path / "site", "FAMILY = 3\n")
-    done = _run(env, "inspect", str(tiny_flux), "--no-call")
+    site = _distribution(tmp_path / "site", "FAMILY = 3\n")
+    done = harness.run("inspect", str(tiny_flux), "--no-call", site=site)
     assert done.returncode == 1 and "elsewhere = elsewhere_family" in done.stderr and "Traceback" not in done.stderr
