@@ -110,7 +110,7 @@ def plan(
         for name, numbers in tensors.items():
             if block := _block(name, outermost=component in denoising):
                 blocks[f"{component}/{block}"] = blocks.get(f"{component}/{block}", 0) + numbers
-    held = [size * samples * of for of in _by_block(rows).values()]
+    held = [size * samples * of for of in by_block(rows).values()]
     known = bool(held) and all(row["macs"] is not None for row in rows)
     return MemoryPlan(
         device=device,
@@ -128,7 +128,7 @@ def _block(name: str, *, outermost: bool = False) -> str:
     return found[1] if found else ""
 
 
-def _by_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def by_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Numbers in the inputs (shared ones once) and outputs of the linears of each block, for one sample."""
     found: dict[str, int] = {}
     for row in rows:

@@ -6,17 +6,15 @@ pass; before there is a survey, a worker has a GPU to itself. Importing this bri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages import capture
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings
+from adatsq_pipe.stages.memory import BYTES, by_block
 from adatsq_pipe.storage.checkpoint import stored_sizes
 
-WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a value."""
 RUNTIME = 600 * 10**6
 """Bytes that a process takes of a GPU before it holds anything: driver, kernels, libraries."""
 ROOM = 1.15
@@ -65,24 +63,16 @@ class Placement:
 def need_of(context: Context, stage: str) -> Need | None:
     """What a worker of the stage takes; None before anything is known."""
     compute = context.settings("compute", ComputeSettings)
-    weights = WIDTH[compute.dtype] * sum(sum(part.values()) for part in stored_sizes(Path(context.model)).values())
+    size = BYTES[compute.dtype]
+    weights = size * sum(sum(part.values()) for part in stored_sizes(Path(context.model)).values())
     peaks = [m.peak for m in context.manifest(stage).markers().values() if m.peak]
     if peaks:
         return Need(weights=weights, unit=max(0, max(peaks) - weights), basis=f"measured in {len(peaks)} units")
     if not context.manifest("capture").done("survey"):
         return None
     batch = context.settings("data", DataSettings).batch
-    unit = activations(capture.survey_of(context)["layers"], samples=batch, width=WIDTH[compute.dtype])
-    return Need(weights=weights, unit=unit, basis="estimated from the survey")
-
-
-def activations(rows: list[Mapping[str, Any]], *, samples: int, width: int) -> int:
-    """Bytes that a forward pass of `samples` keeps for its backward pass, from the survey's rows."""
-    values = 0
-    for row in rows:
-        tokens = row["macs"] / (row["in"] * row["out"])
-        values += tokens * ((row["in"] if row["source"] == row["name"] else 0) + row["out"])
-    return int(KEPT * samples * width * values)
+    kept = sum(by_block(capture.survey_of(context)["layers"]).values())
+    return Need(weights=weights, unit=int(KEPT * size * batch * kept), basis="estimated from the survey")
 
 
 def place(need: Need | None, memory: int) -> Placement:
