@@ -123,10 +123,10 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "layers_called_repeatedly_and_left_alone": survey["repeated"],
             "left_alone": left_of(context),
             "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
-            "memory": memory(run, context),
+            "memory": _logged(run, context, "memory"),
             "damping_raised": damped,
             "micro_batch": _micro_batches(context),
-            "placement": _placements(run, context),
+            "placement": _logged(run, context, "placement"),
             "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
             "groups_fitted": _fitted(config, layers),
             "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
@@ -146,12 +146,12 @@ def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
     return found
 
 
-def _placements(run: RunDir, context: Context) -> dict[str, Any]:
-    """How many workers shared a GPU by stage, where that was measured, as last placed."""
+def _logged(run: RunDir, context: Context, fact: str) -> dict[str, Any]:
+    """What the log has last said of `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
     return {
-        entry["stage"]: entry["placement"]
+        entry["stage"]: entry[fact]
         for entry in run.logged()
-        if "placement" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
+        if fact in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
     }
 
 
@@ -224,15 +224,6 @@ def capture_cost(context: Context) -> float:
     units = list(manifest.markers().values())
     bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
     return sum(m.seconds["total"] for m in units) / bare
-
-
-def memory(run: RunDir, context: Context) -> dict[str, Any]:
-    """By stage, how the model was planned to fit on the workers' device; empty where it lies in main memory anyway."""
-    return {
-        entry["stage"]: entry["memory"]
-        for entry in run.logged()
-        if "memory" in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
-    }
 
 
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:

@@ -224,13 +224,13 @@ def _placed(stage: str, context: Context, config: RunConfig) -> Placement | None
         return None
     from adatsq_pipe.stages import placement
 
-    memory = int(cluster.gpu_memory * 10**9) or placement.gpu_memory()
-    if not memory:
+    size = int(cluster.gpu_memory * 10**9) or memory.gpu_memory()
+    if not size:
         raise ConfigError(
             "cluster.gpus_per_worker is auto, and this machine has no GPU to ask for its memory; "
             "set cluster.gpu_memory to the GB that a GPU of the cluster has"
         )
-    return placement.place(placement.need_of(context, stage), memory)
+    return placement.place(placement.need_of(context, stage), size)
 
 
 def _publish(context: Context, run: RunDir) -> None:

@@ -85,13 +85,16 @@ def device_bytes(device: str, asked: float, share: float) -> int | None:
     memory holds the model anyway, and where there is no GPU to ask."""
     if asked:
         return int(share * asked * 1e9)
-    if not device.startswith("cuda"):
-        return None
+    return int(share * gpu_memory(device)) or None if device.startswith("cuda") else None
+
+
+def gpu_memory(device: str = "cuda") -> int:
+    """Bytes of a GPU of this machine; 0 if it has none."""
     import torch
 
     if not torch.cuda.is_available():
-        return None
-    return int(share * torch.cuda.get_device_properties(torch.device(device)).total_memory)
+        return 0
+    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
 
 
 def plan(

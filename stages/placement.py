@@ -79,10 +79,3 @@ def place(need: Need | None, memory: int) -> Placement:
     """How many workers share a GPU of `memory` bytes: at least one, which may still halve its batches."""
     workers = min(MOST, max(1, memory // need.total)) if need else 1
     return Placement(workers=workers, need=need, memory=memory)
-
-
-def gpu_memory() -> int:
-    """Bytes of this machine's first GPU; 0 if it has none."""
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0

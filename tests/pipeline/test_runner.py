@@ -9,7 +9,7 @@ import pytest
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, load
 from adatsq_pipe.pipeline.runner import Executors, _placed
-from adatsq_pipe.stages import placement
+from adatsq_pipe.stages import memory, placement
 from adatsq_pipe.stages.base import Context
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -55,7 +55,7 @@ def test_only_auto_on_ray_is_measured_and_a_machine_without_a_gpu_is_told_what_t
     context = Context(tables={}, run="", model="")
     assert _placed("fisher", context, _config()) is None
     assert _placed("fisher", context, _config("cluster.gpus_per_worker=auto", "cluster.executor=inline")) is None
-    monkeypatch.setattr(placement, "gpu_memory", lambda: 0)
+    monkeypatch.setattr(memory, "gpu_memory", lambda: 0)
     monkeypatch.setattr(placement, "need_of", lambda context, stage: None)
     with pytest.raises(ConfigError, match=r"set cluster\.gpu_memory to the GB"):
         _placed("fisher", context, _config("cluster.gpus_per_worker=auto"))
