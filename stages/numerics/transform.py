@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether this CPU is fit to multiply bfloat16 matrices; others take several times as long as for float32 ones."""
+
 
 def block_size(width: int, largest: int) -> int:
     """The rotation's block for an input `width`: a power of two dividing it, at most `largest` (1 = no rotation)."""
@@ -28,10 +31,13 @@ def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cp
 
 
 def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
-    """`x` [..., in] with every block of its last axis multiplied by `h_BB`."""
+    """`x` [..., in] with every block of its last axis multiplied by `h_BB`; sums are in float32, the result in the
+    dtype of `x`."""
     block = h_BB.shape[0]
     if block == 1:
         return x
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _BF16_ON_CPU:
+        return rotate(x.float(), h_BB.float()).to(x.dtype)
     rotated: Tensor = x.unflatten(-1, (-1, block)) @ h_BB
     return rotated.flatten(-2)
 

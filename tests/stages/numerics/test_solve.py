@@ -102,3 +102,14 @@ def test_rotation_is_its_own_inverse_and_folds_into_weights(width: int, block: i
     assert torch.allclose(transform.rotate(rotated, h), x)
     assert torch.allclose(rotated @ transform.rotate(w, h).T, x @ w.T)
     assert torch.allclose(transform.rotate_gram(x.T @ x, h), rotated.T @ rotated)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_rotation_in_bfloat16_is_the_exact_one_rounded(fit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform, "_BF16_ON_CPU", fit)
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    h = transform.hadamard(32, dtype=torch.bfloat16)
+    exact = (x.double().unflatten(-1, (-1, 32)) @ h.double()).flatten(-2)
+    got = transform.rotate(x, h)
+    assert got.dtype == torch.bfloat16 and got.shape == x.shape
+    assert torch.allclose(got.double(), exact, rtol=2**-8, atol=1e-3)
