@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests import tiny
-from tests.zoo import images, language, newer, refused, videos
+from tests.zoo import images, language, latest, latest_videos, newer, refused, videos
 from tests.zoo.parts import Built
 
 BUILDERS: dict[str, Callable[[], Built]] = {
@@ -14,7 +14,9 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     **language.BUILDERS,
     **videos.BUILDERS,
     **newer.BUILDERS,
+    **latest.BUILDERS,
+    **latest_videos.BUILDERS,
     **refused.BUILDERS,
 }
-ALONE = ("easyanimate", "prx", "wan-vace")
+ALONE = ("cosmos3", "easyanimate", "hunyuan-video1.5", "prx", "prx-pixel", "wan-vace")
 """Those that take one prompt at a time."""

@@ -33,6 +33,7 @@ from tests.zoo.parts import (
     autoencoder_qwen,
     clip,
     clip_projected,
+    fill,
     glm,
     llama_head,
     qwen3,
@@ -139,6 +140,7 @@ def kandinsky5() -> Built:
         in_text_dim=WIDTH, in_text_dim2=T5, time_dim=16, model_dim=32, ff_dim=32,
         num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6),
     )  # fmt: skip
+    fill(transformer)
     pipe = Kandinsky5T2IPipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(4, 1),
         text_encoder=qwen_vl(), tokenizer=words(), text_encoder_2=clip(),

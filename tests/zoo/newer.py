@@ -7,7 +7,6 @@ import torch
 from diffusers import (
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
-    AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
     AutoencoderKLHunyuanVideo,
     BriaFiboPipeline,
@@ -39,9 +38,11 @@ from tests.zoo.parts import (
     T5,
     WIDTH,
     Built,
+    autoencoder_flux2,
     autoencoder_qwen,
     autoencoder_wan,
     clip,
+    fill,
     gemma2,
     qwen3,
     qwen3_head,
@@ -52,20 +53,13 @@ from tests.zoo.parts import (
 )
 
 
-def _autoencoder_flux2() -> AutoencoderKLFlux2:
-    return AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=4,
-    )  # fmt: skip
-
-
 def flux2() -> Built:
     transformer = Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=3 * WIDTH, axes_dims_rope=(4, 4, 4, 4),
     )  # fmt: skip
     pipe = Flux2Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=_autoencoder_flux2(),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder_flux2(),
         text_encoder=qwen3_head(31), tokenizer=words(),
     )  # fmt: skip
     return pipe, {**SQUARE, "max_sequence_length": 64}
@@ -91,8 +85,9 @@ def ernie() -> Built:
         hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=32, in_channels=16, out_channels=16,
         text_in_dim=WIDTH, rope_axes_dim=(4, 6, 6),
     )  # fmt: skip
+    fill(transformer)
     pipe = ErnieImagePipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=_autoencoder_flux2(),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder_flux2(),
         text_encoder=qwen3(3), tokenizer=words(),
     )  # fmt: skip
     return pipe, {**SQUARE, "height": 32, "width": 32, "use_pe": False}
@@ -102,6 +97,7 @@ def prx() -> Built:
     transformer = PRXTransformer2DModel(
         in_channels=4, context_in_dim=WIDTH, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
     )
+    fill(transformer)
     pipe = PRXPipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=components.autoencoder(4),
         text_encoder=gemma2(), tokenizer=words(), default_sample_size=16,
@@ -145,6 +141,7 @@ def kandinsky5_video() -> Built:
     vae = AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4
     )
+    fill(transformer)
     pipe = Kandinsky5T2VPipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=qwen_vl(),
         tokenizer=words(), text_encoder_2=clip(), tokenizer_2=words(77),

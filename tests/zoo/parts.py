@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
 )
@@ -18,6 +20,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     Gemma2Config,
     Gemma2Model,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GemmaConfig,
     GemmaModel,
     GlmConfig,
@@ -32,7 +36,10 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
+    T5Gemma2Encoder,
+    T5Gemma2EncoderConfig,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -54,6 +61,14 @@ def words(length: int = 16) -> PreTrainedTokenizerFast:
     return found
 
 
+def fill(module: torch.nn.Module, std: float = 0.1) -> None:
+    """Put small numbers where a class sets zeros: gates, tables of positions, last projections."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if not name.endswith("bias") and not parameter.any():
+                parameter.normal_(std=std)
+
+
 def _decoder_sizes(layers: int) -> dict[str, Any]:
     found = words()
     return {
@@ -69,6 +84,22 @@ def gemma() -> GemmaModel:
 
 def gemma2() -> Gemma2Model:
     return Gemma2Model(Gemma2Config(**_decoder_sizes(2)))
+
+
+_EYE: dict[str, Any] = {
+    "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 14, "patch_size": 14,
+}  # fmt: skip
+
+
+def gemma3() -> Gemma3ForConditionalGeneration:
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=_decoder_sizes(2), vision_config=_EYE))
+
+
+def t5gemma2() -> T5Gemma2Encoder:
+    return T5Gemma2Encoder(
+        T5Gemma2EncoderConfig(text_config={**_decoder_sizes(2), "dropout_rate": 0.0}, vision_config=_EYE)
+    )
 
 
 def llama(layers: int = 3) -> LlamaModel:
@@ -106,6 +137,10 @@ def qwen3_vl(layers: int) -> Qwen3VLModel:
         "deepstack_visual_indexes": [0],
     }  # fmt: skip
     return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eye))
+
+
+def qwen3_vl_head(layers: int) -> Qwen3VLForConditionalGeneration:
+    return Qwen3VLForConditionalGeneration(qwen3_vl(layers).config)
 
 
 def umt5() -> UMT5EncoderModel:
@@ -163,6 +198,13 @@ def autoencoder_dc() -> AutoencoderDC:
         decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
         encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), downsample_block_type="conv",
         upsample_block_type="interpolate",
+    )  # fmt: skip
+
+
+def autoencoder_flux2() -> AutoencoderKLFlux2:
+    return AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=4,
     )  # fmt: skip
 
 
