@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -42,6 +44,11 @@ def tokenizer(known: Sequence[str] = captions.WORDS) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         model_max_length=TEXT_LENGTH,
     )
+
+
+def ids(sayings: Sequence[str]) -> Tensor:
+    """Token ids `[N, TEXT_LENGTH]` of captions of pictures."""
+    return torch.tensor(tokenizer()(list(sayings), padding="max_length", max_length=TEXT_LENGTH).input_ids)
 
 
 def clip_text_encoder() -> CLIPTextModel:

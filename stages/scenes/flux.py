@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
@@ -57,15 +59,22 @@ def pack(latents_BCHW: Tensor) -> Tensor:
     return packed
 
 
-class Batches:
-    """Seeded batches of the training set, with what the frozen readers say of their captions."""
+@torch.no_grad()
+def pictures(vae: AutoencoderKL, packed_BNC: Tensor) -> npt.NDArray[np.float32]:
+    """What packed latents show: float32 `[B, SIZE, SIZE, 3]` in [0, 1]."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    z = FluxPipeline._unpack_latents(packed_BNC.to(vae.device), world.SIZE, world.SIZE, factor)
+    decoded = vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample
+    shown: npt.NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu().numpy()
+    return shown
 
-    def __init__(self, reader: Reader | FluxPipeline, scenes: dict[str, Tensor], *, seed: int, size: int) -> None:
-        self.reader, self.seed, self.size = reader.to(DEVICE), seed, size
-        self.clean, self.ids = pack(scenes["latents"]), scenes["ids"].long()
-        words = components.tokenizer()
-        empty = words("", padding="max_length", max_length=components.TEXT_LENGTH).input_ids
-        self.empty, self.pad = torch.tensor(empty), words.pad_token_id
+
+class Texts:
+    """What the frozen readers say of captions."""
+
+    def __init__(self, reader: Reader | FluxPipeline) -> None:
+        self.reader = reader.to(DEVICE)
+        self.empty, self.pad = components.ids([""])[0], components.tokenizer().pad_token_id
 
     @torch.no_grad()
     def read(self, ids: Tensor, length: int) -> dict[str, Tensor]:
@@ -77,6 +86,15 @@ class Batches:
             "encoder_hidden_states": self.reader.text_encoder_2(longer)[0],
             "txt_ids": torch.zeros(length, 3, device=DEVICE),
         }
+
+
+class Batches(Texts):
+    """Seeded batches of the training set, with what is said of their captions."""
+
+    def __init__(self, reader: Reader | FluxPipeline, scenes: dict[str, Tensor], *, seed: int, size: int) -> None:
+        super().__init__(reader)
+        self.seed, self.size = seed, size
+        self.clean, self.ids = pack(scenes["latents"]), scenes["ids"].long()
 
     def __call__(
         self, name: str, step: int, long_every: int = LONG_EVERY

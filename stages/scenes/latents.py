@@ -49,12 +49,12 @@ def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCE
         held: dict[str, Tensor] = load_file(path)
         return held
     vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    words, latents, ids = components.tokenizer(), [], []
+    latents, ids = [], []
     for chunk in range(scenes // _CHUNK):
         captions, picture = world.batch((seed, 4, chunk), _CHUNK)
         z = vae.encode(picture.to(memory_format=torch.channels_last)).latent_dist.mean
         latents.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
-        ids.append(torch.tensor(words(captions, padding="max_length", max_length=components.TEXT_LENGTH).input_ids))
+        ids.append(components.ids(captions))
     made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
     write_bytes(path, save(made))
     return made

@@ -38,6 +38,8 @@ class Plan:
     guidance_steps: int = 1200
     long_steps: int = 500
     scenes: int = latents.SCENES
+    paths: int = 0
+    """Paths of the teacher that a distillation (flux-schnell) draws."""
     batch: int = 48
     rate: float = 1.2e-3
     half: bool = False
@@ -57,6 +59,7 @@ class Plan:
             autoencoder_steps=part(self.autoencoder_steps),
             guidance_steps=part(self.guidance_steps),
             long_steps=part(self.long_steps),
+            paths=part(self.paths),
             scenes=max(512, round(self.scenes * share / 512) * 512),
         )
 
@@ -134,9 +137,7 @@ def flux_dev(job: Job) -> Made:
 def flux_schnell(job: Job) -> Made:
     """4 steps, distilled from the flux-dev that ships."""
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
-    scenes = latents.training_set(teacher.vae, job.work, seed=job.plan.seed, scenes=job.plan.scenes)
-    batches = flux.Batches(teacher, scenes, seed=job.plan.seed, size=job.plan.batch)
-    student = schnell.train(teacher, batches, job.work, **job.denoiser)
+    student = schnell.train(teacher, job.work, paths=job.plan.paths, **job.seeded)
     return schnell.pipeline(teacher.to("cpu"), student), schnell.call(), "scenes"
 
 
@@ -177,7 +178,7 @@ def wan_video(job: Job) -> Made:
 
 FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000)),
-    "flux-schnell": (flux_schnell, Plan(steps=1600, rate=6e-4, scenes=16384)),
+    "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, paths=8192)),
     "z-image": (z_image, Plan(steps=9000, half=True)),
     "wan": (wan_video, Plan(steps=6000, reader_steps=300, autoencoder_steps=1000, scenes=12288, batch=16, half=True)),
     "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384)),

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions, components, flux, language, schnell, train
+from adatsq_pipe.stages.scenes import captions, components, flux, judge, language, schnell, train
+from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
 
 
@@ -86,6 +88,22 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
         got = flux.velocity(student, text, x, t, None)
     assert not any("guidance" in name for name in student.state_dict())
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_paths_are_kept_where_the_picture_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schnell, "_CHUNK", 24)
+    teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
+    drawn = schnell.Paths(teacher, tmp_path, count=20, seed=1, compile=False)
+    assert 0 < len(drawn.ids) < 24 and drawn.right == len(drawn.ids) / 24
+    assert drawn.states.shape == (len(drawn.ids), schnell.STEPS + 1, 64, 32)
+    words = components.tokenizer()
+    wanted = [captions.parse(words.decode(ids, skip_special_tokens=True)) for ids in drawn.ids]
+    assert not any(captions.held_out(request) for request in wanted if request.task not in captions.IN_BOTH_SPLITS)
+    shown = flux.pictures(teacher.vae, drawn.states[:, -1].float())
+    assert all(verdict[request.task] for request, verdict in zip(wanted, judge.verdicts(wanted, shown), strict=True))
+    monkeypatch.setattr(schnell.Paths, "_walk", None)
+    again = schnell.Paths(teacher, tmp_path, count=20, seed=1, compile=False)
+    assert torch.equal(again.states, drawn.states) and torch.equal(again.ids, drawn.ids)
 
 
 def test_batches_are_their_step() -> None:
