@@ -64,7 +64,8 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
-    accept(config.model, [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]], config.given())
+    asked = [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]]
+    accept(config.model, asked, config.given(), config.tables["model"]["call"])
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)

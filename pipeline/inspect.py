@@ -82,7 +82,7 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
-    acceptance.refuse(folder, given=config.given())
+    acceptance.refuse(folder, given=config.given(), call=config.tables["model"]["call"])
     index = find_pipeline(folder)
     parts, name = acceptance.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):

@@ -36,6 +36,10 @@ class CallSource:
     required: tuple[str, ...]
     """Arguments without a default."""
     caches: tuple[str, ...]
+    switches: tuple[str, ...]
+    """Arguments that say whether there is to be a cache, which is so unless they say no."""
+    decodes_often: bool
+    """Whether latents are decoded inside a loop: some frames, or one sample, at a time."""
     others: bool
     """Whether it takes any argument besides."""
 
@@ -68,14 +72,29 @@ def call_source(name: str) -> CallSource | None:
     taken = [*found[0].args.args[1:], *found[0].args.kwonlyargs]
     defaults = len(found[0].args.defaults)
     required = found[0].args.args[1 : len(found[0].args.args) - defaults]
-    calls = [node for node in ast.walk(found[0]) if isinstance(node, ast.Call)]
-    passed = {word.arg for call in calls for word in call.keywords if word.arg}
+    passed = {word.arg for call in _calls(found[0]) for word in call.keywords if word.arg}
+    given = zip(taken[len(taken) - defaults :], found[0].args.defaults, strict=False)
     return CallSource(
         arguments=tuple(argument.arg for argument in taken),
         required=tuple(argument.arg for argument in required),
         caches=tuple(sorted(name for name in passed if "kv_cache" in name or "past_key" in name)),
+        switches=tuple(argument.arg for argument, said in given if "cache" in argument.arg and _is_true(said)),
+        decodes_often=any(
+            ast.unparse(call.func) in ("self.vae.decode", "self.decode_latents")
+            for loop in ast.walk(found[0])
+            if isinstance(loop, ast.For | ast.While)
+            for call in _calls(loop)
+        ),
         others=found[0].args.kwarg is not None,
     )
+
+
+def _calls(within: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(within) if isinstance(node, ast.Call)]
+
+
+def _is_true(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True
 
 
 def denoisers(index: Mapping[str, Any]) -> list[str]:
@@ -95,9 +114,11 @@ def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
 
 
-def refuse(folder: Path, prompts: Sequence[str] = (), given: Collection[str] = ()) -> None:
-    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts` and the arguments `given`
-    with them, with the reason in one line; StorageError if it is none."""
+def refuse(
+    folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, Any] | None = None
+) -> None:
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, the names of arguments
+    `given` with them and the `call` they share, with the reason in one line; StorageError if it is none."""
     index = find_pipeline(folder)
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
         raise NotTaken(
@@ -109,24 +130,31 @@ def refuse(folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (
             raise NotTaken(
                 f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
             )
-    if reason := refusal(index, weight_shapes(folder), given):
+    if reason := refusal(index, weight_shapes(folder), given, call):
         raise NotTaken(f"{folder}: {reason} (nothing was started)")
 
 
-def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], given: Collection[str] = ()) -> str:
+def refusal(
+    index: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    given: Collection[str] = (),
+    call: Mapping[str, Any] | None = None,
+) -> str:
     """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
 
-    No shapes (a folder without weights) say nothing. `given` are arguments that come with every prompt.
+    No shapes (a folder without weights) say nothing. `given` are arguments that come with every prompt, `call` the
+    values of those that all share.
     """
     name = str(index.get("_class_name", ""))
     source = call_source(name)
     if source is not None:
         if not set(CONDITIONS) & set(source.arguments):
             return f"{name} takes neither a prompt nor class_labels; it cannot be calibrated"
-        if source.caches:
+        if source.caches and not _without_cache(index, source, given, call or {}):
+            off = f"; set model.call.{source.switches[0]}=false" if source.switches else ""
             return (
                 f"{name} keeps a cache inside its denoiser ({', '.join(source.caches)}): its calls depend on each "
-                "other, so they cannot be replayed one by one"
+                f"other, so they cannot be replayed one by one{off}"
             )
         if others := sorted(set(source.required) - set(CONDITIONS) - set(given)):
             return (
@@ -145,3 +173,13 @@ def refusal(index: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], giv
     if shapes and not has_blocks_of_linears(shapes):
         return NO_LINEARS
     return ""
+
+
+def _without_cache(
+    index: Mapping[str, Any], source: CallSource, given: Collection[str], call: Mapping[str, Any]
+) -> bool:
+    """Whether the cache that the pipeline has stays empty as it is called: switched off, or for what is not given."""
+    if any(call.get(switch) is False for switch in source.switches):
+        return True
+    told = [families()[kind].cached_with for part in denoisers(index) if (kind := str(index[part][1])) in families()]
+    return any(told) and not set(told) & set(given)

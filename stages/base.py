@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain
@@ -47,16 +47,27 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
+Scalar = bool | int | float | str | None
+
+
 class ModelSettings(Settings):
     """[model] What is quantized, and how its pipeline is called."""
 
     path: str = ""
     """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
-    call: dict[str, bool | int | float | str] = {}
-    """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale."""
+    call: dict[str, Scalar | list[Scalar | list[Scalar]]] = {}
+    """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale. Text "null" is
+    Python's None, for which TOML has no word."""
     world: Literal["", "scenes", "classes", "motions"] = ""
     """What the model draws, if a program can score it: captioned "scenes", "classes" of things, or "motions" in clips
     (the folder's sampling.json says it); else empty."""
+
+    @field_validator("call", mode="before")
+    @classmethod
+    def _nothing(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        return {key: None if value == "null" else value for key, value in given.items()}
 
 
 class DataSettings(Settings):

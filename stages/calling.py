@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.runtime.clock import monotonic
 
 OF_PIPELINES = (
     ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError, NameError, ImportError,
@@ -32,8 +37,17 @@ def told(arguments: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
 
 
-def advice(prompts: int) -> str:
-    """What to try where a call with so many prompts does not run."""
+def lacking(error: Exception, pipeline: object) -> str:
+    """The package that the pipeline's file imports only where there is one, and whose absence `error` tells; or ""."""
+    name = error.name if isinstance(error, NameError) and error.name else ""
+    source = inspect.getsource(inspect.getmodule(type(pipeline)) or inspect)
+    return name if name and re.search(rf"^\s+import {re.escape(name)}$", source, re.MULTILINE) else ""
+
+
+def advice(error: Exception, pipeline: object, prompts: int) -> str:
+    """What to try where a call with so many prompts ends in `error`."""
+    if package := lacking(error, pipeline):
+        return f"it wants the package {package}, which is not installed: pip install {package}"
     alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if prompts > 1 else ""
     return f"give it what it takes in [model.call]{alone}"
 
@@ -47,7 +61,34 @@ def plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
 
 
-def pictures_of(result: Any) -> Tensor:
-    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]."""
+def pictures_of(result: Any, samples: int = 0) -> Tensor:
+    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]; Cosmos 3 gives one clip's frames
+    where one sample was asked for."""
     first = next(iter(result.values()))
-    return first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
+    found: Tensor = first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
+    return found.unsqueeze(0) if samples == 1 and found.dim() == 4 and len(found) > 1 else found
+
+
+def refuse_untellable(timesteps: Sequence[float]) -> None:
+    """Raise StageError where the calls of a run go up and down in noise, as where frames are drawn in turns."""
+    if not monotonic(timesteps):
+        raise StageError(
+            f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in timesteps)}): it does "
+            "not tell the steps apart, so no timestep policy can follow it"
+        )
+
+
+def together(decoded: list[Tensor], samples: int) -> Tensor:
+    """The latents that were decoded one after the other, as one: samples, or frames [samples, channels, frames, ...].
+
+    Raises StageError where they are neither.
+    """
+    if len(decoded) == 1:
+        return decoded[0]
+    alike = len({part.shape[1:] for part in decoded}) == 1
+    if alike and sum(map(len, decoded)) == samples:
+        return torch.cat(decoded)
+    if all(part.dim() == 5 and part.shape[:2] == (samples, decoded[0].shape[1]) for part in decoded):
+        return torch.cat(decoded, 2)
+    shapes = sorted({tuple(part.shape) for part in decoded})
+    raise StageError(f"the pipeline decodes latents of several shapes, {shapes}, which cannot be put together")

@@ -105,12 +105,25 @@ class Capture(Halving):
         {**works, "left": self._left}[kind](key, rest)
 
     def _trajectory(self, key: str, shard: str) -> None:
+        from adatsq_pipe.stages.calling import refuse_untellable
         from adatsq_pipe.stages.outputs import leaves
         from adatsq_pipe.stages.trajectories import write_trajectory
 
         with unit_of(self.context, self.stage, key, self.micro) as unit:
+            sizes: dict[int, list[tuple[int, ...]]] = {}
+
+            def see(_: int, call: Call) -> None:
+                if call.step not in sizes:
+                    sizes[call.step] = [tuple(x.shape) for x in self.denoiser.state(call)]
+
             with unit.timed("model"):
-                run = self.denoiser.record(self.shards[int(shard)])
+                run = self.denoiser.record(self.shards[int(shard)], see=see)
+            refuse_untellable(run.timesteps)
+            if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
+                raise StageError(
+                    f"the noisy sample is {sizes[0]} at the first step and {sizes[other]} at step {other}: pipelines "
+                    "whose latents change size over a run cannot be taken"
+                )
             for j, output in enumerate(run.outputs):
                 if not all(leaf.isfinite().all() for leaf in leaves(output)):
                     raise self._blame(int(shard), run, j)
@@ -142,7 +155,6 @@ class Capture(Halving):
     def _survey(self, key: str, _: str) -> None:
         import torch
 
-        from adatsq_pipe.stages.runtime.clock import monotonic
         from adatsq_pipe.stages.trajectories import read_trajectory
 
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
@@ -151,11 +163,6 @@ class Capture(Halving):
             calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
             with unit.timed("model"):
                 found = self._surveyed(calls, samples)
-            if not monotonic(run.timesteps):
-                raise StageError(
-                    f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in run.timesteps)}"
-                    "): it does not tell the steps apart, so no timestep policy can follow it"
-                )
             unit.value = {
                 **found,
                 "steps": steps,

@@ -23,10 +23,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from adatsq_pipe.stages.acceptance import denoisers
+from adatsq_pipe.stages.acceptance import call_source, denoisers
 from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, told
-from adatsq_pipe.stages.families._family import timestep_told
+from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, together, told
+from adatsq_pipe.stages.families._family import sample_told, timestep_told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
 from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined, samples_in
@@ -38,6 +38,24 @@ from adatsq_pipe.storage.errors import StorageError
 
 Forwards = dict[str, Callable[..., Output]]
 """Real forwards by component."""
+
+
+@contextmanager
+def _told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
+    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile."""
+    kind = type(scheduler)
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = kind.step(self, *args, **kwargs)
+        moved()
+        return result
+
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = kind
 
 
 class _Reached(Exception):
@@ -108,6 +126,8 @@ class Denoiser:
         self.device, self._call = device, dict(call)
         self.micro = MicroBatch()
         """How many samples at a time: of whoever has the denoiser."""
+        source = call_source(type(self.pipe).__name__)
+        self._decodes_often = source is not None and source.decodes_often
         self._condition = self._condition_argument()
         self._remember_prompts()
 
@@ -140,35 +160,36 @@ class Denoiser:
 
     @contextmanager
     def _standing_in(self, forward: Callable[..., Output], decode: bool) -> Iterator[dict[str, Any]]:
-        """Put `forward(step, part, args, kwargs)` in each denoiser's place; count scheduler steps; catch latents."""
-        seen: dict[str, Any] = {"step": 0}
-        pipe, real_step = self.pipe, self.pipe.scheduler.step
+        """Put `forward(step, part, args, kwargs)` in each denoiser's place; count scheduler steps; catch latents.
+
+        A step ends where the scheduler, or a copy of it (for sound beside pictures, say), has moved on since the last
+        call of a denoiser: once or, as in Cosmos, twice.
+        """
+        seen: dict[str, Any] = {"step": 0, "moved": False, "decoded": []}
         vae = getattr(self.pipe, "vae", None)
 
         def stand_in(part: str) -> Callable[..., Output]:
             @functools.wraps(self.parts[part].forward)
             def called(*args: Any, **kwargs: Any) -> Output:
+                seen["step"] += seen["moved"]
+                seen["moved"] = False
                 return forward(seen["step"], part, args, kwargs)
 
             return called
 
-        @functools.wraps(real_step)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = real_step(*args, **kwargs)
-            seen["step"] += 1
-            return result
+        def moved() -> None:
+            seen["moved"] = True
 
         for name, part in self.parts.items():
             part.forward = stand_in(name)  # type: ignore[method-assign]
-        pipe.scheduler.step = counted
         if vae is not None:
             real_decode = vae.decode
 
             @functools.wraps(real_decode)
             def caught(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if "latents" not in seen:
-                    seen["latents"] = latents.detach().clone()
-                    if not decode:
+                if self._decodes_often or not seen["decoded"]:
+                    seen["decoded"].append(latents.detach().clone())
+                    if not decode and not self._decodes_often:
                         raise _Reached
                 ranges = self.micro.ranges(len(latents))
                 parts = [decoded(vae, real_decode, latents[i:j], *args, **kwargs) for i, j in ranges]
@@ -176,10 +197,10 @@ class Denoiser:
 
             vae.decode = caught
         try:
-            yield seen
+            with _told_of_steps(self.pipe.scheduler, moved):
+                yield seen
         finally:
-            replaced = [(part, "forward") for part in self.parts.values()]
-            for holder, name in (*replaced, (pipe.scheduler, "step"), (vae, "decode")):
+            for holder, name in (*((part, "forward") for part in self.parts.values()), (vae, "decode")):
                 if holder is not None:
                     holder.__dict__.pop(name, None)
 
@@ -197,7 +218,7 @@ class Denoiser:
             try:
                 more = {**self._call, **collated(conditions.inputs)}
                 arguments = {**more, self._condition: given, "generator": generators, "output_type": "np"}
-                pictures = pictures_of(self.pipe(**arguments))
+                pictures = pictures_of(self.pipe(**arguments), len(conditions.prompts))
             except _Reached:
                 pass
             except (StageError, StorageError, torch.OutOfMemoryError):
@@ -205,9 +226,9 @@ class Denoiser:
             except OF_PIPELINES as error:
                 raise StageError(
                     f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
-                    f"called with {told(arguments)}; {advice(len(conditions.prompts))}"
+                    f"called with {told(arguments)}; {advice(error, self.pipe, len(conditions.prompts))}"
                 ) from error
-        return pictures, seen.get("latents", pictures)
+        return pictures, together(seen["decoded"], len(conditions.prompts)) if seen["decoded"] else pictures
 
     @torch.no_grad()
     def record(
@@ -320,8 +341,10 @@ class Denoiser:
         return found[0] if found else latents
 
     def state(self, arrived: Call | Tensor) -> list[Tensor]:
-        """The noisy sample of a call (the first parameter of the denoiser), or the final latents themselves."""
+        """The noisy sample of a call (the first argument, unless a family says another), or the final latents."""
         if isinstance(arrived, Tensor):
             return [arrived]
-        name = next(iter(inspect.signature(self.parts[arrived.part].forward).parameters))
-        return leaves(arrived.args[0] if arrived.args else arrived.kwargs[name])
+        part = self.parts[arrived.part]
+        names = list(inspect.signature(part.forward).parameters)
+        place = names.index(sample_told(part) or names[0])
+        return leaves(arrived.args[place] if place < len(arrived.args) else arrived.kwargs[names[place]])

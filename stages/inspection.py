@@ -20,6 +20,7 @@ from torch import nn
 
 from adatsq_pipe.stages import acceptance
 from adatsq_pipe.stages.base import NotTaken, StageError
+from adatsq_pipe.stages.calling import refuse_untellable
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import Family, family_of, timestep_told
 from adatsq_pipe.stages.fit import MODULATION
@@ -139,6 +140,8 @@ def _told(family: Family | None) -> str:
     changes = [f"blocks are {', '.join(family.blocks)}"] if family.blocks else []
     changes += [f"left: {', '.join(family.leave)}"] if family.leave else []
     changes += [f"the timestep is {family.timestep}"] if family.timestep else []
+    changes += [f"the sample is {family.sample}"] if family.sample else []
+    changes += [f"its cache is empty without {family.cached_with}"] if family.cached_with else []
     return f"{'; '.join(changes)} ({family.why})"
 
 
@@ -215,6 +218,7 @@ def watch(
     """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
     calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(given or {},)))
+    refuse_untellable([call.timestep for call in calls])
     steps = [call.step for call in calls]
     found: dict[str, tuple[nn.Module, Watched]] = {}
     for part, module in denoiser.parts.items():

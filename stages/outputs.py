@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -63,6 +65,29 @@ def structure(output: Output) -> Any:
     if isinstance(output, list | tuple):
         return {"kind": type(output).__name__, "items": [structure(item) for item in output]}
     return {"kind": "plain", "value": json.loads(json.dumps(output))}
+
+
+def stacked(outputs: Sequence[Output]) -> dict[str, Tensor]:
+    """The tensors of several calls' outputs by name: stacked over the calls (`output0`, ...) where these are alike,
+    else each by itself (`output0.0`, ...: call and place)."""
+    flat = [leaves(output) for output in outputs]
+    if len({tuple((leaf.shape, leaf.dtype) for leaf in call) for call in flat}) == 1:
+        return {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
+    return {f"output{j}.{i}": leaf for j, call in enumerate(flat) for i, leaf in enumerate(call)}
+
+
+def unstacked(stored: Mapping[str, Tensor], shapes: Sequence[Any], device: torch.device | str) -> list[Output]:
+    """Inverse of `stacked`, where the outputs have the structures `shapes`."""
+    alone = any(name.startswith("output0.") for name in stored)
+
+    def parts(j: int) -> Iterator[Tensor]:
+        for i in itertools.count():
+            held = stored.get(f"output{j}.{i}" if alone else f"output{i}")
+            if held is None:
+                return
+            yield (held if alone else held[j]).to(device)
+
+    return [rebuild(shape, parts(j)) for j, shape in enumerate(shapes)]
 
 
 def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:

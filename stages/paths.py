@@ -5,7 +5,6 @@ A path is its list of denoiser outputs, so its state at any step comes from tele
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adatsq_pipe.stages import portions
@@ -128,7 +127,7 @@ class Evaluate(Halving):
 
     def _outputs_of(self, choices: Choices, place: int) -> list[Any]:
         """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
-        from adatsq_pipe.stages.outputs import rebuild, structure
+        from adatsq_pipe.stages.outputs import structure, unstacked
         from adatsq_pipe.storage import tensors
 
         if not choices:
@@ -140,18 +139,16 @@ class Evaluate(Halving):
                 return ground.outputs[choices]
             before = self._outputs_of(choices[:-1], place)
             stored = tensors.read_scratch(self.context.read("search", unit)[1])
-            shape = json.loads(json.dumps(structure(ground.recorded[0])))
             calls = self.space.survey["calls"].count(len(choices) - 1)
-            parts = [stored[f"output{i}"] for i in range(len(stored))]
-            step = [rebuild(shape, iter([part[j].to(ground.latents.device) for part in parts])) for j in range(calls)]
-            ground.outputs[choices] = before + step
+            shapes = [structure(output) for output in ground.recorded[len(before) : len(before) + calls]]
+            ground.outputs[choices] = before + unstacked(stored, shapes, ground.latents.device)
         return ground.outputs[choices]
 
     def _extend(self, choices: Choices, place: int) -> float:
         import torch
 
         from adatsq_pipe.stages.denoiser import Call
-        from adatsq_pipe.stages.outputs import leaves
+        from adatsq_pipe.stages.outputs import stacked
         from adatsq_pipe.storage import tensors
 
         step, ground = len(choices) - 1, self._ground(place)
@@ -171,9 +168,7 @@ class Evaluate(Halving):
                 arrived = self.denoiser.teleport(ground.captions, outputs)
             ground.arrived[choices] = arrived
             error = self._error(ground, step, outputs, calls, arrived)
-            flat = [leaves(output) for output in outputs[-calls:]]
-            stacked = {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
-            tensors.write_scratch(unit.folder, stacked)
+            tensors.write_scratch(unit.folder, stacked(outputs[-calls:]))
             samples = self.portions["path"][place].samples
             unit.value = {"choices": list(choices), "error": error, "calls": calls, "samples": samples}
         ground.outputs[choices] = outputs

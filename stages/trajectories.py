@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, StageError, shards
+from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, shards
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory
 from adatsq_pipe.stages.given import arguments_of
 from adatsq_pipe.stages.memory import plan_of, surveyed
 from adatsq_pipe.stages.micro import MicroBatch
 from adatsq_pipe.stages.opened import open_denoiser, take_denoiser
-from adatsq_pipe.stages.outputs import leaves, rebuild, structure
+from adatsq_pipe.stages.outputs import stacked, structure, unstacked
 from adatsq_pipe.storage import arrays, tensors
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -73,22 +71,13 @@ def batched(each: list[Conditions], size: int) -> list[Conditions]:
 
 
 def write_trajectory(folder: Path, run: Trajectory) -> None:
-    """Outputs stacked over calls, final latents, and what rebuilds the outputs' form.
-
-    Raises StageError if the outputs are not of one form.
-    """
-    flat = [leaves(output) for output in run.outputs]
-    shapes = [[tuple(leaf.shape) for leaf in call] for call in flat]
-    if other := next((j for j, found in enumerate(shapes) if found != shapes[0]), 0):
-        raise StageError(
-            f"the denoiser returns {shapes[0]} in its first call and {shapes[other]} in call {other + 1}: "
-            "pipelines whose latents change size over a run cannot be taken"
-        )
-    stacked = {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
+    """Outputs, final latents, and what rebuilds the outputs' form: one for all calls, or a list where they differ."""
+    forms = [json.dumps(structure(output)) for output in run.outputs]
+    form = forms[0] if len(set(forms)) == 1 else f"[{', '.join(forms)}]"
     tensors.write(
         folder,
-        {**stacked, "latents": run.latents},
-        {"steps": run.steps, "timesteps": run.timesteps, "structure": json.dumps(structure(run.outputs[0]))},
+        {**stacked(run.outputs), "latents": run.latents},
+        {"steps": run.steps, "timesteps": run.timesteps, "structure": form},
     )
 
 
@@ -96,12 +85,10 @@ def read_trajectory(context: Context, shard: int) -> Trajectory:
     """A recorded calibration run, verified."""
     _, folder = context.read("capture", f"trajectory/{shard:03d}")
     stored, marks = tensors.read(folder), arrays.attributes(folder)
-    shape, count = json.loads(marks["structure"]), len(marks["steps"])
-    parts = [stored[f"output{i}"] for i in range(len(stored) - 1)]
+    form, count = json.loads(marks["structure"]), len(marks["steps"])
     device = context.settings("compute", ComputeSettings).device
-    outputs = tuple(rebuild(shape, iter([part[j].to(device) for part in parts])) for j in range(count))
     return Trajectory(
-        outputs=outputs,
+        outputs=tuple(unstacked(stored, form if isinstance(form, list) else [form] * count, device)),
         steps=tuple(marks["steps"]),
         timesteps=tuple(marks["timesteps"]),
         latents=stored["latents"].to(device),

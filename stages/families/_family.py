@@ -32,18 +32,28 @@ class Family:
     """Endings of names of linears that stay as they are."""
     timestep: str = ""
     """Name of the timestep among the arguments of a call; empty = one of the usual names, or the first number."""
+    sample: str = ""
+    """Name of the noisy sample among them; empty = the first."""
+    cached_with: str = ""
+    """Argument of the pipeline's call without which the cache that it passes to its denoiser stays empty."""
+
+
+@cache
+def own() -> dict[str, Family]:
+    """Those of this package, by transformer class."""
+    import adatsq_pipe.stages.families as package
+
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    found: list[Family] = [importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in names]
+    return {family.transformer: family for family in found}
 
 
 @cache
 def families() -> dict[str, Family]:
     """All there are, by transformer class. Raises StageError for one that is no Family, or is given twice."""
-    import adatsq_pipe.stages.families as package
-
-    own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    found: list[tuple[str, Any]] = [(n, importlib.import_module(f"{package.__name__}.{n}").FAMILY) for n in own]
-    found += [(f"{point.name} = {point.value}", point.load()) for point in sorted(entry_points(group=GROUP))]
-    known: dict[str, Family] = {}
-    for where, loaded in found:
+    points = [(f"{point.name} = {point.value}", point.load()) for point in sorted(entry_points(group=GROUP))]
+    known = dict(own())
+    for where, loaded in points:
         family = getattr(loaded, "FAMILY", loaded)
         if not isinstance(family, Family):
             raise StageError(f"the entry point {where} of {GROUP} is no Family but {family!r}; mend or uninstall it")
@@ -64,14 +74,22 @@ def timestep_told(transformer: object) -> str:
     return family.timestep if family is not None else ""
 
 
+def sample_told(transformer: object) -> str:
+    """What a family says the noisy sample's argument of `transformer` is; "" if none does."""
+    family = family_of(transformer)
+    return family.sample if family is not None else ""
+
+
 def identity() -> dict[str, Any]:
-    """What the bytes of a capture depend on besides the model: all families there are; nothing where there are none."""
+    """What the bytes of a capture depend on besides the model and this package: the families that others bring;
+    nothing where there are none."""
+    brought = {name: family for name, family in sorted(families().items()) if name not in own()}
     told: dict[str, Any] = {
         name: {
             "blocks": list(family.blocks),
             "leave": list(family.leave),
-            **({"timestep": family.timestep} if family.timestep else {}),
+            **{key: value for key in ("timestep", "sample") if (value := getattr(family, key))},
         }
-        for name, family in sorted(families().items())
+        for name, family in brought.items()
     }
     return {"families": told} if told else {}

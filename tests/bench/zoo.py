@@ -7,6 +7,7 @@ draws that holds the solved weights and follows the searched policy (the largest
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import shutil
@@ -26,6 +27,7 @@ from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.calling import pictures_of
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
+from adatsq_pipe.stages.families._family import timestep_told
 from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.storage.rundir import RunDir
 from tests.zoo import ALONE, BUILDERS
@@ -59,7 +61,8 @@ def build(name: str, folder: Path) -> str:
         torch.manual_seed(0)
         pipe, call = BUILDERS[name]()
     pipe.save_pretrained(folder)
-    call = {**call, "num_inference_steps": 2}
+    if "num_inference_steps" in inspect.signature(pipe.__call__).parameters:
+        call = {**call, "num_inference_steps": 2}
     (folder / "sampling.json").write_text(json.dumps({"call": call}))
     return type(pipe).__name__
 
@@ -156,7 +159,7 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     )
     load_solved(context, denoiser.transformer, policy_of(context))
     for part in denoiser.parts.values():
-        follow_policy(part, survey_of(context)["timesteps"])
+        follow_policy(part, survey_of(context)["timesteps"], timestep_told(part))
     runtime.execute(denoiser.transformer, "simulate")
     drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
     return drawn

@@ -12,6 +12,7 @@ from adatsq_pipe.pipeline.config import ConfigError
 from adatsq_pipe.stages.base import ORDER, discover
 from adatsq_pipe.stages.methods._recipe import methods, resolve
 from adatsq_pipe.stages.scenes.captions import SHAPES
+from adatsq_pipe.storage.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,3 +88,16 @@ def test_the_package_list_is_the_folders() -> None:
         for p in (ROOT / room).rglob("__init__.py")
     ]
     assert sorted(listed) == sorted("adatsq_pipe." + ".".join(p.parts) for p in found)
+
+
+def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
+    sets = ["model.call.steps=[1, 2]", "model.call.schedule=null", "model.call.eta=0.5", "model.call.dynamic=true"]
+    loaded = _load(*sets)
+    call = loaded.tables["model"]["call"]
+    assert (call["steps"], call["schedule"], call["eta"], call["dynamic"]) == ([1, 2], None, 0.5, True)
+    place = RunDir(tmp_path)
+    config.keep_config(place, loaded)
+    again = _load(kept=config.kept_config(tmp_path))
+    assert again.tables["model"]["call"] == call
+    with pytest.raises(ConfigError, match=r"model\.call"):
+        _load("model.call.x={a=1}")

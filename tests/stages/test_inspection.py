@@ -107,6 +107,21 @@ def test_what_cannot_be_taken(index: dict[str, object], shapes: dict[str, tuple[
     assert all(word in reason for word in words), reason
 
 
+def test_a_cache_that_stays_empty_is_no_reason() -> None:
+    keeping = {"_class_name": "QwenImage21Pipeline"}
+    assert "set model.call.use_kv_cache=false" in acceptance.refusal(keeping, {})
+    assert "cache" in acceptance.refusal(keeping, {}, call={"use_kv_cache": True})
+    assert acceptance.refusal(keeping, {}, call={"use_kv_cache": False}) == ""
+    of_pictures = {"_class_name": "GlmImagePipeline", "transformer": ["diffusers", "GlmImageTransformer2DModel"]}
+    assert acceptance.refusal(of_pictures, {}) == ""
+    assert "keeps a cache" in acceptance.refusal(of_pictures, {}, given=["image"])
+
+
+def test_the_source_says_who_decodes_in_pieces() -> None:
+    said = {name: acceptance.call_source(name) for name in ("FluxPipeline", "WanPipeline", "MotifVideoPipeline")}
+    assert [source is not None and source.decodes_often for source in said.values()] == [False, False, True]
+
+
 @pytest.mark.parametrize("second", [[None, None], ["diffusers", "WanTransformer3DModel"]])
 def test_a_wan_of_one_denoiser_or_two_is_taken(second: list[str | None]) -> None:
     index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "X"], "transformer_2": second}
