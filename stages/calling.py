@@ -1,10 +1,12 @@
-"""Calling a pipeline: what it may raise, what it gives back, what is said when it does not run."""
+"""Calling a pipeline: its steps, what it may raise, what it gives back, what is said when it does not run."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,24 @@ def decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> 
             raise
         vae.enable_tiling()
         return decode(*args, **kwargs)
+
+
+@contextmanager
+def told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
+    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile."""
+    kind = type(scheduler)
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = kind.step(self, *args, **kwargs)
+        moved()
+        return result
+
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = kind
 
 
 def told(arguments: dict[str, Any]) -> str:

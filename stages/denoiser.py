@@ -25,11 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.acceptance import call_source, denoisers
 from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, together, told
+from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, together, told, told_of_steps
 from adatsq_pipe.stages.families._family import sample_told, timestep_told
 from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.layers import several
-from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined, samples_in
+from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.residency import take_turns
 from adatsq_pipe.stages.runtime.clock import timestep_of
@@ -38,24 +38,6 @@ from adatsq_pipe.storage.errors import StorageError
 
 Forwards = dict[str, Callable[..., Output]]
 """Real forwards by component."""
-
-
-@contextmanager
-def _told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
-    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile."""
-    kind = type(scheduler)
-
-    @functools.wraps(kind.step)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.step(self, *args, **kwargs)
-        moved()
-        return result
-
-    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
-    try:
-        yield
-    finally:
-        scheduler.__class__ = kind
 
 
 class _Reached(Exception):
@@ -197,7 +179,7 @@ class Denoiser:
 
             vae.decode = caught
         try:
-            with _told_of_steps(self.pipe.scheduler, moved):
+            with told_of_steps(self.pipe.scheduler, moved):
                 yield seen
         finally:
             for holder, name in (*((part, "forward") for part in self.parts.values()), (vae, "decode")):
@@ -315,7 +297,7 @@ class Denoiser:
         return self._cut(self.parts[call.part].forward, call)
 
     def _cut(self, forward: Callable[..., Output], call: Call) -> list[tuple[Call, int]]:
-        of = samples_in(forward, call.args, call.kwargs)
+        of = len(self._sample(forward, call))
         ranges = self.micro.ranges(of)
         if len(ranges) <= 1:
             return [(call, of)]
@@ -344,7 +326,10 @@ class Denoiser:
         """The noisy sample of a call (the first argument, unless a family says another), or the final latents."""
         if isinstance(arrived, Tensor):
             return [arrived]
-        part = self.parts[arrived.part]
-        names = list(inspect.signature(part.forward).parameters)
-        place = names.index(sample_told(part) or names[0])
-        return leaves(arrived.args[place] if place < len(arrived.args) else arrived.kwargs[names[place]])
+        return leaves(self._sample(self.parts[arrived.part].forward, arrived))
+
+    def _sample(self, forward: Callable[..., Output], call: Call) -> Any:
+        """What a call has for the noisy sample: a tensor [samples, ...], or a list with a tensor each."""
+        names = list(inspect.signature(forward).parameters)
+        place = names.index(sample_told(self.parts[call.part]) or names[0])
+        return call.args[place] if place < len(call.args) else call.kwargs[names[place]]

@@ -6,8 +6,6 @@ marker says so. A worker that has halved stays so while it is open: the units of
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +93,6 @@ class Halving:
 def first_line(error: BaseException) -> str:
     """What the error says of itself, without the advice that follows in torch's."""
     return " ".join(str(error).split(" If reserved but unallocated", 1)[0].split())[:300] or type(error).__name__
-
-
-def samples_in(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Samples of a denoiser call: its first parameter is a tensor [samples, ...] or a list with a tensor each."""
-    sample = args[0] if args else kwargs[next(iter(inspect.signature(forward).parameters))]
-    return len(sample)
 
 
 def cut(value: Any, of: int, start: int, stop: int) -> Any:
