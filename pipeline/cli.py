@@ -44,6 +44,12 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
+def _accept(config: RunConfig) -> None:
+    """Raise NotTaken if the model cannot be quantized, or not with these prompts and this call."""
+    asked = [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]]
+    accept(config.model, asked, config.given(), config.tables["model"]["call"])
+
+
 @main.command()
 @options
 @click.option("--stages", default="all", show_default=True, help="all, a list a,b or a range a..c.")
@@ -64,8 +70,7 @@ def run(
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
-    asked = [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]]
-    accept(config.model, asked, config.given(), config.tables["model"]["call"])
+    _accept(config)
     if "solve" in chosen:
         try:
             refuse(resolve(config.tables["recipe"]), config.model)
@@ -152,7 +157,7 @@ def compare(
     place = RunDir.opened(run_dir)
     extra = placed(executor, address)
     first = load_config(place, model, preset, file, (*sets, *extra))
-    accept(first.model, [*first.tables["data"]["prompts"], *first.tables["evaluate"]["prompts"]], first.given())
+    _accept(first)
 
     def load(recipe: Sequence[str]) -> RunConfig:
         return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)

@@ -90,10 +90,11 @@ class RunConfig:
     images: Mapping[str, Path]
     """Pictures that come with prompts, by digest: where they are on this machine."""
 
-    def given(self) -> set[str]:
-        """Arguments of the pipeline's call that all prompts come with, or [model.call] has."""
+    def given(self, *of: str) -> set[str]:
+        """Arguments of the pipeline's call that all prompts of the tables `of` (data and evaluate) come with, or
+        [model.call] has."""
         none: list[dict[str, Any]] = [{}]
-        rows = [row for table in ("data", "evaluate") for row in self.tables[table].get("inputs") or none]
+        rows = [row for table in of or ("data", "evaluate") for row in self.tables[table].get("inputs") or none]
         each = [{*row.get("images", {}), *row.get("call", {})} for row in rows]
         return set.intersection(*each) | set(self.tables["model"]["call"])
 
@@ -212,7 +213,10 @@ def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
     checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
     world, images = checked["model"]["world"], dict[str, Path]()
     for table, held_out in (("data", False), ("evaluate", True)):
-        images.update(_take_file(checked[table], table))
+        brought = _take_file(checked[table], table)
+        images.update(brought)
+        if brought and "batch" not in filled.get(table, {}):
+            checked[table]["batch"] = 1
         if not checked[table]["prompts"]:
             checked[table]["prompts"] = list(_captions(checked[table], world, held_out))
         elif world:

@@ -82,13 +82,13 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
-    acceptance.refuse(folder, given=config.given(), call=config.tables["model"]["call"])
+    acceptance.refuse(folder, given=config.given("data"), call=config.tables["model"]["call"])
     index = find_pipeline(folder)
     parts, name = acceptance.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
     from adatsq_pipe.stages import inspection
-    from adatsq_pipe.stages.given import arguments_of
+    from adatsq_pipe.stages.given import arguments_of, picture_mode
 
     compute, given = config.tables["compute"], (config.tables["data"].get("inputs") or [{}])[0]
     watched = inspection.watch(
@@ -96,7 +96,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
         dtype=compute["dtype"],
         device=compute["device"],
         call=dict(config.tables["model"]["call"]),
-        given=arguments_of(lambda digest: config.images[digest], given),
+        given=arguments_of(lambda digest: config.images[digest], given, picture_mode(folder)),
         prompt="0" if acceptance.takes_labels(index) else str(config.tables["data"]["prompts"][0]),
     )
     return [

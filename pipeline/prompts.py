@@ -43,9 +43,11 @@ def read(path: Path) -> Prompts:
         rows = [(str(path), {COLUMN: line}) for _, line in _lines(path)]
     if not rows:
         raise ValueError(f"{path} holds no prompts; write one to a line")
+    if wrong := [where for where, row in rows if not isinstance(row[COLUMN], str)]:
+        raise ValueError(f"{wrong[0]}: its {COLUMN} is no text; write it in quotes (an object as the JSON text of it)")
     images: dict[str, Path] = {}
     inputs = [_more(where, row, path.parent, images) for where, row in rows]
-    return Prompts(prompts=[str(row[COLUMN]) for _, row in rows], inputs=inputs if any(inputs) else [], images=images)
+    return Prompts(prompts=[row[COLUMN] for _, row in rows], inputs=inputs if any(inputs) else [], images=images)
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -109,7 +111,9 @@ def _image(where: str, beside: Path, given: Any, images: dict[str, Path]) -> str
         with Image.open(path) as image:
             image.verify()
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{where}: {path} is no picture that can be read ({error})") from None
+        raise ValueError(
+            f"{where}: {path} is no picture that can be read ({error}); of a clip, list its frames, or give a GIF"
+        ) from None
     digest = file_digest(path)
     images[digest] = path
     return digest

@@ -254,7 +254,7 @@ def pictures(context: Context, path: Path, title: str) -> None:
         wanted = arrays.read(drawn, "pictures")
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]
-    strips = [[_framed(column[row]) for column in columns] for row in (1, 2)]
+    strips = _of_one_size([[_framed(column[row]) for column in columns] for row in (1, 2)])
     height, width = strips[0][0].shape[:2]
     figure = plt.figure(figsize=(1.7 * len(columns) + 0.4, 4.1))
     axis = figure.add_axes((0.03, 0.12, 0.96, 0.8))
@@ -268,6 +268,20 @@ def pictures(context: Context, path: Path, title: str) -> None:
     axis.set_title(title, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _of_one_size(strips: list[list[Any]]) -> list[list[Any]]:
+    """Framed pictures, each laid on white of the largest height and width."""
+    import numpy as np
+
+    height, width = (max(picture.shape[axis] for strip in strips for picture in strip) for axis in (0, 1))
+
+    def laid(picture: Any) -> Any:
+        return np.pad(
+            picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)), constant_values=1.0
+        )
+
+    return [[laid(picture) for picture in strip] for strip in strips]
 
 
 def _framed(picture: Any) -> Any:

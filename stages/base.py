@@ -48,6 +48,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 Scalar = bool | int | float | str | None
+CallValue = Scalar | list[Scalar | list[Scalar]] | dict[str, Scalar]
 
 
 class ModelSettings(Settings):
@@ -55,7 +56,7 @@ class ModelSettings(Settings):
 
     path: str = ""
     """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
-    call: dict[str, Scalar | list[Scalar | list[Scalar]]] = {}
+    call: dict[str, CallValue] = {}
     """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale. Text "null" is
     Python's None, for which TOML has no word."""
     world: Literal["", "scenes", "classes", "motions"] = ""
@@ -83,7 +84,8 @@ class DataSettings(Settings):
     count: int = Field(default=32, ge=1)
     """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)
-    """Captions per forward pass. Float results depend on it, so it bears identity."""
+    """Captions per forward pass. Float results depend on it, so it bears identity. With pictures from a manifest it is
+    1 unless it is set: some pipelines take the pictures of a batch for one prompt's."""
     seed: int = 0
 
 

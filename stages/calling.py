@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from adatsq_pipe.stages.base import StageError
@@ -54,7 +55,13 @@ def told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
 
 def told(arguments: dict[str, Any]) -> str:
     """The arguments of a call, for a message."""
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if name != "generator")
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], Image):
+            return f"{len(value)} pictures"
+        return f"a picture of {value.width} x {value.height}" if isinstance(value, Image) else repr(value)
+
+    return ", ".join(f"{name}={shown(value)}" for name, value in arguments.items() if name != "generator")
 
 
 def lacking(error: Exception, pipeline: object) -> str:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from adatsq_pipe.stages.acceptance import call_source, denoisers
-from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.base import NotTaken, StageError
 from adatsq_pipe.stages.calling import OF_PIPELINES, advice, decoded, pictures_of, plain, together, told, told_of_steps
 from adatsq_pipe.stages.families._family import sample_told, timestep_told
 from adatsq_pipe.stages.given import collated
-from adatsq_pipe.stages.layers import several
+from adatsq_pipe.stages.layers import quantizable_linears, several
 from adatsq_pipe.stages.micro import MicroBatch, OutOfMemory, cut, first_line, joined
 from adatsq_pipe.stages.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.residency import take_turns
@@ -104,6 +104,7 @@ class Denoiser:
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
         self.transformer = several(self.parts)
+        self._refuse_sharing()
         self.turns = take_turns(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)
         self.micro = MicroBatch()
@@ -112,6 +113,19 @@ class Denoiser:
         self._decodes_often = source is not None and source.decodes_often
         self._condition = self._condition_argument()
         self._remember_prompts()
+
+    def _refuse_sharing(self) -> None:
+        """Raise NotTaken if another component (Z-Image's ControlNet) holds layers of the denoiser that are quantized:
+        it runs them outside the calls whose steps have bits."""
+        layers = {id(layer): name for name, layer in quantizable_linears(self.transformer).items()}
+        for name, part in self.pipe.components.items():
+            if not isinstance(part, nn.Module) or name in self.parts:
+                continue
+            if shared := [layers[id(module)] for module in part.modules() if id(module) in layers]:
+                raise NotTaken(
+                    f"{type(self.pipe).__name__}'s {name} runs {len(shared)} layers of its denoiser itself (first "
+                    f"{shared[0]}): outside the denoiser's calls no policy can follow"
+                )
 
     def _condition_argument(self) -> str:
         names = inspect.signature(self.pipe.__call__).parameters

@@ -6,6 +6,7 @@ changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's arguments that one prompt brings: `call` as it is, `images` opened as RGB, where `find` says."""
+def picture_mode(model: Path) -> str:
+    """How the pipeline in the folder `model` takes pictures: RGB, or RGBA if its autoencoder has four channels."""
+    try:
+        said = json.loads((model / "vae" / "config.json").read_text())
+    except (OSError, ValueError):
+        return "RGB"
+    return "RGBA" if 4 in (said.get("input_channels"), said.get("in_channels")) else "RGB"
 
-    def opened(digest: str) -> Image:
-        from PIL import Image
+
+def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """The call's arguments that one prompt brings: `call` as it is, `images` opened in `mode`, where `find` says; of a
+    file with several frames (GIF) a list of them."""
+
+    def opened(digest: str) -> Image | list[Image]:
+        from PIL import Image, ImageSequence
 
         with Image.open(find(digest)) as image:
-            return image.convert("RGB")
+            if getattr(image, "n_frames", 1) > 1:
+                return [frame.convert(mode) for frame in ImageSequence.Iterator(image)]
+            return image.convert(mode)
 
     pictures = {
         name: [opened(one) for one in said] if isinstance(said, list | tuple) else opened(said)

@@ -8,7 +8,7 @@ from typing import Any
 
 from adatsq_pipe.stages.base import ComputeSettings, Context, DataSettings, ModelSettings, shards
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser, Trajectory
-from adatsq_pipe.stages.given import arguments_of
+from adatsq_pipe.stages.given import arguments_of, picture_mode
 from adatsq_pipe.stages.memory import plan_of, surveyed
 from adatsq_pipe.stages.micro import MicroBatch
 from adatsq_pipe.stages.opened import open_denoiser, take_denoiser
@@ -49,11 +49,11 @@ def asked_for(
     context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
 ) -> list[Conditions]:
     """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
-    found, find = [], RunDir.at(context.run).given
+    found, find, mode = [], RunDir.at(context.run).given, picture_mode(Path(context.model))
     for i, prompt in enumerate(prompts):
         given = inputs[i] if inputs else {}
         own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i
-        more = (arguments_of(find, given),) if inputs else ()
+        more = (arguments_of(find, given, mode),) if inputs else ()
         found.append(Conditions(prompts=(prompt,), seeds=(own,), inputs=more))
     return found
 

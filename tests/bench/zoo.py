@@ -1,7 +1,8 @@
 """Every tiny pipeline of the zoo through the whole run: done, or refused and why. `python -m tests.bench.zoo`
 
-Done means: the run ended, its folder loads with plain `from_pretrained`, and what it draws is what the model in memory
-draws that holds the solved weights and follows the searched policy (the largest difference is shown).
+Some are given pictures with their prompts, by a manifest. Done means: the run ended, its folder loads with plain
+`from_pretrained`, and what it draws is what the model in memory draws that holds the solved weights and follows the
+searched policy (the largest difference is shown).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DiTPipeline
+from PIL import Image
 
 from adatsq_pipe.pipeline import cli, config, plan
 from adatsq_pipe.stages import runtime
@@ -28,16 +31,19 @@ from adatsq_pipe.stages.base import Context
 from adatsq_pipe.stages.calling import pictures_of
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import timestep_told
+from adatsq_pipe.stages.given import collated
 from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.storage.rundir import RunDir
-from tests.zoo import ALONE, BUILDERS
+from tests.zoo import ALONE, BUILDERS, GIVEN
 
 SMALL = (
-    "recipe.conditioning_group=0", "data.prompts=['a red circle', 'a blue square']", "data.batch=2",
-    "evaluate.prompts=['a white cross']", "evaluate.seeds=1", "capture.rows=16", "capture.block=8",
+    "recipe.conditioning_group=0", "evaluate.seeds=1", "capture.rows=16", "capture.block=8",
     "search.rollout_prompts=1", "search.width=1",
 )  # fmt: skip
-LABELS = ("data.prompts=['1', '2']", "evaluate.prompts=['4']")
+PROMPTS = ("data.prompts=['a red circle', 'a blue square']", "data.batch=2", "evaluate.prompts=['a white cross']")
+LABELS = ("data.prompts=['1', '2']", "data.batch=2", "evaluate.prompts=['4']")
+OWN = {"z-image-omni-shown": ("compute.dtype=bfloat16",)}
+"""What single ones need besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +61,59 @@ class Outcome:
     traceback: str = ""
 
 
-def build(name: str, folder: Path) -> str:
-    """Write the tiny pipeline to `folder`; returns the name of its class."""
+def build(name: str, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Write the tiny pipeline to `folder`; returns the name of its class and what says its prompts."""
+    images: dict[str, int] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe, call = BUILDERS[name]()
+        if name in GIVEN:
+            pipe, call, images = GIVEN[name]()
+        else:
+            pipe, call = BUILDERS[name]()
     pipe.save_pretrained(folder)
     if "num_inference_steps" in inspect.signature(pipe.__call__).parameters:
         call = {**call, "num_inference_steps": 2}
     (folder / "sampling.json").write_text(json.dumps({"call": call}))
-    return type(pipe).__name__
+    if not images:
+        return type(pipe).__name__, LABELS if isinstance(pipe, DiTPipeline) else PROMPTS
+    size = tuple(int(str(call.get(side, 16))) for side in ("height", "width"))
+    files = {table: manifest(folder.parent / table, images, size, name) for table in ("data", "evaluate")}
+    return type(pipe).__name__, tuple(f"{table}.prompts_file={path}" for table, path in files.items())
+
+
+def manifest(folder: Path, images: dict[str, int], size: tuple[int, ...], name: str) -> Path:
+    """Two prompts with pictures of noise (of masks the upper half): of each argument so many, 0 being one by itself."""
+    folder.mkdir()
+    rows = []
+    for i, prompt in enumerate(("a red circle", "a blue square")):
+        said: dict[str, Any] = {}
+        for argument, count in images.items():
+            said[argument] = [f"{argument}-{i}-{j}.png" for j in range(max(count, 1))]
+            for j, file in enumerate(said[argument]):
+                noise = np.random.default_rng([i, j]).integers(0, 255, (*size, 3), dtype=np.uint8)
+                if "mask" in argument:
+                    noise[:] = 255 * (np.arange(size[0]) < size[0] // 2).reshape(-1, 1, 1)
+                Image.fromarray(noise).save(folder / file)
+            said[argument] = said[argument] if count else said[argument][0]
+        wanted = json.dumps({"edit_instruction": prompt}) if name == "bria-fibo-edit" else prompt
+        rows.append({"prompt": wanted, "images": said, "seed": 5 + i})
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 def try_one(name: str, below: Path) -> Outcome:
     """Build the pipeline of that name in the folder `below` and take it through the whole run."""
     start, model, run = time.perf_counter(), below / "model", below / "run"
     try:
-        pipeline = build(name, model)
+        pipeline, prompts = build(name, model)
     except (ImportError, NameError) as lacking:
         return Outcome(name=name, pipeline="", seconds=0.0, refused=f"cannot be made here: {lacking}")
     said = io.StringIO()
-    sets = [*SMALL, *(LABELS if pipeline == "DiTPipeline" else ()), *(("data.batch=1",) if name in ALONE else ())]
+    sets = [*SMALL, *prompts, *OWN.get(name, ()), *(("data.batch=1",) if name in ALONE else ())]
     arguments = ["run", "--run-dir", str(run), "--model", str(model), "--executor", "inline"]
     try:
-        told = _inspected(model)
+        told = _inspected(model, [each for each in (*prompts, *OWN.get(name, ())) if not each.startswith("evaluate.")])
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = _main([*arguments, *(word for each in sets for word in ("--set", each))])
     except Exception:
@@ -101,11 +136,11 @@ def try_one(name: str, below: Path) -> Outcome:
     )
 
 
-def _inspected(model: Path) -> int:
+def _inspected(model: Path, prompts: list[str]) -> int:
     """How many linears `inspect` says would be quantized; none where it refuses, which `run` then has to do too."""
     said, ignored = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(ignored):
-        code = _main(["inspect", str(model), "--json", "--set", "data.prompts=['1']"])
+        code = _main(["inspect", str(model), "--json", *(word for each in prompts for word in ("--set", each))])
     if code:
         return 0
     return sum(group["count"] for one in json.loads(said.getvalue())["denoisers"] for group in one["groups"])
@@ -134,18 +169,18 @@ def _first_draw(context: Context) -> Conditions:
 
 def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
     """What the quantized folder draws for the first held-out caption, opened as a user opens it."""
-    pipe: Any = DiffusionPipeline.from_pretrained(folder)
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, context.tables["compute"]["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     if type(pipe).__name__ == "AllegroPipeline":
         pipe.vae.enable_tiling()
     wanted, call = _first_draw(context), dict(context.tables["model"]["call"])
-    given: dict[str, Any] = {"prompt": wanted.prompts[0]}
+    given: dict[str, Any] = {**collated(wanted.inputs[:1]), "prompt": wanted.prompts[0]}
     if type(pipe).__name__ == "DiTPipeline":
         given = {"class_labels": [int(prompt) for prompt in wanted.prompts]}
     generator: Any = torch.Generator().manual_seed(wanted.seeds[0])
     with torch.random.fork_rng():
         torch.manual_seed(wanted.seeds[0])
-        return pictures_of(pipe(**call, **given, generator=generator, output_type="np"))
+        return pictures_of(pipe(**{**call, **given}, generator=generator, output_type="np"), len(wanted.prompts))
 
 
 def drawn_in_memory(context: Context) -> torch.Tensor:
@@ -184,7 +219,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main(names: tuple[str, ...], out: Path | None, trace: bool) -> None:
     torch.set_num_threads(1)
     outcomes = []
-    for name in names or BUILDERS:
+    for name in names or (*BUILDERS, *GIVEN):
         below = Path(tempfile.mkdtemp(prefix="zoo-"))
         try:
             outcomes.append(try_one(name, below))

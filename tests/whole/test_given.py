@@ -18,8 +18,8 @@ from tests.zoo.given import BUILDERS
 pytestmark = pytest.mark.whole
 
 SETTINGS = (
-    "--set", "model.call.num_inference_steps=3", "--set", "recipe.conditioning_group=0", "--set", "data.batch=1",
-    "--set", "evaluate.batch=1", "--set", "evaluate.seeds=1", "--set", "capture.rows=16",
+    "--set", "model.call.num_inference_steps=3", "--set", "recipe.conditioning_group=0", "--set", "evaluate.seeds=1",
+    "--set", "capture.rows=16",
 )  # fmt: skip
 
 

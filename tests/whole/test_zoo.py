@@ -19,6 +19,7 @@ UNLIKE = {
     "wan2.2": "two denoisers, for early and late steps",
     "ltx": "a video, a timestep for every token",
     "ltx2-guided": "calls of two sizes in a step, a copy of the scheduler for sound",
+    "wan-image": "a picture to move, by a manifest",
     "cosmos": "a scheduler that moves twice in a step",
     "cosmos3": "a family that names sample and timestep, a clip without a batch",
 }
@@ -44,6 +45,12 @@ def test_refused_before_any_work(name: str, words: str, tmp_path: Path) -> None:
     outcome = zoo.try_one(name, tmp_path)
     assert not outcome.traceback and words in outcome.refused, outcome
     assert not (tmp_path / "run").exists()
+
+
+def test_refused_once_it_is_opened(tmp_path: Path) -> None:
+    outcome = zoo.try_one("z-image-controlnet", tmp_path)
+    assert "controlnet runs 15 layers of its denoiser itself" in outcome.refused, outcome
+    assert not list((tmp_path / "run").glob("capture/*/markers/**/*.json"))
 
 
 def test_the_table_tells_done_from_refused() -> None:

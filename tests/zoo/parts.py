@@ -29,9 +29,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    PaddleOCRVLProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -59,6 +61,18 @@ def words(length: int = 16) -> PreTrainedTokenizerFast:
     found = components.tokenizer()
     found.chat_template, found.model_max_length = CHAT, length
     return found
+
+
+def reader(template: str = CHAT) -> PaddleOCRVLProcessor:
+    """Reads words and pictures, the latter into four tokens at most. Stands for Qwen2.5-VL's own, which wants
+    torchvision; its three words for pictures are those that `qwen_vl(seeing=True)` knows."""
+    known = PreTrainedTokenizerFast(
+        tokenizer_object=words().backend_tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
+        extra_special_tokens={"image_token": "<|image_pad|>"},
+    )  # fmt: skip
+    known.add_tokens(["<|vision_start|>", "<|vision_end|>"])
+    eyes = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28})
+    return PaddleOCRVLProcessor(eyes, known, chat_template=template)
 
 
 def fill(module: torch.nn.Module, std: float = 0.1) -> None:
@@ -122,12 +136,16 @@ def glm() -> GlmModel:
     return GlmModel(GlmConfig(**_decoder_sizes(2)))
 
 
-def qwen_vl(layers: int = 2) -> Qwen2_5_VLForConditionalGeneration:
-    text = _decoder_sizes(layers)
+def qwen_vl(layers: int = 2, *, seeing: bool = False) -> Qwen2_5_VLForConditionalGeneration:
+    text, known = _decoder_sizes(layers), len(words())
     text.pop("head_dim")
+    if seeing:
+        text["vocab_size"] += 3
     text["rope_scaling"] = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
     eye = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eye))
+    marks = {"image_token_id": known, "vision_start_token_id": known + 1, "vision_end_token_id": known + 2}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=eye, **(marks if seeing else {}))
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def qwen3_vl(layers: int) -> Qwen3VLModel:
