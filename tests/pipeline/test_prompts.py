@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError
@@ -78,3 +79,22 @@ def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
         _load(f"evaluate.prompts_file={tmp_path / 'p.parquet'}")
     with pytest.raises(ConfigError, match=r"both given; add --set data.prompts=\[\]"):
         _load(f"data.prompts_file={_written(tmp_path)['text']}", "data.prompts=['a']")
+
+
+def test_prompts_with_pictures_go_one_at_a_time_unless_told_otherwise(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a red circle", "images": {"image": "a.png"}}\n' * 2)
+
+    def batches(*sets: str) -> tuple[int, int]:
+        loaded = config.load(preset=None, file=None, sets=(f"data.prompts_file={file}", *sets), model=None, kept=None)
+        return loaded.tables["data"]["batch"], loaded.tables["evaluate"]["batch"]
+
+    assert batches() == (1, 6) and batches("data.batch=2") == (2, 6)
+
+
+def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": {"edit": "x"}}')
+    with pytest.raises(ConfigError, match="line 1: its prompt is no text"):
+        config.load(preset=None, file=None, sets=(f"data.prompts_file={file}",), model=None, kept=None)

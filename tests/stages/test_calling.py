@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.calling import advice, lacking, pictures_of, refuse_untellable, together
+from adatsq_pipe.stages.calling import (
+    advice,
+    lacking,
+    pictures_of,
+    refuse_untellable,
+    together,
+    told,
+    told_of_steps,
+)
 
 
 def test_latents_that_are_decoded_in_pieces_are_put_together() -> None:
@@ -55,3 +66,24 @@ def test_a_package_that_a_pipeline_imports_only_if_it_is_there_is_named(tmp_path
     assert advice(caught.value, pipeline, 1).endswith("pip install absent")
     mistaken = _pipeline(tmp_path, guarded.replace("import absent", "import another"))
     assert lacking(caught.value, mistaken) == "" and "model.call" in advice(caught.value, mistaken, 2)
+
+
+def test_steps_are_told_of_copies_too() -> None:
+    class Scheduler:
+        """Moves on, and says by how much."""
+
+        def step(self, by: int) -> int:
+            return by
+
+    heard, scheduler = list[int](), Scheduler()
+    with told_of_steps(scheduler, lambda: heard.append(1)):
+        assert scheduler.step(2) == copy.deepcopy(scheduler).step(2) == 2
+        assert isinstance(scheduler, Scheduler) and list(inspect.signature(scheduler.step).parameters) == ["by"]
+    assert scheduler.step(3) == 3 and len(heard) == 2 and type(scheduler) is Scheduler
+
+
+def test_arguments_are_told_without_their_pictures() -> None:
+    shown = told(
+        {"prompt": "x", "generator": 1, "image": Image.new("RGB", (4, 3)), "images": [Image.new("RGB", (4, 3))]}
+    )
+    assert shown == "prompt='x', image=a picture of 4 x 3, images=1 pictures"
