@@ -9,8 +9,6 @@ import torch
 from diffusers import (
     AutoencoderKLCosmos,
     AutoencoderKLQwenImage21,
-    BriaFibo2Pipeline,
-    BriaFibo2Transformer2DModel,
     Cosmos2_5_PredictBasePipeline,
     Cosmos2TextToImagePipeline,
     Cosmos3OmniPipeline,
@@ -160,6 +158,8 @@ def ideogram4() -> Built:
 
 
 def bria_fibo2() -> Built:
+    from diffusers import BriaFibo2Pipeline, BriaFibo2Transformer2DModel  # since 0.42
+
     transformer = BriaFibo2Transformer2DModel(
         in_channels=4, dim=32, n_layers=5, n_refiner_layers=1, n_heads=2, cap_feat_dim=3 * WIDTH,
         injection_layer_ids=(0, 1, 2, 3, 4), perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8,

@@ -16,8 +16,6 @@ from diffusers import (
     HeliosTransformer3DModel,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
-    Kandinsky6TI2VAPipeline,
-    Kandinsky6Transformer3DModel,
     LTX2ConditionPipeline,
     LTX2DFRPipeline,
     LTX2HDRPipeline,
@@ -28,7 +26,6 @@ from diffusers import (
     MotifVideoTransformer3DModel,
     SkyReelsV2DiffusionForcingPipeline,
 )
-from diffusers.pipelines.kandinsky6.pipeline_kandinsky6_ti2va import MMAudioVAE, MMAudioVocoder
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
@@ -144,6 +141,9 @@ def hunyuan_video15() -> Built:
 
 
 def kandinsky6() -> Built:
+    from diffusers import Kandinsky6TI2VAPipeline, Kandinsky6Transformer3DModel  # since 0.42
+    from diffusers.pipelines.kandinsky6.pipeline_kandinsky6_ti2va import MMAudioVAE, MMAudioVocoder
+
     transformer = Kandinsky6Transformer3DModel(
         in_visual_dim=4, out_visual_dim=4, in_text_dim=WIDTH, in_text_dim2=T5, time_dim=16, model_dim=32, ff_dim=32,
         num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6), in_audio_dim=4, out_audio_dim=4, ca_rope=True,

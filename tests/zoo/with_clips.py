@@ -20,7 +20,6 @@ from diffusers import (
     HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoImageToVideoPipeline,
     Kandinsky5I2VPipeline,
-    Kandinsky6TI2VAPipeline,
     LTX2ImageToVideoPipeline,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
@@ -210,6 +209,8 @@ def hunyuan_moved() -> Given:
 
 
 def kandinsky6_moved() -> Given:
+    from diffusers import Kandinsky6TI2VAPipeline  # since 0.42
+
     built = kandinsky6()
     return again(Kandinsky6TI2VAPipeline, built, {"visual_token_type_num_embeddings": 2}), built[1], IMAGE
 
