@@ -37,20 +37,27 @@ def decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 @contextmanager
 def told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
-    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile."""
-    kind = type(scheduler)
+    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile.
 
-    @functools.wraps(kind.step)
+    Its class is told, for a while: copies must be heard, and pipelines ask for exactly that class.
+    """
+    kind = type(scheduler)
+    real, own = kind.step, "step" in vars(kind)
+
+    @functools.wraps(real)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = kind.step(self, *args, **kwargs)
+        result = real(self, *args, **kwargs)
         moved()
         return result
 
-    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
+    kind.step = step
     try:
         yield
     finally:
-        scheduler.__class__ = kind
+        if own:
+            kind.step = real
+        else:
+            del kind.step
 
 
 def told(arguments: dict[str, Any]) -> str:

@@ -75,11 +75,16 @@ def test_steps_are_told_of_copies_too() -> None:
         def step(self, by: int) -> int:
             return by
 
-    heard, scheduler = list[int](), Scheduler()
+    class Derived(Scheduler):
+        """Has the step of its base."""
+
+    heard, scheduler = list[int](), Derived()
+    with told_of_steps(Scheduler(), lambda: heard.append(0)):
+        pass
     with told_of_steps(scheduler, lambda: heard.append(1)):
         assert scheduler.step(2) == copy.deepcopy(scheduler).step(2) == 2
-        assert isinstance(scheduler, Scheduler) and list(inspect.signature(scheduler.step).parameters) == ["by"]
-    assert scheduler.step(3) == 3 and len(heard) == 2 and type(scheduler) is Scheduler
+        assert type(scheduler) is Derived and list(inspect.signature(scheduler.step).parameters) == ["by"]
+    assert scheduler.step(3) == 3 and len(heard) == 2 and Derived.step is Scheduler.step
 
 
 def test_arguments_are_told_without_their_pictures() -> None:
