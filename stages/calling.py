@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,10 @@ def told(arguments: dict[str, Any]) -> str:
 def lacking(error: Exception, pipeline: object) -> str:
     """The package that the pipeline's file imports only where there is one, and whose absence `error` tells; or ""."""
     name = error.name if isinstance(error, NameError) and error.name else ""
-    source = inspect.getsource(inspect.getmodule(type(pipeline)) or inspect)
-    return name if name and re.search(rf"^\s+import {re.escape(name)}$", source, re.MULTILINE) else ""
+    file = getattr(sys.modules.get(type(pipeline).__module__), "__file__", None)
+    if not name or not file:
+        return ""
+    return name if re.search(rf"^\s+import {re.escape(name)}$", Path(file).read_text(), re.MULTILINE) else ""
 
 
 def advice(error: Exception, pipeline: object, prompts: int) -> str:
