@@ -91,13 +91,20 @@ def test_the_package_list_is_the_folders() -> None:
 
 
 def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
-    sets = ["model.call.steps=[1, 2]", "model.call.schedule=null", "model.call.eta=0.5", "model.call.dynamic=true"]
+    sets = [
+        "model.call.steps=[1, 2]",
+        "model.call.schedule=null",
+        "model.call.eta=0.5",
+        "model.call.dynamic=true",
+        "model.call.how={a=1}",
+    ]
     loaded = _load(*sets)
     call = loaded.tables["model"]["call"]
     assert (call["steps"], call["schedule"], call["eta"], call["dynamic"]) == ([1, 2], None, 0.5, True)
+    assert call["how"] == {"a": 1}
     place = RunDir(tmp_path)
     config.keep_config(place, loaded)
     again = _load(kept=config.kept_config(tmp_path))
     assert again.tables["model"]["call"] == call
     with pytest.raises(ConfigError, match=r"model\.call"):
-        _load("model.call.x={a=1}")
+        _load("model.call.x={a={b=1}}")

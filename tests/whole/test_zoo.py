@@ -19,7 +19,7 @@ UNLIKE = {
     "wan2.2": "two denoisers, for early and late steps",
     "ltx": "a video, a timestep for every token",
     "ltx2-guided": "calls of two sizes in a step, a copy of the scheduler for sound",
-    "wan-image": "a picture to move, by a manifest",
+    "ltx-image": "a picture to move, by a manifest",
     "cosmos": "a scheduler that moves twice in a step",
     "cosmos3": "a family that names sample and timestep, a clip without a batch",
 }
