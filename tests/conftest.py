@@ -14,6 +14,9 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Several test processes with several threads each would wait for each other."""
 
+PATIENCE = 900
+"""Seconds until a test that waits for another process takes it for hung: many times what a busy machine needs."""
+
 FAMILIES = ("flux", "z-image", "wan", "dit")
 
 TINY = (

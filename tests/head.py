@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -84,11 +86,11 @@ def head(cpus: int = 3) -> Iterator[Head]:
 
 
 def _wait(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + PATIENCE
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(request, timeout=5).close()
+            urllib.request.urlopen(request, timeout=60).close()
             return
         except OSError:
             time.sleep(0.2)
@@ -102,5 +104,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(family, timeout=10)
-    process.wait(timeout=10)
+    psutil.wait_procs(family, timeout=PATIENCE)
+    process.wait(timeout=PATIENCE)

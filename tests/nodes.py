@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Nodes:
     def end(self) -> None:
         """The whole cluster at once, head first."""
         for process in [p for node in (self.cluster.head_node, *self.nodes) for p in _processes(node)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.nodes = []
         self.cluster.shutdown()
 

@@ -266,6 +266,7 @@ def _keep_plan(work: Path, plan: Plan) -> None:
 @click.option("--steps", type=int, help="Steps of the denoiser [default: the family's plan].")
 @click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
+@click.option("--batch", type=int, help="Samples of a step [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
 @click.option("--samples", default=32, show_default=True, help="Prompts drawn in samples.png.")
 @click.option("--compile/--eager", default=True, show_default=True)
@@ -276,13 +277,14 @@ def main(
     steps: int | None,
     guidance_steps: int | None,
     rate: float | None,
+    batch: int | None,
     share: float,
     samples: int,
     compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate}
+    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
     plan = replace(plan, **{field: value for field, value in given.items() if value})
     plan = plan.scaled(share) if share != 1 else plan
     plan = replace(plan, seed=plan.seed + len(history(start)))

@@ -54,7 +54,7 @@ class Recorder:
         if key in self.script.hopeless:
             raise Hopeless(f"all is lost: {key}")
         if key in self.script.slow and tries == 1:
-            time.sleep(120)
+            time.sleep(3600)
         if key in self.script.kill and tries <= self.script.kills:
             os.kill(os.getpid(), signal.SIGKILL)
         return key.upper()

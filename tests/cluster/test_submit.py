@@ -16,6 +16,7 @@ import pytest
 
 from adatsq_pipe.cluster import wheel
 from adatsq_pipe.pipeline.remote import ROOMS
+from tests.conftest import PATIENCE
 from tests.head import Head, head
 
 COUNT = "import time\nfor i in range(40):\n    print('line', i, flush=True)\n    time.sleep(0.1)\n"
@@ -28,7 +29,7 @@ def ray_head() -> Iterator[Head]:
 
 
 def _ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
@@ -110,7 +111,7 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
         assert process.stdout is not None and process.stdout.readline() == "up\n"
         found = _listening(process.pid)
     finally:
-        process.communicate("\n", timeout=30)
+        process.communicate("\n", timeout=PATIENCE)
     assert found and not [a for a in found if a not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from adatsq_pipe.storage.fingerprint import file_digest, files_below
-from tests.conftest import TINY
+from tests.conftest import PATIENCE, TINY
 
 ROOT = Path(__file__).parents[2]
 _FORKS = multiprocessing.get_context("forkserver")
@@ -36,7 +36,7 @@ def _start(strike: str) -> list[str]:
 
 
 def run(
-    *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None, limit: float = 240
+    *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None, limit: float = PATIENCE
 ) -> subprocess.CompletedProcess[str]:
     """What `command` does, to its end; in a fork that need not import anything.
 
@@ -102,7 +102,7 @@ def same(run: Path, reference: Path) -> None:
     assert quality(run) == quality(reference)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit: float = PATIENCE) -> None:
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
@@ -112,7 +112,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limi
 
 def ray_process(driver: subprocess.Popen[str], title: str) -> psutil.Process:
     """A process of the driver's own Ray: raylet's children carry the actor's name as title."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for child in psutil.Process(driver.pid).children(recursive=True):
             try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
@@ -88,7 +89,7 @@ def test_another_format_and_a_folder_of_something_else(tmp_path: Path) -> None:
 def test_a_second_run_on_a_locked_directory(captured: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom adatsq_pipe.storage.rundir import RunDir\n"
-        "with RunDir(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "with RunDir(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(3600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(captured)], stdout=subprocess.PIPE, text=True)
     try:
@@ -151,7 +152,7 @@ def test_a_full_disk(tiny_flux: Path, tmp_path: Path) -> None:
         "sys.argv = sys.argv[1:]\nrunpy.run_module('adatsq_pipe.pipeline.cli', run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments[2:]], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", script, *arguments[2:]], capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=harness.ROOT,
     )  # fmt: skip
     _refused(done, 1, "disk is full", "run again")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.nodes import Driver, Nodes
 from tests.whole import harness
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.whole
 
 
 def _until(driver: Driver, run: Path, stage: str, units: int) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + PATIENCE
     while harness.count(run, stage) < units:
         assert driver.process.poll() is None, driver.said()
         assert time.monotonic() < end, f"{stage} never had {units} units: {driver.said()}"
@@ -42,7 +43,7 @@ def test_nodes_driver_and_head_die_in_turn(undisturbed: Path, tiny_flux: Path, t
         driver = Driver(run, tiny_flux, nodes.address)
         _until(driver, run, "evaluate", 1)
         nodes.join()
-        assert driver.process.wait(timeout=240) == 0, driver.said()
+        assert driver.process.wait(timeout=PATIENCE) == 0, driver.said()
         harness.same(run, undisturbed)
     finally:
         driver.kill()

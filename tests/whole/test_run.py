@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
@@ -58,7 +59,7 @@ def test_sigterm_stops_between_units_and_resumes(undisturbed: Path, tiny_flux: P
     )  # fmt: skip
     harness.wait_for(lambda: harness.count(run, "solve") >= 1, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, errors
     assert "run again" in errors or "Go on with" in errors
     done = harness.run(*harness.tiny(run, tiny_flux))
@@ -75,7 +76,7 @@ def test_nothing_to_do_imports_no_torch_and_starts_no_ray(undisturbed: Path, tin
         "heavy = sorted({'torch', 'ray', 'diffusers', 'zarr'} & set(sys.modules))\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stdout
 

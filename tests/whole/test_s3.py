@@ -33,7 +33,7 @@ def server() -> Iterator[int]:
 @pytest.fixture
 def bucket(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Door]:
     """An empty bucket behind a door that this process, and those it starts, go through."""
-    with s3.door(server, latency=0.005, failing=0.02) as door:
+    with s3.door(server, latency=0.005, failing=0.005) as door:
         for name, value in s3.environment(door.server_port).items():
             monkeypatch.setenv(name, value)
         _this_machine(tmp_path / "machine-a", monkeypatch)
@@ -77,7 +77,7 @@ def test_a_run_in_a_bucket_survives_its_machines(
     done = _run(tiny_flux)
     assert done.returncode == 0, done.stderr
     assert "is taken over" in done.stderr and f"{URL}/model" in done.stdout
-    assert bucket.counts["failed"] > 5, "the door did not fail often enough to have tried anything"
+    assert bucket.counts["failed"] > 2, "the door did not fail often enough to have tried anything"
     model = {name: (undisturbed / "model" / name).read_bytes() for name in harness.digests(undisturbed / "model")}
     assert _there("model") == model
     assert json.loads(_there("report")["summary.json"])["quality"] == harness.quality(undisturbed)
@@ -152,8 +152,8 @@ def _unit() -> Manifest:
 
 def test_a_lease_is_put_off_lost_and_given_back(bucket: s3.Door) -> None:
     remote, said = remote_at(URL), list[str]()
-    with lease(remote, said.append, seconds=2.0):
-        time.sleep(3)
+    with lease(remote, said.append, seconds=6.0):
+        time.sleep(8)
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"), lease(remote, said.append):
             pass
         for _ in range(20):

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import PATIENCE, TINY
 from tests.head import Head, head
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.whole
 
 
 def _submit(at: Head, run: Path, model: Path, *options: str) -> subprocess.Popen[str]:
     return at.command(
         "submit", "--address", at.address, "--no-pip", *options,
-        "--", "run", "--run-dir", str(run), "--model", str(model), *TINY, "--set", "cluster.workers=2",
+        "--", "run", "--run-dir", str(run), "--model", str(model), *TINY, "--set", "cluster.workers=1",
     )  # fmt: skip
 
 
 def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with head() as first:
-        out, err = _submit(first, run, tiny_flux, "--no-wait").communicate(timeout=60)
+        out, err = _submit(first, run, tiny_flux, "--no-wait").communicate(timeout=PATIENCE)
         assert out.startswith("submitted adatsq-"), err
         _wait(lambda: harness.count(run, "hessian") >= 1)
     before = {path: path.stat().st_mtime_ns for path in run.glob("capture/*/markers/**/*.json")}
@@ -43,13 +43,13 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
         while "Running entrypoint" not in shown:
             shown += watching.stdout.readline()
         os.kill(watching.pid, signal.SIGINT)
-        rest, err = watching.communicate(timeout=30)
+        rest, err = watching.communicate(timeout=PATIENCE)
         follow = f"adatsq-pipe attach again --address {second.address}"
         assert watching.returncode == 130 and f"the job goes on. Follow it again: {follow}" in err, err
         assert shown.splitlines()[:2] == ["submitted again", f"follow    {follow}"]
 
         attached = second.command("attach", "again", "--address", second.address)
-        out, err = attached.communicate(timeout=120)
+        out, err = attached.communicate(timeout=PATIENCE)
     assert attached.returncode == 0, (out, err)
     assert "evaluate: " in out and "dB on 1 captions" in out and out.endswith("done      again\n")
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -59,7 +59,7 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
         assert not [path for path in run.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 
-def _wait(condition: Callable[[], bool], limit: float = 120) -> None:
+def _wait(condition: Callable[[], bool], limit: float = PATIENCE) -> None:
     end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"

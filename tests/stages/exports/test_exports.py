@@ -19,7 +19,7 @@ from adatsq_pipe.pipeline.cli import main
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats, self_contained, step_policy
 from adatsq_pipe.stages.runtime.follow import stop_following
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, PATIENCE
 from tests.stages.runtime.folders import quantize
 
 STEPS = [1.0, 0.5]
@@ -114,7 +114,7 @@ def test_self_contained_runs_where_this_package_is_not(rotated: Path, tmp_path: 
         f"torch.save(torch.as_tensor(drawn), {str(tmp_path / 'drawn.pt')!r})\n"
     )
     home = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=home)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, env=home)
     assert done.returncode == 0, done.stderr
     wanted = draw(DiffusionPipeline.from_pretrained(rotated), rotated)
     assert torch.equal(torch.load(tmp_path / "drawn.pt", weights_only=True), wanted)

@@ -20,6 +20,7 @@ from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.storage.fingerprint import file_digest
+from tests.conftest import PATIENCE
 from tests.whole import harness
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -74,7 +75,7 @@ def test_other_step_counts_take_the_nearest_noise_level() -> None:
 
 def test_without_the_import_diffusers_names_the_method(model: Path) -> None:
     script = f"from diffusers import FluxTransformer2DModel as F; F.from_pretrained({str(model / 'transformer')!r})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert "Unknown quantization type, got adatsq" in done.stderr
     assert "Unknown quantization type, got adatsq" in (model / "README.md").read_text()
 
@@ -85,7 +86,7 @@ def test_the_runtime_needs_neither_ray_nor_zarr(model: Path) -> None:
         "import adatsq_pipe.stages.runtime\nfrom diffusers import FluxTransformer2DModel as F\n"
         f"F.from_pretrained({str(model / 'transformer')!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

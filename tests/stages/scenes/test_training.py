@@ -118,8 +118,11 @@ def test_batches_are_their_step() -> None:
 
 
 @pytest.mark.parametrize("family", ["dit-xl", "flux-schnell", "wan", "z-image"])
-def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(family: str, tmp_path: Path) -> None:
-    arguments = [family, "--share", "0.0005", "--eager", "--samples", "2"]
+def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schnell, "_CHUNK", 16)
+    arguments = [family, "--share", "0.0005", "--batch", "8", "--eager", "--samples", "2"]
     first, second = tmp_path / "first", tmp_path / "second"
     done = CliRunner().invoke(train.main, [*arguments, "--out", str(first)])
     assert done.exit_code == 0, (done.output, done.exception)
