@@ -3,6 +3,8 @@
 An actor opens the worker class it is told to and keeps it open; told another, it changes over. A worker class whose
 units take milliseconds may say `ahead = 2`: then a second key waits at the actor already. Nothing is remembered in
 Ray: a key whose actor died goes to another, and an actor is given keys once it answers, on whatever node it came up.
+All are asked anew in every stream: what a director that has just come up gives to an actor whose node is gone waits
+until there is room for that actor elsewhere, which may be never.
 A unit that takes far longer than its like is given to an idle actor as well; what comes first counts.
 """
 
@@ -25,6 +27,8 @@ from adatsq_pipe.cluster.ledger import Ledger
 _LOST = (ActorDiedError, ActorUnavailableError)
 PATIENCE = 600.0
 """Seconds without any actor that answers, after which the run gives up."""
+SOON = 0.2
+"""Seconds that a stream waits for the actors that were up, so that they share its keys from the first on."""
 SLOW, SLOW_SECONDS = 4.0, 30.0
 """A unit is a straggler after so many times the median of its like, and not before so many seconds."""
 
@@ -98,17 +102,23 @@ class _Feed:
         self.tried: dict[str, set[Any]] = {}
         self.ledger = Ledger(crew.retries)
         for host in crew.hosts:
-            self._expect(host)
+            self._ask(host)
         self.answered = self.grown = time.monotonic()
 
-    def _expect(self, host: Any) -> None:
-        """Give the actor keys at once if it is known to be up, else when it answers."""
-        if host in self.crew._up:
-            self.idle.extend([host] * self.ahead)
-        else:
-            self.coming[host.answer.remote()] = host
+    def _ask(self, host: Any) -> None:
+        """The actor gets keys when it answers."""
+        self.coming[host.answer.remote()] = host
+
+    def _welcome(self) -> None:
+        """Those who were up, if they still are."""
+        known = [reference for reference, host in self.coming.items() if host in self.crew._up]
+        ready, silent = ray.wait(known, num_returns=len(known), timeout=SOON) if known else ([], [])
+        self.crew._up -= {self.coming[reference] for reference in silent}
+        for reference in ready:
+            self._arrived(reference)
 
     def results(self) -> Iterator[tuple[str, Any]]:
+        self._welcome()
         while self.waiting or self.running:
             self._hand_out()
             if self.crew.stopping and not self.running:
@@ -138,8 +148,9 @@ class _Feed:
         try:
             ray.get(reference)
         except _LOST:
+            self.crew._up.discard(host)
             time.sleep(0.2)
-            self.coming[host.answer.remote()] = host
+            self._ask(host)
             return
         self.crew._up.add(host)
         self.answered = time.monotonic()
@@ -176,7 +187,7 @@ class _Feed:
             if behind.key not in self.finished:
                 self.waiting.appendleft(behind.key)
         if host not in self.coming.values():
-            self.coming[host.answer.remote()] = host
+            self._ask(host)
 
     def _failed(self, task: _Task, error: BaseException, traceback: str) -> None:
         if task.key in self.finished or any(t.key == task.key for t in self.running.values()):
@@ -198,7 +209,7 @@ class _Feed:
             self.grown = now
             for host in self.crew.grow():
                 self.crew.hosts.append(host)
-                self._expect(host)
+                self._ask(host)
         if not self.waiting and len(self.seconds) >= 3 and not self.crew.stopping:
             limit = max(SLOW_SECONDS, SLOW * statistics.median(self.seconds))
             for task in [t for t in self.running.values() if now - t.start > limit]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,25 +56,9 @@ def _processes(node: Any) -> list[psutil.Process]:
     return found
 
 
-class Driver:
-    """`adatsq-pipe run` in a process group of its own, its words in a file."""
-
-    def __init__(self, run_dir: Path, model: Path, address: str) -> None:
-        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            harness.command(*harness.tiny(run_dir, model, "--address", address, executor="ray")),
-            cwd=harness.ROOT, env=harness.environment(), stdout=self.words, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def said(self) -> str:
-        self.words.seek(0)
-        return self.words.read()
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+def drive(run_dir: Path, model: Path, address: str) -> harness.Started:
+    """`adatsq-pipe run` on the cluster."""
+    return harness.Started(*harness.tiny(run_dir, model, "--address", address, executor="ray"))
 
 
 def torn(run_dir: Path) -> int:

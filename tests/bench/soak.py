@@ -8,7 +8,6 @@ nothing happened to. Printed: kills by kind, runs, what was done again.
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import click
 import psutil
 
-from tests.nodes import Driver, Nodes, torn
+from tests.nodes import Nodes, drive, torn
 from tests.whole import harness
 
 KINDS = ("worker", "worker", "node", "node", "driver", "head")
@@ -35,12 +34,12 @@ class Soak:
 
     def run(self, folder: Path, left: int, end: float) -> None:
         """One whole run; up to `left` kills, none after `end`."""
-        driver = Driver(folder, self.model, self.nodes.address)
+        driver = drive(folder, self.model, self.nodes.address)
         due, allowed = self._next(), self.kills.total() + left
-        while driver.process.poll() is None or driver.process.returncode not in (0,):
-            if driver.process.poll() is not None:
+        while driver.returncode != 0:
+            if driver.returncode is not None:
                 self.torn += torn(folder)
-                driver = Driver(folder, self.model, self.nodes.address)
+                driver = drive(folder, self.model, self.nodes.address)
             if time.monotonic() > due and self.kills.total() < allowed and time.monotonic() < end:
                 driver = self._strike(folder, driver)
                 due = self._next()
@@ -50,7 +49,7 @@ class Soak:
     def _next(self) -> float:
         return time.monotonic() + self.random.expovariate(1 / self.mean)
 
-    def _strike(self, folder: Path, driver: Driver) -> Driver:
+    def _strike(self, folder: Path, driver: harness.Started) -> harness.Started:
         kind = self.random.choice(KINDS)
         if kind == "worker":
             found = [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::Host")]
@@ -69,7 +68,7 @@ class Soak:
         self.kills[kind] += 1
         if kind in ("driver", "head"):
             self.torn += torn(folder)
-            return Driver(folder, self.model, self.nodes.address)
+            return drive(folder, self.model, self.nodes.address)
         return driver
 
 
@@ -90,7 +89,7 @@ def main(kills: int, minutes: float, seed: int, mean: float) -> None:
         pipe.save_pretrained(model)
         (model / "sampling.json").write_text(json.dumps({"call": call}))
         whole = Path(scratch) / "whole"
-        subprocess.run(harness.command(*harness.tiny(whole, model)), cwd=harness.ROOT, check=True, capture_output=True)
+        harness.run(*harness.tiny(whole, model)).check_returncode()
         soak = Soak(model, seed, mean)
         try:
             while soak.kills.total() < kills and time.monotonic() - start < 60 * minutes:

@@ -1,10 +1,15 @@
-"""A node that joins while a stage is under way gives it another worker."""
+"""Nodes that join while a stage is under way are put to work; workers whose node died are not waited for."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import ray
+
 from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
-from tests.bench.sleepers import Nap, Sleeper
+from tests.bench.sleepers import Nap, Sleeper, nap_twice
 from tests.nodes import Nodes
 
 
@@ -22,6 +27,25 @@ def test_a_node_that_joins_is_put_to_work() -> None:
                 if pool.answering == 2:
                     break
             assert pool.answering == 2, "the second node was never used"
+        finally:
+            pool.close()
+    finally:
+        nodes.end()
+
+
+def test_a_director_does_not_wait_for_a_worker_whose_node_died(tmp_path: Path) -> None:
+    nodes = Nodes(2)
+    try:
+        pool = Pool(Resources(address=nodes.address), "loss")
+        try:
+            keys = (str(i) for i in range(1000))
+            while pool.answering < 2:
+                assert list(pool.stream(Sleeper, Nap(0.1), [next(keys)]))
+            nodes.kill(0)
+            while ray.cluster_resources()["CPU"] > 1:
+                time.sleep(0.1)
+            pool.conduct(nap_twice, str(tmp_path / "done"), lambda done, total: None)
+            assert (tmp_path / "done").read_text() == "a b"
         finally:
             pool.close()
     finally:

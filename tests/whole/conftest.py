@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +22,8 @@ def undisturbed(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
+def started() -> Iterator[list[harness.Started]]:
+    processes: list[harness.Started] = []
     yield processes
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()

@@ -9,11 +9,13 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,37 +28,64 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.whole.preloaded"])
 
 
-def command(*arguments: str, strike: str = "") -> list[str]:
-    """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
-    return [sys.executable, "-m", *_start(strike), *arguments]
-
-
 def _start(strike: str) -> list[str]:
+    """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
     return ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]
 
 
+class Started:
+    """A command line under way, forked, in a process group of its own; what it says is in files."""
+
+    def __init__(self, *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None) -> None:
+        self._said = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._said.name) / name for name in ("out", "err"))
+        self.module = [*(start or _start(strike)), *arguments]
+        self._process = _FORKS.Process(target=_be, args=(self.module, environment(), site, self._out, self._err))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess has it; None while it runs."""
+        return self._process.exitcode
+
+    def said(self) -> tuple[str, str]:
+        """What it printed so far, and its errors."""
+        out, err = (path.read_text() if path.exists() else "" for path in (self._out, self._err))
+        return out, err
+
+    def kill(self) -> None:
+        """It and all that it started and that stayed in its group."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.join()
+
+    def wait(self, limit: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        self._process.join(limit)
+        if self.returncode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(self.module, limit, *self.said())
+        return subprocess.CompletedProcess(self.module, self.returncode, *self.said())
+
+
 def run(
-    *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None, limit: float = PATIENCE
+    *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """What `command` does, to its end; in a fork that need not import anything.
+    """A command line to its end; in a fork that need not import anything.
 
     `start` is another module than the command line, with arguments of its own; `site` a folder of further packages.
     """
-    module = [*(start or _start(strike)), *arguments]
-    with tempfile.TemporaryDirectory() as said:
-        out, err = Path(said) / "out", Path(said) / "err"
-        process = _FORKS.Process(target=_be, args=(module, environment(), site, out, err))
-        process.start()
-        process.join(limit)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(module, limit, out.read_text(), err.read_text())
-        return subprocess.CompletedProcess(module, process.exitcode, out.read_text(), err.read_text())
+    return Started(*arguments, strike=strike, start=start, site=site).wait()
 
 
 def _be(module: Sequence[str], environment: dict[str, str], site: Path | None, out: Path, err: Path) -> None:
     """Be `python -m MODULE ARGUMENTS`."""
+    os.setsid()
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -102,15 +131,16 @@ def same(run: Path, reference: Path) -> None:
     assert quality(run) == quality(reference)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit: float = PATIENCE) -> None:
-    end = time.monotonic() + limit
+def wait_for(condition: Callable[[], bool], process: Started) -> None:
+    """Until it is so. Raises AssertionError if the process ends before, or nothing happens for long."""
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, ("nothing happened in time", process.said())
+        assert process.returncode is None, process.said()
         time.sleep(0.02)
 
 
-def ray_process(driver: subprocess.Popen[str], title: str) -> psutil.Process:
+def ray_process(driver: Started, title: str) -> psutil.Process:
     """A process of the driver's own Ray: raylet's children carry the actor's name as title."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:

@@ -144,7 +144,7 @@ def test_nan_names_layer_and_timestep(tiny_flux: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk(tiny_flux: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: the write fails in the middle of a unit all the same."""
-    arguments = harness.command(*harness.tiny(tmp_path / "r", tiny_flux))
+    arguments = ["adatsq_pipe.pipeline.cli", *harness.tiny(tmp_path / "r", tiny_flux)]
     script = (
         "import resource, signal, runpy, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -152,7 +152,7 @@ def test_a_full_disk(tiny_flux: Path, tmp_path: Path) -> None:
         "sys.argv = sys.argv[1:]\nrunpy.run_module('adatsq_pipe.pipeline.cli', run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments[2:]], capture_output=True, text=True, timeout=PATIENCE,
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=harness.ROOT,
     )  # fmt: skip
     _refused(done, 1, "disk is full", "run again")

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
 from tests.whole import harness
 
 pytestmark = pytest.mark.whole
 
 
 def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigterm(
-    undisturbed: Path, tiny_flux: Path, tmp_path: Path, started: list[subprocess.Popen[str]]
+    undisturbed: Path, tiny_flux: Path, tmp_path: Path, started: list[harness.Started]
 ) -> None:
     run = tmp_path / "run"
     arguments = harness.tiny(run, tiny_flux, "--set", "cluster.workers=2", executor="ray")
 
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            harness.command(*arguments), cwd=harness.ROOT, env=harness.environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
+    def start() -> harness.Started:
+        started.append(harness.Started(*arguments))
+        return started[-1]
 
     first = start()
     harness.wait_for(lambda: harness.count(run, "capture") >= 1, first)
     harness.ray_process(first, "ray::Host").kill()
     harness.wait_for(lambda: harness.count(run, "solve") >= 2, first)
     os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    first.wait()
 
     second = start()
     harness.wait_for(lambda: harness.count(run, "search") >= 1, second)
     harness.ray_process(second, "ray::_Director").kill()
-    second.send_signal(signal.SIGTERM)
-    _, errors = second.communicate(timeout=PATIENCE)
-    assert second.returncode == 75, errors
+    os.kill(second.pid, signal.SIGTERM)
+    stopped = second.wait()
+    assert stopped.returncode == 75, stopped.stderr
 
-    third = start()
-    _, errors = third.communicate(timeout=PATIENCE)
-    assert third.returncode == 0, errors
+    done = start().wait()
+    assert done.returncode == 0, done.stderr
     harness.same(run, undisturbed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,15 +54,12 @@ def test_killed_in_the_middle_of_every_stage(undisturbed: Path, tiny_flux: Path,
 
 def test_sigterm_stops_between_units_and_resumes(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        harness.command(*harness.tiny(run, tiny_flux)), cwd=harness.ROOT, env=harness.environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = harness.Started(*harness.tiny(run, tiny_flux))
     harness.wait_for(lambda: harness.count(run, "solve") >= 1, process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75, errors
-    assert "run again" in errors or "Go on with" in errors
+    os.kill(process.pid, signal.SIGTERM)
+    stopped = process.wait()
+    assert stopped.returncode == 75, stopped.stderr
+    assert "run again" in stopped.stderr or "Go on with" in stopped.stderr
     done = harness.run(*harness.tiny(run, tiny_flux))
     assert done.returncode == 0, done.stderr
     harness.same(run, undisturbed)
