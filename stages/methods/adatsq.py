@@ -25,5 +25,6 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"allocation": "uniform"},
     {"temporal": False},
     {"allocation": "uniform", "temporal": False},
+    {"weight_group": 64, "activation_group": 64},
 )
-"""Ablations: bits uniform, timesteps alike in the Hessian, both."""
+"""Ablations: bits uniform, timesteps alike in the Hessian, both. And the size that Q-DiT and a narrow SVDQuant have."""
