@@ -109,7 +109,8 @@ async def _tail(client: JobSubmissionClient, job: str, skip: int, show: Callable
     parts = client.tail_job_logs(job)
     while True:
         try:
-            part = await asyncio.wait_for(anext(parts), QUIET)
+            async with asyncio.timeout(QUIET):  # wait_for of Python 3.11 loses an interrupt that comes with a part
+                part = await anext(parts)
         except (StopAsyncIteration, TimeoutError):
             return
         if len(part) > skip:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+from ray.job_submission import JobStatus
 
 from adatsq_pipe.cluster import wheel
+from adatsq_pipe.cluster.submit import follow
 from adatsq_pipe.pipeline.remote import ROOMS
 from tests.conftest import PATIENCE
 from tests.head import Head, head
@@ -163,3 +168,29 @@ class _cutting:
                 if tail and back and len(self.cuts) < 2:
                     self.cuts.append("cut")
                     return
+
+
+class _Talking:
+    """A client whose job says something in the moment of an interrupt, and has ended when it is looked at again."""
+
+    def __init__(self) -> None:
+        self.status = [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+
+    def get_address(self) -> str:
+        return "http://127.0.0.1:1"
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(status=self.status.pop(0), message="", driver_exit_code=0)
+
+    def get_job_logs(self, job: str) -> str:
+        return "a line\n"
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        signal.raise_signal(signal.SIGINT)
+        yield "a line\n"
+
+
+def test_an_interrupt_that_comes_with_a_line_is_not_lost() -> None:
+    client: Any = _Talking()
+    with pytest.raises(KeyboardInterrupt):
+        follow(client, "job", lambda text: None, lambda text: None)

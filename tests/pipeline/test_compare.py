@@ -41,7 +41,7 @@ def test_sweeping_turns_the_main_knob() -> None:
     changes = [dict(row.change) for row in planned("smoothquant", "w4a4", sweep=True)]
     assert changes == [{}, {"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7}]
     ablations = planned("adatsq", "w4a4", sweep=True)
-    assert [row.config.tables["recipe"]["temporal"] for row in ablations] == [None, None, False, False]
+    assert [row.config.tables["recipe"]["temporal"] for row in ablations] == [None, None, False, False, None]
 
 
 @pytest.mark.parametrize(
