@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from adatsq_pipe.stages.portions import read_key
 
@@ -43,9 +42,3 @@ class Evaluation(Sleeper):
 
     def __call__(self, key: str) -> None:
         time.sleep(self.nap.seconds * forwards_of(self.nap, key))
-
-
-def nap_twice(crew: Any, path: str, report: Callable[[int, int], None]) -> None:
-    """For a director: two units, whose names it writes to `path`."""
-    names = sorted(key for key, _ in crew.stream(Sleeper, Nap(0.1), ["a", "b"]))
-    Path(path).write_text(" ".join(names))

@@ -9,7 +9,8 @@ import ray
 
 from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
-from tests.bench.sleepers import Nap, Sleeper, nap_twice
+from tests.bench.sleepers import Nap, Sleeper
+from tests.cluster.fakes import Script, drive
 from tests.nodes import Nodes
 
 
@@ -44,8 +45,8 @@ def test_a_director_does_not_wait_for_a_worker_whose_node_died(tmp_path: Path) -
             nodes.kill(0)
             while ray.cluster_resources()["CPU"] > 1:
                 time.sleep(0.1)
-            pool.conduct(nap_twice, str(tmp_path / "done"), lambda done, total: None)
-            assert (tmp_path / "done").read_text() == "a b"
+            pool.conduct(drive, Script(str(tmp_path)), lambda done, total: None)
+            assert (tmp_path / "result").read_text() == "AX,BX"
         finally:
             pool.close()
     finally:
