@@ -28,10 +28,10 @@ CALIBRATION = ORDER[: ORDER.index("assemble")]
 _SEARCH = {
     3: preset_tables("w3a3")["search"],
     4: preset_tables("w4a4")["search"],
-    6: {"bits": [4, 6, 8], "candidates": [[0.25, 0.5, 0.25], [0.0, 1.0, 0.0], [0.1, 0.6, 0.3]]},
-    8: {"bits": [8], "candidates": [[1.0]]},
+    6: {"bits": [4, 6, 8]},
+    8: {"bits": [8]},
 }
-"""Bits and candidates of searched policies, by the least mean they are for."""
+"""Bits of searched policies, by the least mean they are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,12 @@ def _row(
     if activation != int(activation) and not searched:
         return None
     level = max(least for least in _SEARCH if least <= max(activation, 3))
-    widths, candidates = _SEARCH[level]["bits"], _SEARCH[level]["candidates"]
+    widths = _SEARCH[level]["bits"]
     budget = (
         max(activation, _SEARCH[3]["budget"]) if level == 3 and resolve(recipe).allocation == "trellis" else activation
     )
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
-    sets += [f"search.bits={widths}", f"search.candidates={candidates}", f"search.budget={float(budget)}"]
+    sets += [f"search.bits={widths}", f"search.budget={float(budget)}"]
     config = load(sets)
     refused = ""
     try:

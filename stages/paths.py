@@ -156,7 +156,7 @@ class Evaluate(Halving):
         outputs = list(self._outputs_of(choices[:-1], place))
         unit_key = unit_name("path", choices, place)
         with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
-            self._set_bits(self.space.whole_row(step, self.space.bits[step][choices[-1]]))
+            self._set_bits(self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
             calls = self.space.survey["calls"].count(step)
             if choices[:-1] not in ground.arrived:
                 ground.arrived[choices[:-1]] = self.denoiser.teleport(ground.captions, outputs)
@@ -187,15 +187,16 @@ class Evaluate(Halving):
         return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
 
     def _roll_out(self, choices: Choices, place: int) -> float:
-        from adatsq_pipe.stages.numerics.metrics import relative_error
+        from adatsq_pipe.stages.numerics.metrics import mean_log_error
 
         portion = self.portions["rollout"][place]
         with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
             captions = cut(self.batches[portion.batch], portion)
-            rows = [self.space.whole_row(t, self.space.bits[t][c]) for t, c in enumerate(choices)]
+            rows = [self.space.whole_row(t, self.space.bits_of(t, c)) for t, c in enumerate(choices)]
             with unit.timed("model"):
                 run = self.denoiser.record(captions, see=lambda j, call: self._set_bits(rows[call.step]))
-            error = relative_error(run.latents, latents_of(portion, self._run_of(portion.batch).latents))
+            wanted = latents_of(portion, self._run_of(portion.batch).latents)
+            error = mean_log_error(run.latents, wanted, portion.samples)
             samples = {"calls": len(run.outputs), "samples": portion.samples}
             unit.value = {"choices": list(choices), "error": error, **samples}
         return error

@@ -2,13 +2,15 @@
 
 The trellis of AdaTSQ (sec. 3.3): one level per scheduler step, a few candidate configurations a step, paths scored by
 (mean bits, summed error against the full-precision run). A hypothesis is its list of denoiser outputs, so its state at
-any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating.
+any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating, and with
+them the paths that have the same candidate at every step (ours).
 Units: `path/<digest>-<portion>` (an extension evaluated on a portion of the captions, and its outputs), `level/<step>`
 (what the beam was told), `rollout/<digest>-<portion>`, and `front` (the policy, and the whole Pareto front as Parquet).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,9 @@ def drive(executor: Executor, context: Context, report: Report) -> None:
                 _count_in(context, unit, list(portions.keys_of("path", paths, trellis).values()), trellis)
         beam = beam.tell({path: told[digest_of(path)] for path in paths})
         report(beam.level, len(beam.prices) + 1)
-    rollouts = _evaluated(context, executor, "rollout", [path.choices for path in beam.paths], again)
+    survivors = [path.choices for path in beam.paths]
+    survivors += [choices for choices in space.even if choices not in survivors]
+    rollouts = _evaluated(context, executor, "rollout", survivors, again)
     if not manifest.done("front"):
         _write_front(context, space, beam, rollouts)
     for scratch in [unit for unit in manifest.units(anew=True) if unit.startswith("path/")]:
@@ -104,33 +108,39 @@ def _evaluated(
 
 
 def _write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[str, float]) -> None:
+    """Commit the front with the even paths, and of those that were rolled out the one that led nearest."""
     from adatsq_pipe.storage import tables
 
-    steps = len(beam.prices)
+    errors: dict[Choices, float | None] = {path.choices: path.error for path in beam.front}
+    errors |= {choices: None for choices in space.even if choices not in errors}
     with unit_of(context, "search", "front") as unit:
-        rows = []
-        for path in beam.front:
-            policy = space.policy(path.choices)
+        rows = list[dict[str, Any]]()
+        for choices, error in errors.items():
+            policy = space.policy(choices)
             rows.append(
                 {
-                    "digest": digest_of(path.choices),
-                    "choices": list(path.choices),
-                    "mean_bits": path.price / steps,
+                    "digest": digest_of(choices),
+                    "choices": list(choices),
+                    "mean_bits": policy.mean,
                     "mac_weighted_bits": space.mac_weighted(policy),
-                    "trellis_error": path.error,
-                    "rollout_error": rollouts.get(digest_of(path.choices)),
+                    "trellis_error": error,
+                    "rollout_error": _error_of(rollouts.get(digest_of(choices))),
                     "bits": [b for row in policy.bits for b in row],
                 }
             )
         tables.write(unit.folder / "front.parquet", rows)
-        best = min(beam.paths, key=lambda p: (rollouts[digest_of(p.choices)], p.price, p.choices))
+        tried = [row for row in rows if row["rollout_error"] is not None]
+        best = min(tried, key=lambda row: (row["rollout_error"], row["mean_bits"], row["choices"]))
         unit.value = {
-            "policy": [list(row) for row in space.whole(space.policy(best.choices)).bits],
-            "mean_bits": best.price / steps,
-            "mac_weighted_bits": space.mac_weighted(space.policy(best.choices)),
-            "rollout_error": rollouts[digest_of(best.choices)],
+            "policy": [list(row) for row in space.whole(space.policy(tuple(best["choices"]))).bits],
+            **{name: best[name] for name in ("mean_bits", "mac_weighted_bits", "rollout_error")},
             "front": len(rows),
         }
+
+
+def _error_of(mean_log: float | None) -> float | None:
+    """The geometric mean of captions' errors."""
+    return None if mean_log is None else math.exp(mean_log)
 
 
 def policy_of(context: Context) -> Policy:

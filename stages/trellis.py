@@ -23,8 +23,9 @@ class SearchSettings(Settings):
     """Activation bit-widths to choose from, rising."""
     budget: float = 4.0
     """Mean activation bits over steps and layers that the policy may have."""
-    candidates: tuple[tuple[float, ...], ...] = ((0.25, 0.75, 0.0), (0.0, 1.0, 0.0), (0.35, 0.45, 0.2))
-    """Configurations of one step: the share of layers at each bit-width. Fisher rank decides which layers."""
+    candidates: tuple[tuple[float, float], ...] = ((1.0, 0.0), (1.0, 0.5))
+    """Policies of the whole budget out of which a step's candidates are cut: how far bits follow the Fisher scores of
+    layers within a step, and those of steps; 0 not at all, 1 in proportion to the loss that the scores foretell."""
     width: int = Field(default=2, ge=1)
     """Paths kept per level."""
     error: Literal["state", "output"] = "state"
@@ -33,10 +34,10 @@ class SearchSettings(Settings):
     """Calibration batches on which the trellis is evaluated, from the first."""
     samples: int = Field(default=0, ge=0)
     """Captions in one unit of work; 0 = all of a batch at once, which is quickest while few workers share a level.
-    A level has width x candidates x captions / samples units (by default 2 x 3 x 8 / 8): lower it, down to 1, where
+    A level has width x candidates x captions / samples units (by default 2 x 2 x 8 / 8): lower it, down to 1, where
     that is less than there are workers, or where the denoiser is so large that one caption fills a GPU. Batches of
     other sizes round differently, so it bears identity."""
-    rollout_prompts: int = Field(default=4, ge=1)
+    rollout_prompts: int = Field(default=8, ge=1)
     """Captions on which survivors are re-scored, of as many batches as the trellis has, those after it if there are
     any."""
 
@@ -44,17 +45,14 @@ class SearchSettings(Settings):
     def _possible(self) -> SearchSettings:
         if list(self.bits) != sorted(set(self.bits)) or not all(2 <= b <= 8 for b in self.bits):
             raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
-        for shares in self.candidates:
-            if len(shares) != len(self.bits) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
-                raise ValueError(
-                    f"candidate {list(shares)} must give a share for each of {list(self.bits)}, summing to 1"
-                )
-        means = [sum(b * s for b, s in zip(self.bits, shares, strict=True)) for shares in self.candidates]
-        if self.budget < min(means) - 1e-9:
+        if self.budget < self.bits[0] - 1e-9:
             raise ValueError(
-                f"a budget of {self.budget:g} mean bits cannot be met: the cheapest of the candidates over bits "
-                f"{list(self.bits)} has {min(means):g}; raise search.budget or add a cheaper candidate"
+                f"a budget of {self.budget:g} mean bits cannot be met: the fewest of search.bits {list(self.bits)} is "
+                f"{self.bits[0]}; raise search.budget or add a smaller width"
             )
+        for sharpness in self.candidates:
+            if min(sharpness) < 0:
+                raise ValueError(f"candidate {list(sharpness)} must be two numbers of at least 0: layers, steps")
         return self
 
 
@@ -68,7 +66,7 @@ class Trellis:
     """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, assign
+        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, by_fisher
 
         self.settings = context.settings("search", SearchSettings)
         self.survey = capture.survey_of(context)
@@ -78,16 +76,29 @@ class Trellis:
         self.rounded = [[i for i in rounded if t in used[i]] for t in range(self.survey["steps"])]
         """At every step, the layers that are used and have activation bits."""
         scores_TL = fisher.fisher_scores(context)
-        self.bits = [
-            [assign(scores[here].tolist(), self.settings.bits, shares) for shares in self.settings.candidates]
-            for scores, here in zip(scores_TL, self.rounded, strict=True)
+        scores = [row[here].tolist() for row, here in zip(scores_TL, self.rounded, strict=True)]
+        self.policies = [
+            by_fisher(scores, self.settings.bits, self.settings.budget, sharpness)
+            for sharpness in self.settings.candidates
         ]
+        """What every candidate would be over all steps, [candidate][step][layer]."""
         self._base = [WEIGHT_ONLY] * len(rows)
         self._macs = [row["macs"] for row in rows]
 
     @property
     def prices(self) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(sum(row) / len(row) for row in step) for step in self.bits)
+        """Mean bits that every candidate of every step adds to a path, times the number of steps."""
+        per_layer = len(self.rounded) / sum(map(len, self.rounded))
+        return tuple(tuple(sum(row[t]) * per_layer for row in self.policies) for t in range(len(self.rounded)))
+
+    @property
+    def even(self) -> list[Choices]:
+        """The paths that have the same candidate at every step, those within the budget."""
+        limit, prices = self.settings.budget * len(self.rounded) + 1e-9, self.prices
+        return [(c,) * len(prices) for c in range(len(self.policies)) if sum(step[c] for step in prices) <= limit]
+
+    def bits_of(self, step: int, candidate: int) -> tuple[int, ...]:
+        return self.policies[candidate][step]
 
     def whole_row(self, step: int, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Bits of all layers at a step: those of the rounded ones, and 16 for those weight-only or not used."""
@@ -100,7 +111,7 @@ class Trellis:
         """The policy of a whole path, over the rounded layers."""
         from adatsq_pipe.stages.numerics.policy import Policy
 
-        return Policy(tuple(self.bits[t][c] for t, c in enumerate(choices)))
+        return Policy(tuple(self.bits_of(t, c) for t, c in enumerate(choices)))
 
     def whole(self, policy: Policy) -> Policy:
         from adatsq_pipe.stages.numerics.policy import Policy

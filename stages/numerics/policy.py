@@ -1,8 +1,9 @@
-"""Which activation bit-width every layer has at every timestep, and how candidates for one step are made."""
+"""Which activation bit-width every layer has at every timestep, and how a budget of bits is spent."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,29 +37,29 @@ def uniform(steps: int, layers: int, bits: int) -> Policy:
     return Policy(((bits,) * layers,) * steps)
 
 
-def quotas(layers: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers of layers for `shares` that sum to one, by largest remainder, summing to `layers`."""
-    exact = [share * layers for share in shares]
-    counts = [int(value + 1e-9) for value in exact]
-    rest = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in rest[: layers - sum(counts)]:
-        counts[i] += 1
-    return tuple(counts)
+def rounding_error(bits: int) -> float:
+    """Mean squared error of rounding to 2^bits levels over a range, up to a factor that all bit-widths share."""
+    return 1 / (2.0**bits - 1) ** 2
 
 
-def assign(fisher_L: Sequence[float], bits: Sequence[int], shares: Sequence[float]) -> tuple[int, ...]:
-    """Bits of every layer at one step: the layers of highest Fisher score get the highest bits (AdaTSQ, sec. 3.3).
+def by_fisher(
+    fisher_TL: Sequence[Sequence[float]], bits: Sequence[int], budget: float, sharpness: tuple[float, float]
+) -> tuple[tuple[int, ...], ...]:
+    """Bits of every layer at every step, the mean at most `budget`: those of highest Fisher score get the highest.
 
-    `bits` rises; `shares[i]` of the layers get `bits[i]`. Ties go to the earlier layer.
+    AdaTSQ (sec. 3.3) lets the Fisher rank at a step decide which layers get the higher bits, and is silent on how many.
+    Ours: as many as make the sum of score x rounding error least, over all steps and layers at once, where a score is
+    (step's mean)^sharpness[1] x (layer's share of it)^sharpness[0]. Steps may have different numbers of layers.
     """
-    order = sorted(range(len(fisher_L)), key=lambda i: (-fisher_L[i], i))
-    counts = quotas(len(fisher_L), shares)
-    row, place = [0] * len(fisher_L), 0
-    for width, count in sorted(zip(bits, counts, strict=True), reverse=True):
-        for layer in order[place : place + count]:
-            row[layer] = width
-        place += count
-    return tuple(row)
+    within, across = sharpness
+    means = [sum(row) / len(row) or 1.0 for row in fisher_TL]
+    flat = [
+        [mean**across * (score / mean) ** within * rounding_error(b) for b in bits]
+        for row, mean in zip(fisher_TL, means, strict=True)
+        for score in row
+    ]
+    spent = iter(spend(flat, bits, budget))
+    return tuple(tuple(next(spent) for _ in row) for row in fisher_TL)
 
 
 def spend(errors_LB: Sequence[Sequence[float]], bits: Sequence[int], budget: float) -> tuple[int, ...]:
@@ -70,15 +71,25 @@ def spend(errors_LB: Sequence[Sequence[float]], bits: Sequence[int], budget: flo
     if bits[0] > budget + 1e-9:
         raise ValueError(f"a budget of {budget:g} mean bits is below the fewest there are, {bits[0]}")
     places, left = [0] * len(errors_LB), (budget - bits[0]) * len(errors_LB) + 1e-9
-    while True:
-        best: tuple[float, int, int] | None = None
-        for layer, errors in enumerate(errors_LB):
-            for place in range(places[layer] + 1, len(bits)):
-                price = bits[place] - bits[places[layer]]
-                gain = (errors[places[layer]] - errors[place]) / price
-                if price <= left and gain > 0 and (best is None or gain > best[0]):
-                    best = (gain, layer, place)
-        if best is None:
-            return tuple(bits[place] for place in places)
-        left -= bits[best[2]] - bits[places[best[1]]]
-        places[best[1]] = best[2]
+
+    def best_raise(layer: int) -> tuple[float, int, int] | None:
+        """(-gain per bit, layer, place) of the best raise that `left` still pays for."""
+        errors, now = errors_LB[layer], places[layer]
+        raises = [
+            ((errors[place] - errors[now]) / (bits[place] - bits[now]), layer, place)
+            for place in range(now + 1, len(bits))
+            if bits[place] - bits[now] <= left and errors[place] < errors[now]
+        ]
+        return min(raises, default=None)
+
+    waiting = [found for layer in range(len(errors_LB)) if (found := best_raise(layer))]
+    heapq.heapify(waiting)
+    while waiting:
+        _, layer, place = heapq.heappop(waiting)
+        price = bits[place] - bits[places[layer]]
+        if price <= left:
+            left -= price
+            places[layer] = place
+        if found := best_raise(layer):
+            heapq.heappush(waiting, found)
+    return tuple(bits[place] for place in places)

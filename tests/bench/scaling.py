@@ -42,7 +42,7 @@ def _wall(pool: Pool, worker: type[Sleeper], keys: list[str], nap: Nap) -> float
 
 
 def _beam(settings: SearchSettings, steps: int) -> Beam:
-    prices = tuple(sum(b * s for b, s in zip(settings.bits, shares, strict=True)) for shares in settings.candidates)
+    prices = tuple(settings.budget - 0.1 * i for i in range(len(settings.candidates)))
     return Beam(prices=(prices,) * steps, budget=settings.budget, width=settings.width)
 
 

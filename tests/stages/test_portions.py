@@ -31,7 +31,7 @@ def _said(found: list[Portion]) -> list[tuple[int, int, int, int]]:
 def test_by_default_a_batch_is_one_unit_and_rollouts_take_the_next() -> None:
     data, settings = _data(19, 8), SearchSettings()
     assert _said(portions.of_trellis(data, settings)) == [(0, 0, 8, 8)]
-    assert _said(portions.of_rollouts(data, settings)) == [(1, 0, 4, 8)]
+    assert _said(portions.of_rollouts(data, settings)) == [(1, 0, 8, 8)]
 
 
 def test_batches_are_cut_and_rollouts_run_over_as_many() -> None:

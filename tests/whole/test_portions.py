@@ -70,7 +70,7 @@ def test_portions_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undist
         code, errors = _searched(runs["killed"], strike=strike)
         assert code == -signal.SIGKILL, errors
         after = _paths(runs["killed"])
-        assert len(after) == units, "nine units of the first level, then those of the second that were committed"
+        assert len(after) == units, "six units of the first level, then those of the second that were committed"
         assert before.items() <= after.items(), "a unit with a marker was done again"
     code, errors = _searched(runs["killed"])
     assert code == 0, errors

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from adatsq_pipe.stages.numerics.beam import Beam, Choices, Path, nearest_origin, pareto
-from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
-from adatsq_pipe.stages.numerics.policy import Policy, assign, quotas, uniform
+from adatsq_pipe.stages.numerics.metrics import mean_log_error, psnr, relative_error
+from adatsq_pipe.stages.numerics.policy import Policy, by_fisher, rounding_error, spend, uniform
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, squared_gradient_mean, temporal_weights
 
 
@@ -37,16 +38,52 @@ def test_equal_scores_give_equal_weights() -> None:
     assert alpha.tolist() == [0.25] * 4 and math.isinf(tau)
 
 
-def test_quotas_sum_and_follow_shares() -> None:
-    assert quotas(44, (0.8, 0.1, 0.1)) == (35, 5, 4)
-    for layers, shares in itertools.product(range(1, 40), [(0.8, 0.1, 0.1), (0.25, 0.75, 0.0), (1.0, 0.0, 0.0)]):
-        counts = quotas(layers, shares)
-        assert sum(counts) == layers and all(abs(c - s * layers) < 1 for c, s in zip(counts, shares, strict=True))
+@pytest.mark.parametrize("budget", [3.0, 3.25, 4.0, 5.5, 8.0])
+@pytest.mark.parametrize("sharpness", [(1.0, 1.0), (1.0, 0.5), (0.5, 0.0)])
+def test_bits_by_fisher_are_as_good_as_the_best_for_one_raise_less(
+    budget: float, sharpness: tuple[float, float]
+) -> None:
+    fisher, bits = [[0.1, 5.0, 0.2], [3.0, 0.3, 40.0]], (3, 4, 8)
+    rows = by_fisher(fisher, bits, budget, sharpness)
+    assert sum(map(sum, rows)) <= budget * 6
+    weights = [
+        (sum(row) / 3) ** sharpness[1] * (score / (sum(row) / 3)) ** sharpness[0] for row in fisher for score in row
+    ]
+
+    def loss(chosen: Sequence[int]) -> float:
+        return sum(w * rounding_error(b) for w, b in zip(weights, chosen, strict=True))
+
+    every = [(sum(chosen), loss(chosen)) for chosen in itertools.product(bits, repeat=6)]
+    reached = loss([b for row in rows for b in row])
+    assert reached <= min((found for spent, found in every if spent <= max(18, budget * 6 - 4)), default=0) + 1e-12
+    assert reached >= min(found for spent, found in every if spent <= budget * 6) - 1e-12
 
 
-def test_the_most_sensitive_layers_get_the_most_bits() -> None:
-    row = assign([0.1, 5.0, 0.2, 3.0, 0.3], (3, 4, 8), (0.6, 0.2, 0.2))
-    assert row == (3, 8, 3, 4, 3)
+def test_the_most_sensitive_layers_get_the_most_bits_and_steps_may_differ_in_layers() -> None:
+    (first, second) = by_fisher([[0.1, 50.0, 0.2, 3.0, 0.3], [1e-9]], (3, 4, 8), 4.0, (1.0, 1.0))
+    assert first == (3, 8, 3, 4, 3) and second == (3,)
+    assert by_fisher([[0.0, 0.0], [0.0, 0.0]], (3, 4, 8), 8.0, (1.0, 0.0)) == ((3, 3), (3, 3)), "no score, no raise"
+
+
+def test_spending_is_that_of_a_slow_obvious_loop() -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = (3, 4, 6, 8)
+    for budget in (3.0, 3.3, 4.1, 6.0, 9.0):
+        errors = torch.rand((9, 4), generator=random).tolist()
+        places, left = [0] * 9, (budget - 3) * 9 + 1e-9
+        while True:
+            raises = [
+                ((errors[i][now] - errors[i][to]) / (bits[to] - bits[now]), -i, -to)
+                for i, now in enumerate(places)
+                for to in range(now + 1, 4)
+                if bits[to] - bits[now] <= left and errors[i][to] < errors[i][now]
+            ]
+            if not raises:
+                break
+            _, i, to = (abs(x) for x in max(raises))
+            left -= bits[int(to)] - bits[places[int(i)]]
+            places[int(i)] = int(to)
+        assert spend(errors, bits, budget) == tuple(bits[place] for place in places)
 
 
 def test_policies_are_values() -> None:
@@ -115,3 +152,11 @@ def test_metrics() -> None:
     x = torch.tensor([1.0, 2.0, 2.0])
     assert relative_error(x, x) == 0 and relative_error(x * 1.1, x) == pytest.approx(0.01, rel=1e-4)
     assert psnr(x + 0.1, x, peak=1.0) == pytest.approx(20, abs=1e-3) and math.isinf(psnr(x, x, peak=1.0))
+
+
+def test_a_sample_that_went_astray_does_not_decide() -> None:
+    wanted = torch.ones(4, 3, 2)
+    got = wanted * torch.tensor([1.1, 1.1, 1.1, 11.0]).view(4, 1, 1)
+    assert math.exp(mean_log_error(got, wanted, 4)) == pytest.approx((0.01**3 * 100) ** 0.25, rel=1e-4)
+    assert mean_log_error(got, wanted, 2) > mean_log_error(got[:2], wanted[:2], 1), "frames belong to their sample"
+    assert math.isfinite(mean_log_error(wanted, wanted, 4))
