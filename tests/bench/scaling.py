@@ -70,7 +70,8 @@ def _search(pool: Pool, batch: int, settings: SearchSettings, steps: int, forwar
         paths = beam.ask()
         dispatch("path", paths)
         beam = beam.tell({path: _made_up(path) for path in paths})
-    dispatch("rollout", [path.choices for path in beam.paths])
+    even = [(c,) * steps for c in range(len(settings.candidates))]
+    dispatch("rollout", list(dict.fromkeys([*(path.choices for path in beam.paths), *even])))
     return wall, work
 
 
