@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from tests.conftest import PATIENCE
@@ -32,7 +33,16 @@ def test_outputs(undisturbed: Path) -> None:
     assert card.startswith("---\nbase_model: ") and "| PSNR of pictures, dB |" in card and "![Activation bits" in card
     assert (undisturbed / "model" / "policy.png").stat().st_size > 1000
     assert (undisturbed / "report" / "side_by_side.png").stat().st_size > 1000
-    assert list(undisturbed.glob("search/*/units/front/front.parquet"))
+
+
+def test_the_front_keeps_the_budget_and_the_nearest_of_those_rolled_out_is_taken(undisturbed: Path) -> None:
+    (front,) = undisturbed.glob("search/*/units/front/front.parquet")
+    summary = json.loads((undisturbed / "report" / "summary.json").read_text())
+    rows = pyarrow.parquet.read_table(front).to_pylist()
+    assert all(row["mean_bits"] <= summary["bits"]["budget"] + 1e-9 for row in rows)
+    tried = {tuple(row["choices"]): row["rollout_error"] for row in rows if row["rollout_error"] is not None}
+    assert {(0,) * 4, (1,) * 4} <= set(tried), "the paths of one candidate throughout are always among them"
+    assert summary["search"]["rollout_error"] == min(tried.values())
 
 
 def test_killed_in_the_middle_of_every_stage(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
