@@ -94,9 +94,8 @@ class Trellis:
 
     @property
     def even(self) -> list[Choices]:
-        """The paths that have the same candidate at every step, those within the budget."""
-        limit, prices = self.settings.budget * len(self.rounded) + 1e-9, self.prices
-        return [(c,) * len(prices) for c in range(len(self.policies)) if sum(step[c] for step in prices) <= limit]
+        """The paths that have the same candidate at every step; each is a policy of the budget."""
+        return [(c,) * len(self.rounded) for c in range(len(self.policies))]
 
     def bits_of(self, step: int, candidate: int) -> tuple[int, ...]:
         return self.policies[candidate][step]
