@@ -30,6 +30,9 @@ LONG_EVERY_GUIDED = 2
 TIME_SHIFT = 0.4
 """Logit-normal times are moved towards noise, where it is decided what goes where."""
 
+SHIFT = math.exp(0.5)
+"""What the pipeline's scheduler makes of 64 image tokens."""
+
 Field = Callable[..., tuple[Tensor]]
 
 
@@ -52,6 +55,11 @@ def transformer(*, guidance: bool = True) -> FluxTransformer2DModel:
 def guidance_weight(scale: Tensor) -> Tensor:
     """The classifier-free weight that an embedded guidance scale stands for; scale 1 is no guidance."""
     return 1 + (scale - 1) / 2.5
+
+
+def shifted(t: float) -> float:
+    """The noise level that the pipeline's scheduler makes of an even one."""
+    return SHIFT * t / (1 + (SHIFT - 1) * t)
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
 
 
 @torch.no_grad()
+def encoded(vae: AutoencoderKL, pictures_B3HW: Tensor) -> Tensor:
+    """Normalised latents `[B, C, H, W]` of pictures with values in [-1, 1]."""
+    z = vae.encode(pictures_B3HW.to(vae.device)).latent_dist.mean
+    normalised: Tensor = (z - vae.config.shift_factor) * vae.config.scaling_factor
+    return normalised
+
+
+@torch.no_grad()
 def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCENES) -> dict[str, Tensor]:
     """`scenes` captioned training scenes: `latents` fp16 `[N, C, H, W]`, normalised, and `ids` `[N, TEXT_LENGTH]`."""
     path = work / "training_set.safetensors"
@@ -52,8 +60,7 @@ def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCE
     latents, ids = [], []
     for chunk in range(scenes // _CHUNK):
         captions, picture = world.batch((seed, 4, chunk), _CHUNK)
-        z = vae.encode(picture.to(memory_format=torch.channels_last)).latent_dist.mean
-        latents.append(((z - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
+        latents.append(encoded(vae, picture.to(memory_format=torch.channels_last)).half().contiguous())
         ids.append(components.ids(captions))
     made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
     write_bytes(path, save(made))

@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, wan, worlds, zimage
+from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, walks, wan, worlds, zimage
 from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import train_part
 from adatsq_pipe.storage.files import write_text
@@ -38,8 +38,12 @@ class Plan:
     guidance_steps: int = 1200
     long_steps: int = 500
     scenes: int = latents.SCENES
-    paths: int = 0
-    """Paths of the teacher that a distillation (flux-schnell) draws."""
+    teacher_walks: int = 0
+    """Walks from noise to picture that a distillation (flux-schnell) draws."""
+    rounds: int = 0
+    """Rounds of learning from its own walks, corrected (flux-dev and flux-schnell)."""
+    walks: int = 3072
+    round_steps: int = 500
     batch: int = 48
     rate: float = 1.2e-3
     half: bool = False
@@ -59,7 +63,9 @@ class Plan:
             autoencoder_steps=part(self.autoencoder_steps),
             guidance_steps=part(self.guidance_steps),
             long_steps=part(self.long_steps),
-            paths=part(self.paths),
+            teacher_walks=part(self.teacher_walks),
+            walks=part(self.walks),
+            round_steps=part(self.round_steps),
             scenes=max(512, round(self.scenes * share / 512) * 512),
         )
 
@@ -107,13 +113,30 @@ class Job:
         return {"steps": self.plan.steps, "rate": self.plan.rate, "compile": self.compile, "start": start}
 
     @property
+    def rounds(self) -> dict[str, Any]:
+        """What a correction on its own walks is told; its rate is a quarter of the training's."""
+        plan = self.plan
+        said = {"rounds": plan.rounds, "count": plan.walks, "steps": plan.round_steps, "rate": plan.rate / 4}
+        return {**said, "batch": plan.batch, "seed": plan.seed, "compile": self.compile}
+
+    @property
     def seeded(self) -> dict[str, Any]:
         """The same, for those that make their own batches."""
         return {**self.denoiser, "batch": self.plan.batch, "seed": self.plan.seed}
 
 
+FLUX_DEV = walks.Route(
+    levels=tuple(flux.shifted(1 - i / 16) for i in range(17)),
+    within=(1,) * 16,
+    often=(1.0,) * 16,
+    scales=(2.0, 5.0),
+    jitter=True,
+)
+"""flux-dev's own walk: a third of its steps, at any noise levels."""
+
+
 def flux_dev(job: Job) -> Made:
-    """50 steps with an embedded guidance scale."""
+    """50 steps with an embedded guidance scale; at last corrected on its own pictures."""
     plan, work, longest = job.plan, job.work, flux.LONG_TEXT
     if job.start:
         reader, vae = language.Reader(), job.start.vae
@@ -122,12 +145,15 @@ def flux_dev(job: Job) -> Made:
     else:
         reader = train_reader(language.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=longest)
         vae = latents.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
-    scenes = latents.training_set(vae, work, seed=plan.seed, scenes=plan.scenes)
-    batches = flux.Batches(reader, scenes, seed=plan.seed, size=plan.batch)
-    teacher = flux.train_flow(batches, work, seed=plan.seed + 1, **job.denoiser)
-    student = flux.train_guidance(
-        teacher, batches, work, steps=plan.guidance_steps, rate=plan.rate / 4, compile=job.compile
-    )
+    student = job.start.transformer if job.start else None
+    if student is None or plan.steps or plan.guidance_steps:
+        scenes = latents.training_set(vae, work, seed=plan.seed, scenes=plan.scenes)
+        batches = flux.Batches(reader, scenes, seed=plan.seed, size=plan.batch)
+        teacher = flux.train_flow(batches, work, seed=plan.seed + 1, **job.denoiser)
+        student = flux.train_guidance(
+            teacher, batches, work, steps=plan.guidance_steps, rate=plan.rate / 4, compile=job.compile
+        )
+    student = walks.correct(student, flux.Texts(reader), vae, FLUX_DEV, work, **job.rounds)
     if not job.start:
         reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
         _say_how_it_reads(reader, longest)
@@ -135,9 +161,12 @@ def flux_dev(job: Job) -> Made:
 
 
 def flux_schnell(job: Job) -> Made:
-    """4 steps, distilled from the flux-dev that ships."""
+    """4 steps, distilled from the flux-dev that ships, then corrected on its own pictures."""
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
-    student = schnell.train(teacher, job.work, paths=job.plan.paths, **job.seeded)
+    student = job.start.transformer if job.start else None
+    if student is None or job.plan.steps:
+        student = schnell.train(teacher, job.work, count=job.plan.teacher_walks, **job.seeded)
+    student = walks.correct(student, flux.Texts(teacher), teacher.vae, schnell.OWN, job.work, **job.rounds)
     return schnell.pipeline(teacher.to("cpu"), student), schnell.call(), "scenes"
 
 
@@ -177,8 +206,8 @@ def wan_video(job: Job) -> Made:
 
 
 FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
-    "flux-dev": (flux_dev, Plan(steps=10000)),
-    "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, paths=8192)),
+    "flux-dev": (flux_dev, Plan(steps=10000, rounds=3)),
+    "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, teacher_walks=8192, rounds=3)),
     "z-image": (z_image, Plan(steps=9000, half=True)),
     "wan": (wan_video, Plan(steps=6000, reader_steps=300, autoencoder_steps=1000, scenes=12288, batch=16, half=True)),
     "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384)),
@@ -265,6 +294,7 @@ def _keep_plan(work: Path, plan: Plan) -> None:
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from the weights in this folder.")
 @click.option("--steps", type=int, help="Steps of the denoiser [default: the family's plan].")
 @click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
+@click.option("--rounds", type=int, help="Rounds of correction on its own pictures [default: the family's plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--batch", type=int, help="Samples of a step [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
@@ -276,6 +306,7 @@ def main(
     start: Path | None,
     steps: int | None,
     guidance_steps: int | None,
+    rounds: int | None,
     rate: float | None,
     batch: int | None,
     share: float,
@@ -284,8 +315,9 @@ def main(
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
-    plan = replace(plan, **{field: value for field, value in given.items() if value})
+    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rounds": rounds, "rate": rate}
+    given["batch"] = batch
+    plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
     plan = plan.scaled(share) if share != 1 else plan
     plan = replace(plan, seed=plan.seed + len(history(start)))
     work = out / ".work"

@@ -5,7 +5,7 @@ Nothing here knows a model. Pictures are float32 `[batch, 3, SIZE, SIZE]` in [-1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,6 +18,11 @@ from adatsq_pipe.stages.scenes.motions import DIRECTIONS, FRAMES, SPEEDS, Motion
 
 SIZE = 32
 BACKGROUND = (0.09, 0.09, 0.11)
+RADII = {1: 6.0, 2: 5.2, 3: 4.4, 4: 4.4}
+"""Pixels, by how many things there are; a thing's own radius is within SPREAD of it."""
+SPREAD = (0.92, 1.08)
+EDGE, GAP = 0.8, 1.6
+"""Pixels that things keep from the picture's edge, and from each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +43,30 @@ def place(request: Request, rng: np.random.Generator) -> tuple[Thing, ...]:
     """
     every = tuple(COLOURS)
     kinds = [(colour or every[rng.integers(len(every))], shape) for colour, shape in request.things * request.count]
-    base = 6.0 if len(kinds) == 1 else 5.2 if len(kinds) == 2 else 4.4
     while True:
-        radii = base * rng.uniform(0.92, 1.08, len(kinds))
-        xs, ys = (rng.uniform(radii + 0.8, SIZE - radii - 0.8) for _ in range(2))
-        gaps = [
-            np.hypot(xs[i] - xs[j], ys[i] - ys[j]) - radii[i] - radii[j] for i, j in combinations(range(len(kinds)), 2)
-        ]
-        if min(gaps, default=SIZE) < 1.6:
-            continue
-        if request.relation and not holds(request.relation, xs[0] - xs[1], ys[0] - ys[1]):
-            continue
-        return tuple(
+        radii = RADII[len(kinds)] * rng.uniform(*SPREAD, len(kinds))
+        xs, ys = (rng.uniform(radii + EDGE, SIZE - radii - EDGE) for _ in range(2))
+        things = tuple(
             Thing(colour=c, shape=s, x=float(x), y=float(y), radius=float(r))
             for (c, s), x, y, r in zip(kinds, xs, ys, radii, strict=True)
         )
+        if obeyed(request, things):
+            return things
+
+
+def apart(things: Iterable[Thing]) -> bool:
+    """Whether all of `things` keep GAP from each other."""
+    return all(np.hypot(a.x - b.x, a.y - b.y) - a.radius - b.radius >= GAP for a, b in combinations(things, 2))
+
+
+def obeyed(request: Request, things: Sequence[Thing]) -> bool:
+    """Whether `things`, of the kinds that `request` asks for, keep apart and stand in its relation."""
+    if not apart(things):
+        return False
+    if not request.relation:
+        return True
+    first, second = things
+    return holds(request.relation, first.x - second.x, first.y - second.y)
 
 
 def holds(relation: str, dx: float, dy: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 import ray
 
 from adatsq_pipe.cluster.pool import Pool
@@ -12,6 +13,8 @@ from adatsq_pipe.cluster.resources import Resources
 from tests.bench.sleepers import Nap, Sleeper
 from tests.cluster.fakes import Script, drive
 from tests.nodes import Nodes
+
+pytestmark = pytest.mark.extended
 
 
 def test_a_node_that_joins_is_put_to_work() -> None:

@@ -131,12 +131,12 @@ def same(run: Path, reference: Path) -> None:
     assert quality(run) == quality(reference)
 
 
-def wait_for(condition: Callable[[], bool], process: Started) -> None:
-    """Until it is so. Raises AssertionError if the process ends before, or nothing happens for long."""
+def wait_for(condition: Callable[[], bool], process: Started | None = None) -> None:
+    """Until it is so. Raises AssertionError if the process, if one is given, ends before, or nothing happens."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, ("nothing happened in time", process.said())
-        assert process.returncode is None, process.said()
+        assert time.monotonic() < end, ("nothing happened in time", process and process.said())
+        assert process is None or process.returncode is None, process and process.said()
         time.sleep(0.02)
 
 

@@ -21,6 +21,8 @@ from adatsq_pipe.storage.rundir import RunDir
 from tests import s3
 from tests.whole import harness
 
+pytestmark = [pytest.mark.whole, pytest.mark.extended]
+
 URL = "s3://bucket/runs/one"
 
 

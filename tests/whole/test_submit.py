@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from tests.conftest import PATIENCE, TINY
 from tests.head import Head, head
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.extended]
 
 
 def _submit(at: Head, run: Path, model: Path, *options: str) -> subprocess.Popen[str]:
@@ -30,7 +28,7 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
     with head() as first:
         out, err = _submit(first, run, tiny_flux, "--no-wait").communicate(timeout=PATIENCE)
         assert out.startswith("submitted adatsq-"), err
-        _wait(lambda: harness.count(run, "hessian") >= 1)
+        harness.wait_for(lambda: harness.count(run, "hessian") >= 1)
     before = {path: path.stat().st_mtime_ns for path in run.glob("capture/*/markers/**/*.json")}
     assert before and not (run / "model").exists()
 
@@ -57,10 +55,3 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
     for token in (first.token, second.token):
         assert token not in shown + rest + out + err
         assert not [path for path in run.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
-
-
-def _wait(condition: Callable[[], bool], limit: float = PATIENCE) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.02)

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions, components, flux, judge, language, schnell, train
+from adatsq_pipe.stages.scenes import captions, components, flux, judge, language, schnell, train, walks
 from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
 
@@ -90,20 +90,37 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_paths_are_kept_where_the_picture_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schnell, "_CHUNK", 24)
+def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "CHUNK", 24)
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
-    drawn = schnell.Paths(teacher, tmp_path, count=20, seed=1, compile=False)
-    assert 0 < len(drawn.ids) < 24 and drawn.right == len(drawn.ids) / 24
-    assert drawn.states.shape == (len(drawn.ids), schnell.STEPS + 1, 64, 32)
+
+    def draw() -> walks.Walks:
+        texts = flux.Texts(teacher)
+        return walks.Walks(teacher.transformer, texts, teacher.vae, schnell.TEACHERS, tmp_path, count=20, seed=1)
+
+    drawn = draw()
+    assert 0 < drawn.right < 1
+    assert drawn.states.shape == (24, schnell.STEPS + 1, 64, 32)
+    drawn_noise = drawn.states[:, 0].float()
+    assert drawn_noise.mean().abs() < 0.02 and (drawn_noise.std() - 1).abs() < 0.02, "the noise is not bent"
+    assert torch.equal(drawn.scales, torch.full((24,), flux.DEFAULT_GUIDANCE))
     words = components.tokenizer()
     wanted = [captions.parse(words.decode(ids, skip_special_tokens=True)) for ids in drawn.ids]
     assert not any(captions.held_out(request) for request in wanted if request.task not in captions.IN_BOTH_SPLITS)
     shown = flux.pictures(teacher.vae, drawn.states[:, -1].float())
     assert all(verdict[request.task] for request, verdict in zip(wanted, judge.verdicts(wanted, shown), strict=True))
-    monkeypatch.setattr(schnell.Paths, "_walk", None)
-    again = schnell.Paths(teacher, tmp_path, count=20, seed=1, compile=False)
+    monkeypatch.setattr(walks.Walks, "_walk", None)
+    again = draw()
     assert torch.equal(again.states, drawn.states) and torch.equal(again.ids, drawn.ids)
+    assert again.right == drawn.right
+
+
+def test_levels_are_drawn_between_their_neighbours() -> None:
+    route = train.FLUX_DEV
+    first, again, other = (route.drawn(generator(i)) for i in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first[0] == 1 and first[-1] == 0 and (first.diff() < 0).all()
+    assert torch.equal(schnell.OWN.drawn(generator(1)), torch.linspace(1, 0, schnell.STEPS + 1))
 
 
 def test_batches_are_their_step() -> None:
@@ -117,11 +134,12 @@ def test_batches_are_their_step() -> None:
     assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("family", ["dit-xl", "flux-schnell", "wan", "z-image"])
 def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schnell, "_CHUNK", 16)
+    monkeypatch.setattr(walks, "CHUNK", 16)
     arguments = [family, "--share", "0.0005", "--batch", "8", "--eager", "--samples", "2"]
     first, second = tmp_path / "first", tmp_path / "second"
     done = CliRunner().invoke(train.main, [*arguments, "--out", str(first)])

@@ -1,0 +1,74 @@
+"""The nearest right scene is right, and keeps what was right already."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adatsq_pipe.stages.scenes import captions, correction, judge, scorer, world
+from adatsq_pipe.stages.scenes.captions import parse
+from adatsq_pipe.stages.scenes.scorer import Array, Found
+from adatsq_pipe.stages.scenes.world import Thing
+
+
+def _shown(*scenes: tuple[Thing, ...]) -> Array:
+    picture: Array = ((world.render(scenes) + 1) / 2).movedim(1, -1).numpy()
+    return picture
+
+
+def _found(*things: Thing) -> tuple[Found, ...]:
+    return scorer.read(_shown(things))[0]
+
+
+LEFT = Thing(colour="red", shape="circle", x=8, y=16, radius=5.2)
+RIGHT = Thing(colour="red", shape="circle", x=23, y=17, radius=5.2)
+
+
+@pytest.mark.parametrize("task", captions.TASKS)
+def test_whatever_was_found_the_scene_is_what_was_asked_for(task: str) -> None:
+    rng = np.random.default_rng(0)
+    asked = [r for r in captions.requests(240, split="held_out", seed=3) if r.task == task]
+    others = captions.requests(len(asked), split="train", seed=4)
+    found = [() if i % 5 == 0 else f for i, f in enumerate(scorer.read(judge.truth(others, rng)))]
+    scenes = [correction.nearest(*each, rng) for each in zip(asked, found, strict=True)]
+    assert all(world.obeyed(request, scene) for request, scene in zip(asked, scenes, strict=True))
+    right = [all(verdict.values()) for verdict in judge.verdicts(asked, _shown(*scenes))]
+    assert np.mean(right) >= 0.97, "the scorer may take two squares for one whose corners touch"
+
+
+def test_a_right_picture_stays() -> None:
+    rng = np.random.default_rng(0)
+    asked = captions.requests(60, split="train", seed=0)
+    for request in asked:
+        scene = world.place(request, rng)
+        again = correction.nearest(request, _found(*scene), rng)
+        kinds = [sorted((t.colour, t.shape, round(t.x / 4), round(t.y / 4)) for t in s) for s in (scene, again)]
+        assert len(kinds[0]) == len(kinds[1])
+        assert np.abs(_shown(scene) - _shown(again)).max() < 0.35, request.caption
+
+
+def test_of_two_things_of_one_kind_one_becomes_the_other_kind() -> None:
+    scene = correction.nearest(parse("a red circle and a blue square"), _found(LEFT, RIGHT), np.random.default_rng(0))
+    assert [(t.colour, t.shape) for t in scene] == [("red", "circle"), ("blue", "square")]
+    assert sorted(round(t.x) for t in scene) == [8, 23]
+
+
+def test_a_wrong_order_is_turned_round() -> None:
+    square = Thing(colour="blue", shape="square", x=8, y=16, radius=5.2)
+    scene = correction.nearest(
+        parse("a red circle left of a blue square"), _found(square, RIGHT), np.random.default_rng(0)
+    )
+    assert [round(t.x) for t in scene] == [8, 23]
+
+
+def test_what_is_missing_is_added_and_what_is_left_over_goes() -> None:
+    rng = np.random.default_rng(0)
+    three = correction.nearest(parse("three red circles"), _found(LEFT, RIGHT), rng)
+    assert len(three) == 3 and {8, 23} < {round(t.x) for t in three}
+    (one,) = correction.nearest(parse("a red circle"), _found(LEFT, RIGHT), rng)
+    assert round(one.x) in (8, 23)
+
+
+def test_a_colour_left_open_is_the_one_found() -> None:
+    (one,) = correction.nearest(parse("a square"), _found(LEFT), np.random.default_rng(0))
+    assert (one.colour, one.shape, round(one.x)) == ("red", "square", 8)
