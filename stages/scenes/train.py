@@ -295,6 +295,7 @@ def _keep_plan(work: Path, plan: Plan) -> None:
 @click.option("--steps", type=int, help="Steps of the denoiser [default: the family's plan].")
 @click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
 @click.option("--rounds", type=int, help="Rounds of correction on its own pictures [default: the family's plan].")
+@click.option("--round-steps", type=int, help="Steps of one of them [default: the family's plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--batch", type=int, help="Samples of a step [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
@@ -307,6 +308,7 @@ def main(
     steps: int | None,
     guidance_steps: int | None,
     rounds: int | None,
+    round_steps: int | None,
     rate: float | None,
     batch: int | None,
     share: float,
@@ -315,8 +317,8 @@ def main(
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rounds": rounds, "rate": rate}
-    given["batch"] = batch
+    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
+    given |= {"rounds": rounds, "round_steps": round_steps}
     plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
     plan = plan.scaled(share) if share != 1 else plan
     plan = replace(plan, seed=plan.seed + len(history(start)))
