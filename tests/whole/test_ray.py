@@ -42,6 +42,7 @@ def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigte
     harness.same(run, undisturbed)
 
 
+@pytest.mark.extended
 def test_one_worker_on_a_running_cluster_gives_the_same_bytes(
     undisturbed: Path, tiny_flux: Path, tmp_path: Path
 ) -> None:
