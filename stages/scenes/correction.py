@@ -1,7 +1,7 @@
 """The nearest right scene: what a picture shows, changed as little as makes it what was asked for.
 
-A model learns from it on its own pictures (walks.py): where they are right they stay, where they are wrong the world
-says what should have stood there. Ours; of the papers, DAgger (Ross et al. 1011.0686) is nearest: an expert's answers
+A model learns from it on its own pictures (walks.py): where they are right they stay, but for being drawn anew from what
+was read; where they are wrong the world says what should have stood there. Ours; of the papers, DAgger (Ross et al. 1011.0686) is nearest: an expert's answers
 in the states that the learner itself comes to.
 """
 
