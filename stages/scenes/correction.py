@@ -1,8 +1,8 @@
 """The nearest right scene: what a picture shows, changed as little as makes it what was asked for.
 
-A model learns from it on its own pictures (walks.py): where they are right they stay, but for being drawn anew from what
-was read; where they are wrong the world says what should have stood there. Ours; of the papers, DAgger (Ross et al. 1011.0686) is nearest: an expert's answers
-in the states that the learner itself comes to.
+A model learns from it on its own pictures (walks.py): where they are right they stay, but for being drawn anew from
+what was read; where they are wrong the world says what should have stood there. Ours; of the papers, DAgger (Ross et
+al. 1011.0686) is nearest: an expert's answers in the states that the learner itself comes to.
 """
 
 from __future__ import annotations
