@@ -14,6 +14,12 @@ from adatsq_pipe.cluster.crew import Crew, cause
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
 
 ATTEMPTS = 10
+"""So many deaths at work and the run gives up."""
+PATIENCE = 600.0
+"""Seconds in which a director, or the successor of one that died, must come up."""
+PAUSE = 0.5
+"""Seconds between two questions to a director that does not answer."""
+_LOST = (ActorDiedError, ActorUnavailableError)
 
 
 class _Director:
@@ -55,18 +61,33 @@ def conduct(
     """Run `drive(crew, context, report)` in `actor`, which ends with it; in its successor `drive` resumes."""
     try:
         for _ in range(ATTEMPTS):
+            _until_up(actor, stopping)
             try:
                 _attend(actor, crew, drive, context, report, stopping)
                 return
             except RayTaskError as error:
                 raise cause(error) from None
-            except (ActorDiedError, ActorUnavailableError):
-                if stopping():
-                    raise Stopped from None
-                time.sleep(0.5)
+            except _LOST:
+                time.sleep(PAUSE)
     finally:
         ray.kill(actor)
     raise WorkerLost(f"the director of the search died {ATTEMPTS} times; every finished level is kept")
+
+
+def _until_up(actor: Any, stopping: Callable[[], bool]) -> None:
+    """Wait for the actor: while Ray brings it up again, calls fail at once. Raises Stopped, WorkerLost."""
+    end, asked = time.monotonic() + PATIENCE, actor.progress.remote()
+    while not stopping():
+        if time.monotonic() > end:
+            raise WorkerLost(f"the director of the search did not come up for {PATIENCE:.0f} s; run again to go on")
+        if ray.wait([asked], timeout=PAUSE)[0]:
+            try:
+                ray.get(asked)
+                return
+            except _LOST:
+                time.sleep(PAUSE)
+                asked = actor.progress.remote()
+    raise Stopped
 
 
 def _attend(

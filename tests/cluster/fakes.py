@@ -101,5 +101,15 @@ def drive(executor: Any, script: Script, report: Any) -> None:
     (Path(script.folder) / "result").write_text(",".join(sorted(second.values())))
 
 
+def dying_drive(executor: Any, script: Script, report: Any) -> None:
+    """`drive`, whose process dies in it `script.kills` times."""
+    began = Path(script.folder) / "began"
+    with began.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if len(began.read_text().splitlines()) <= script.kills:
+        os.kill(os.getpid(), signal.SIGKILL)
+    drive(executor, script, report)
+
+
 def failing_drive(executor: Any, script: Script, report: Any) -> None:
     raise ValueError("no good: the drive")

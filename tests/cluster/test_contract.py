@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from adatsq_pipe.cluster import crew
-from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed
+from adatsq_pipe.cluster import crew, director
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed, WorkerLost
 from adatsq_pipe.cluster.inline import Inline
 from adatsq_pipe.cluster.pool import Pool, connect
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.stages.micro import OutOfMemory
-from tests.cluster.fakes import Certain, Hopeless, Memory, Recorder, Script, Summer, drive, failing_drive
+from tests.cluster.fakes import Certain, Hopeless, Memory, Recorder, Script, Summer, drive, dying_drive, failing_drive
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,25 @@ def test_a_drive_dispatches_and_reports(executor: Any, tmp_path: Path) -> None:
 def test_a_failing_drive_says_why(executor: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the drive"):
         executor.conduct(failing_drive, Script(str(tmp_path)), lambda done, total: None)
+
+
+def test_a_director_that_comes_up_late_is_waited_for(
+    ray_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(director, "ATTEMPTS", 2)
+    actor = director.start("late", ["tests.cluster.late"])
+    script = Script(str(tmp_path), kills=1)
+    director.conduct(actor, ray_pool._crew, dying_drive, script, lambda done, total: None, lambda: False)
+    assert (tmp_path / "result").read_text() == "AX,BX"
+
+
+def test_a_director_that_always_dies_is_given_up(
+    ray_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(director, "ATTEMPTS", 1)
+    with pytest.raises(WorkerLost, match="died 1 times"):
+        ray_pool.conduct(dying_drive, Script(str(tmp_path), kills=99), lambda done, total: None)
+    assert len((tmp_path / "began").read_text().splitlines()) == 1
 
 
 def test_a_dead_workers_key_is_done_by_another(ray_pool: Pool, tmp_path: Path) -> None:
