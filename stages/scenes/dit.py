@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes import captions, latents, world
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 
 NO_CLASS = 1000
 GUIDANCE = 2.0
@@ -71,30 +71,26 @@ def training_set(vae: AutoencoderKL, *, seed: int, scenes: int) -> tuple[Tensor,
 def train(
     vae: AutoencoderKL,
     work: Path,
+    how: Lessons,
     *,
-    steps: int,
-    rate: float,
-    batch: int,
     scenes: int,
-    seed: int,
-    compile: bool,
     start: nn.Module | None = None,
 ) -> DiTTransformer2DModel:
-    """The running average after `steps` steps; a class is dropped once in ten."""
-    clean, classes = training_set(vae, seed=seed, scenes=scenes)
-    torch.manual_seed(seed)
+    """The running average after `how.steps` steps; a class is dropped once in ten."""
+    clean, classes = training_set(vae, seed=how.seed, scenes=scenes)
+    torch.manual_seed(how.seed)
     model = transformer().eval()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    field = torch.compile(model, dynamic=False) if compile else model
+    field = how.compiled(model)
     schedule = scheduler()
 
     def loss(step: int) -> Tensor:
-        source = generator(seed, "dit", step)
-        rows = torch.randint(len(clean), (batch,), generator=source)
-        noise = torch.randn((batch, *clean.shape[1:]), generator=source)
-        t = torch.randint(1000, (batch,), generator=source)
-        dropped = torch.rand(batch, generator=source) < 0.1
+        source = generator(how.seed, "dit", step)
+        rows = torch.randint(len(clean), (how.batch,), generator=source)
+        noise = torch.randn((how.batch, *clean.shape[1:]), generator=source)
+        t = torch.randint(1000, (how.batch,), generator=source)
+        dropped = torch.rand(how.batch, generator=source) < 0.1
         labels = torch.where(dropped, NO_CLASS, classes[rows]).to(DEVICE)
         picked, noise, t = clean[rows].to(DEVICE), noise.to(DEVICE), t.to(DEVICE)
         noisy = schedule.add_noise(picked, noise, t)
@@ -102,7 +98,7 @@ def train(
         wanted: Tensor = schedule.get_velocity(picked, noise, t)
         return (predicted - wanted).square().mean()
 
-    smooth = train_part("dit", model, loss, steps=steps, rate=rate, work=work)
+    smooth = train_part("dit", model, loss, steps=how.steps, rate=how.rate, work=work)
     assert isinstance(smooth, DiTTransformer2DModel)
     return smooth
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.scenes import components, latents, world
 from adatsq_pipe.stages.scenes.language import Reader
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 
 DEFAULT_GUIDANCE = 3.5
 LONG_TEXT = 512
@@ -128,22 +128,19 @@ def velocity(field: Field, text: dict[str, Tensor], x_BNC: Tensor, t_B: Tensor, 
 def train_flow(
     batches: Batches,
     work: Path,
+    how: Lessons,
     *,
-    steps: int,
-    rate: float,
-    seed: int,
-    compile: bool,
     start: torch.nn.Module | None = None,
 ) -> torch.nn.Module:
-    """The transformer's running average after `steps` of flow matching, captions dropped once in ten.
+    """The transformer's running average after `how.steps` of flow matching, captions dropped once in ten.
 
     With `start` from its weights: a guided one gives at scale 1 what flow matching had taught it.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(how.seed)
     model = transformer()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    field: Field = torch.compile(model, dynamic=False) if compile else model
+    field: Field = how.compiled(model)
 
     def loss(step: int) -> Tensor:
         ids, clean, noise, t, length, source = batches("flow", step)
@@ -152,17 +149,15 @@ def train_flow(
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
         return (velocity(field, text, x, t, torch.ones_like(t)) - (noise - clean)).square().mean()
 
-    return train_part("flow", model, loss, steps=steps, rate=rate, work=work)
+    return train_part("flow", model, loss, steps=how.steps, rate=how.rate, work=work)
 
 
-def train_guidance(
-    teacher: torch.nn.Module, batches: Batches, work: Path, *, steps: int, rate: float, compile: bool
-) -> FluxTransformer2DModel:
+def train_guidance(teacher: torch.nn.Module, batches: Batches, work: Path, how: Lessons) -> FluxTransformer2DModel:
     """A copy of `teacher` that gives its guided field in one call, for scales 1 to 6."""
     teacher = teacher.to(DEVICE)
     model = copy.deepcopy(teacher).requires_grad_(True).train()
-    field: Field = torch.compile(model, dynamic=False) if compile else model
-    guide: Field = torch.compile(teacher, dynamic=False) if compile else teacher
+    field: Field = how.compiled(model)
+    guide: Field = how.compiled(teacher)
 
     def loss(step: int) -> Tensor:
         ids, clean, noise, t, length, source = batches("guidance", step, LONG_EVERY_GUIDED)
@@ -175,7 +170,7 @@ def train_guidance(
             target = without + guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
         return (velocity(field, batches.read(ids, length), x, t, scale) - target).square().mean()
 
-    smooth = train_part("guidance", model, loss, steps=steps, rate=rate, work=work, average=0.99)
+    smooth = train_part("guidance", model, loss, steps=how.steps, rate=how.rate, work=work, average=0.99)
     assert isinstance(smooth, FluxTransformer2DModel)
     return smooth
 

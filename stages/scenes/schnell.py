@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from adatsq_pipe.stages.scenes import components, flux, world
-from adatsq_pipe.stages.scenes.training import DEVICE
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons
 from adatsq_pipe.stages.scenes.walks import Route, Walks, learn
 
 STEPS = 4
@@ -39,13 +39,9 @@ def without_guidance(teacher: FluxTransformer2DModel, scale: float) -> FluxTrans
 def train(
     pipeline: FluxPipeline,
     work: Path,
+    how: Lessons,
     *,
     count: int,
-    batch: int,
-    seed: int,
-    steps: int,
-    rate: float,
-    compile: bool,
     start: torch.nn.Module | None = None,
 ) -> FluxTransformer2DModel:
     """The student of the flux-dev `pipeline`, by `count` walks of it; it begins as its teacher, or as `start`."""
@@ -54,9 +50,9 @@ def train(
     if start is not None:
         model.load_state_dict(start.state_dict())
     teacher = pipeline.transformer.requires_grad_(False).to(DEVICE)
-    walks = Walks(teacher, texts, pipeline.vae, TEACHERS, work / "walks", count=count, seed=seed)
+    walks = Walks(teacher, texts, pipeline.vae, TEACHERS, work / "walks", count=count, seed=how.seed)
     print(f"{walks.right:.3f} of the teacher's pictures are right", flush=True)
-    return learn("schnell", model, walks, texts, work, steps=steps, rate=rate, batch=batch, seed=seed, compile=compile)
+    return learn("schnell", model, walks, texts, work, how)
 
 
 def pipeline(teacher: FluxPipeline, denoiser: FluxTransformer2DModel) -> FluxPipeline:

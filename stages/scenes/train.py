@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, walks, wan, worlds, zimage
 from adatsq_pipe.stages.scenes.shelf import SHELF
-from adatsq_pipe.stages.scenes.training import train_part
+from adatsq_pipe.stages.scenes.training import Lessons, train_part
 from adatsq_pipe.storage.files import write_text
 
 
@@ -107,22 +107,23 @@ class Job:
     start: Any = None
 
     @property
-    def denoiser(self) -> dict[str, Any]:
-        """What every denoiser's training is told."""
-        start = self.start.transformer if self.start else None
-        return {"steps": self.plan.steps, "rate": self.plan.rate, "compile": self.compile, "start": start}
+    def denoiser(self) -> Any:
+        """The weights it begins with, or None."""
+        return self.start.transformer if self.start else None
 
     @property
-    def rounds(self) -> dict[str, Any]:
-        """What a correction on its own walks is told; its rate is a quarter of the training's."""
+    def how(self) -> Lessons:
+        """How its denoiser is trained."""
         plan = self.plan
-        said = {"rounds": plan.rounds, "count": plan.walks, "steps": plan.round_steps, "rate": plan.rate / 4}
-        return {**said, "batch": plan.batch, "seed": plan.seed, "compile": self.compile}
+        return Lessons(
+            steps=plan.steps, rate=plan.rate, batch=plan.batch, seed=plan.seed, compile=self.compile, half=plan.half
+        )
 
-    @property
-    def seeded(self) -> dict[str, Any]:
-        """The same, for those that make their own batches."""
-        return {**self.denoiser, "batch": self.plan.batch, "seed": self.plan.seed}
+    def corrected(self, model: Any, texts: flux.Texts, vae: AutoencoderKL, route: walks.Route) -> Any:
+        """`model` after the plan's rounds on its own walks, at a quarter of the training's rate."""
+        plan = self.plan
+        how = replace(self.how, steps=plan.round_steps, rate=plan.rate / 4)
+        return walks.correct(model, texts, vae, route, self.work, how, rounds=plan.rounds, count=plan.walks)
 
 
 FLUX_DEV = walks.Route(
@@ -145,15 +146,14 @@ def flux_dev(job: Job) -> Made:
     else:
         reader = train_reader(language.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=longest)
         vae = latents.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
-    student = job.start.transformer if job.start else None
+    student = job.denoiser
     if student is None or plan.steps or plan.guidance_steps:
         scenes = latents.training_set(vae, work, seed=plan.seed, scenes=plan.scenes)
         batches = flux.Batches(reader, scenes, seed=plan.seed, size=plan.batch)
-        teacher = flux.train_flow(batches, work, seed=plan.seed + 1, **job.denoiser)
-        student = flux.train_guidance(
-            teacher, batches, work, steps=plan.guidance_steps, rate=plan.rate / 4, compile=job.compile
-        )
-    student = walks.correct(student, flux.Texts(reader), vae, FLUX_DEV, work, **job.rounds)
+        teacher = flux.train_flow(batches, work, replace(job.how, seed=plan.seed + 1), start=student)
+        told = replace(job.how, steps=plan.guidance_steps, rate=plan.rate / 4)
+        student = flux.train_guidance(teacher, batches, work, told)
+    student = job.corrected(student, flux.Texts(reader), vae, FLUX_DEV)
     if not job.start:
         reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
         _say_how_it_reads(reader, longest)
@@ -163,10 +163,10 @@ def flux_dev(job: Job) -> Made:
 def flux_schnell(job: Job) -> Made:
     """4 steps, distilled from the flux-dev that ships, then corrected on its own pictures."""
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
-    student = job.start.transformer if job.start else None
+    student = job.denoiser
     if student is None or job.plan.steps:
-        student = schnell.train(teacher, job.work, count=job.plan.teacher_walks, **job.seeded)
-    student = walks.correct(student, flux.Texts(teacher), teacher.vae, schnell.OWN, job.work, **job.rounds)
+        student = schnell.train(teacher, job.work, job.how, count=job.plan.teacher_walks, start=student)
+    student = job.corrected(student, flux.Texts(teacher), teacher.vae, schnell.OWN)
     return schnell.pipeline(teacher.to("cpu"), student), schnell.call(), "scenes"
 
 
@@ -180,7 +180,7 @@ def z_image(job: Job) -> Made:
         reader = train_reader(language.CausalReader, job.work, steps=plan.reader_steps, seed=plan.seed, longest=length)
         vae = FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False)
     scenes = latents.training_set(vae, job.work, seed=plan.seed, scenes=plan.scenes)
-    denoiser = zimage.train(reader, scenes, job.work, half=plan.half, **job.seeded)
+    denoiser = zimage.train(reader, scenes, job.work, job.how, start=job.denoiser)
     return zimage.pipeline(vae, reader.cpu(), denoiser), zimage.call(), "scenes"
 
 
@@ -188,7 +188,8 @@ def dit_xl(job: Job) -> Made:
     """Class-conditional, on the autoencoder of the flux-dev that ships."""
     start = job.start or FluxPipeline.from_pretrained(SHELF / "flux-dev")
     vae = dit.unshifted(start.vae.requires_grad_(False))
-    return dit.pipeline(vae, dit.train(vae, job.work, scenes=job.plan.scenes, **job.seeded)), dit.call(), "classes"
+    denoiser = dit.train(vae, job.work, job.how, scenes=job.plan.scenes, start=job.denoiser)
+    return dit.pipeline(vae, denoiser), dit.call(), "classes"
 
 
 def wan_video(job: Job) -> Made:
@@ -201,7 +202,7 @@ def wan_video(job: Job) -> Made:
         reader = wan.train_reader(work, steps=plan.reader_steps, seed=plan.seed)
         vae = wan.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
     clips = wan.training_set(vae, work, seed=plan.seed, clips=plan.scenes)
-    denoiser = wan.train(reader, clips, work, half=plan.half, **job.seeded)
+    denoiser = wan.train(reader, clips, work, job.how, start=job.denoiser)
     return wan.pipeline(vae, reader.cpu(), denoiser), wan.call(), "motions"
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,23 @@ def rate_at(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """How a denoiser is trained: steps, peak rate, samples of a step, and the seed of its batches."""
+
+    steps: int
+    rate: float
+    batch: int
+    seed: int
+    compile: bool
+    half: bool = False
+    """Losses under bfloat16 autocast."""
+
+    def compiled(self, model: nn.Module) -> Any:
+        """The model as losses call it."""
+        return torch.compile(model, dynamic=False) if self.compile else model
 
 
 def train_part(

@@ -9,7 +9,7 @@ wrong. The bending is ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions, components, correction, flux, latents, scorer, world
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 from adatsq_pipe.storage.files import write_bytes
 
 CHUNK = 128
@@ -39,13 +39,14 @@ class Route:
     scales: tuple[float, float] | None = None
     """Guidance scales, lowest and highest, for a model that is told one; each walk has its own."""
     jitter: bool = False
-    """Each chunk's inner levels are drawn, each between its own and the one above, for a model of any levels."""
+    """Each chunk's inner levels are drawn, for a model of any levels: each at most nine tenths of the way from its own
+    to the one above, since states are kept in fp16 and a line between two that almost touch is mostly rounding."""
 
     def drawn(self, source: torch.Generator) -> Tensor:
         """A chunk's levels [K + 1]."""
         at = torch.tensor(self.levels)
         if self.jitter:
-            at[1:-1] += torch.rand(1, generator=source) * (at[:-2] - at[1:-1])
+            at[1:-1] += 0.9 * torch.rand(1, generator=source) * (at[:-2] - at[1:-1])
         return at
 
 
@@ -116,22 +117,17 @@ def learn(
     walks: Walks,
     texts: flux.Texts,
     work: Path,
-    *,
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
-    compile: bool,
+    how: Lessons,
 ) -> FluxTransformer2DModel:
-    """The running average of `model` after `steps` of learning the lines between states of `walks`."""
-    field: flux.Field = torch.compile(model, dynamic=False) if compile else model
+    """The running average of `model` after `how.steps` of learning the lines between states of `walks`."""
+    field: flux.Field = how.compiled(model)
     told = model.config.guidance_embeds
     often = torch.tensor(walks.route.often)
 
     def loss(step: int) -> Tensor:
-        source = generator(seed, name, step)
+        source = generator(how.seed, name, step)
         long = step % flux.LONG_EVERY == flux.LONG_EVERY - 1
-        size, length = (batch // 8, flux.LONG_TEXT) if long else (batch, components.TEXT_LENGTH)
+        size, length = (how.batch // 8, flux.LONG_TEXT) if long else (how.batch, components.TEXT_LENGTH)
         rows = torch.randint(len(walks.ids), (size,), generator=source)
         place = torch.multinomial(often, size, replacement=True, generator=source)
         x, after = (walks.states[rows, place + i].float().to(DEVICE) for i in (0, 1))
@@ -141,7 +137,7 @@ def learn(
         got = flux.velocity(field, texts.read(walks.ids[rows], length), x, t, scale)
         return (got - target).square().mean()
 
-    smooth = train_part(name, model, loss, steps=steps, rate=rate, work=work, average=0.998)
+    smooth = train_part(name, model, loss, steps=how.steps, rate=how.rate, work=work, average=0.998)
     assert isinstance(smooth, FluxTransformer2DModel)
     return smooth
 
@@ -152,31 +148,16 @@ def correct(
     vae: AutoencoderKL,
     route: Route,
     work: Path,
+    how: Lessons,
     *,
     rounds: int,
     count: int,
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
-    compile: bool,
 ) -> FluxTransformer2DModel:
-    """`model` after `rounds` of `steps` on `count` bent walks of its own, drawn anew for each round."""
+    """`model` after `rounds` of `how.steps` on `count` bent walks of its own, drawn anew for each round."""
     for i in range(rounds):
-        name, its = f"round_{i}", seed + 1000 * (i + 1)
+        name, its = f"round_{i}", replace(how, seed=how.seed + 1000 * (i + 1))
         field = model.requires_grad_(False).to(DEVICE)
-        walks = Walks(field, texts, vae, route, work / name, count=count, seed=its)
+        walks = Walks(field, texts, vae, route, work / name, count=count, seed=its.seed)
         print(f"{walks.right:.3f} of its own pictures are right", flush=True)
-        model = learn(
-            name,
-            model.requires_grad_(True).train(),
-            walks,
-            texts,
-            work,
-            steps=steps,
-            rate=rate,
-            batch=batch,
-            seed=its,
-            compile=compile,
-        )
+        model = learn(name, model.requires_grad_(True).train(), walks, texts, work, its)
     return model

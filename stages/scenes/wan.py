@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from adatsq_pipe.stages.scenes import components, flux, motions, world
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES
 from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 8
@@ -145,30 +145,25 @@ def train(
     reader: Reader,
     clips: dict[str, Tensor],
     work: Path,
+    how: Lessons,
     *,
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
-    compile: bool,
-    half: bool = False,
     start: nn.Module | None = None,
 ) -> WanTransformer3DModel:
-    """The running average after `steps` of flow matching, captions dropped once in ten."""
-    torch.manual_seed(seed)
+    """The running average after `how.steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(how.seed)
     reader, model = reader.to(DEVICE), transformer()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    field = torch.compile(model, dynamic=False) if compile else model
+    field = how.compiled(model)
     empty = token_ids([""])
 
     def loss(step: int) -> Tensor:
-        source = generator(seed, "wan", step)
-        rows = torch.randint(len(clips["ids"]), (batch,), generator=source)
+        source = generator(how.seed, "wan", step)
+        rows = torch.randint(len(clips["ids"]), (how.batch,), generator=source)
         clean = clips["latents"][rows].float()
         noise = torch.randn(clean.shape, generator=source)
-        t = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
-        ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
+        t = torch.sigmoid(torch.randn(how.batch, generator=source) + flux.TIME_SHIFT)
+        ids = torch.where(torch.rand(how.batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
         clean, noise, t, ids = (each.to(DEVICE) for each in (clean, noise, t, ids))
         with torch.no_grad(), torch.autocast(DEVICE.type, enabled=False):
             text = reader.states(ids)
@@ -177,7 +172,7 @@ def train(
         error: Tensor = (got.float() - (noise - clean)).square().mean()
         return error
 
-    smooth = train_part("wan", model, loss, steps=steps, rate=rate, work=work, half=half)
+    smooth = train_part("wan", model, loss, steps=how.steps, rate=how.rate, work=work, half=how.half)
     assert isinstance(smooth, WanTransformer3DModel)
     return smooth
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes import components, flux, latents, world
 from adatsq_pipe.stages.scenes.language import CausalReader
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 
 STEPS = 10
 GUIDANCE = 1.0
@@ -51,33 +51,28 @@ def train(
     reader: CausalReader,
     scenes: dict[str, Tensor],
     work: Path,
+    how: Lessons,
     *,
-    steps: int,
-    rate: float,
-    batch: int,
-    seed: int,
-    compile: bool,
-    half: bool = False,
     start: nn.Module | None = None,
 ) -> ZImageTransformer2DModel:
-    """The running average after `steps` of flow matching, captions dropped once in ten."""
-    torch.manual_seed(seed)
+    """The running average after `how.steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(how.seed)
     reader, model = reader.to(DEVICE), transformer()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    if compile:
+    if how.compile:
         model.compile_repeated_blocks(dynamic=False)
     words = components.tokenizer()
     closing = torch.full((1, components.TEXT_LENGTH), int(words.pad_token_id))
     closing[0, 0] = words.eos_token_id
 
     def loss(step: int) -> Tensor:
-        source = generator(seed, "z-image", step)
-        rows = torch.randint(len(scenes["ids"]), (batch,), generator=source)
+        source = generator(how.seed, "z-image", step)
+        rows = torch.randint(len(scenes["ids"]), (how.batch,), generator=source)
         clean, ids = scenes["latents"][rows].float(), scenes["ids"][rows].long()
         noise = torch.randn(clean.shape, generator=source)
-        sigma = torch.sigmoid(torch.randn(batch, generator=source) + flux.TIME_SHIFT)
-        ids = torch.where(torch.rand(batch, 1, generator=source) < 0.1, closing, ids)
+        sigma = torch.sigmoid(torch.randn(how.batch, generator=source) + flux.TIME_SHIFT)
+        ids = torch.where(torch.rand(how.batch, 1, generator=source) < 0.1, closing, ids)
         clean, noise, sigma, ids = (each.to(DEVICE) for each in (clean, noise, sigma, ids))
         x = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         with torch.no_grad(), torch.autocast(DEVICE.type, enabled=False):
@@ -87,7 +82,7 @@ def train(
         error: Tensor = (torch.stack(got).squeeze(2).float() - (clean - noise)).square().mean()
         return error
 
-    smooth = train_part("z-image", model, loss, steps=steps, rate=rate, work=work, half=half)
+    smooth = train_part("z-image", model, loss, steps=how.steps, rate=how.rate, work=work, half=how.half)
     assert isinstance(smooth, ZImageTransformer2DModel)
     return smooth
 
