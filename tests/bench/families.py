@@ -89,12 +89,14 @@ def plot(shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]], pa
 @click.option("--captions", default=200, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--only", multiple=True, help="Families; all without it.")
+@click.option("--steps", type=int, help="Steps of a walk, in the place of the family's own.")
 @click.option("--fast", is_flag=True, help="Round to nearest alone: no search, no picture.")
-def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], fast: bool) -> None:
+def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps: int | None, fast: bool) -> None:
     """Run the rows of every family and print the table."""
     run_dir.mkdir(parents=True, exist_ok=True)
     rows = {name: sets for name, sets in ROWS.items() if not fast or RTN in sets}
     options = [f"evaluate.count={captions}", f"evaluate.seeds={seeds}", "evaluate.batch=20"]
+    options += [f"model.call.num_inference_steps={steps}"] if steps else []
     told: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
     for family in [name for name in built_ins() if not only or name in only]:
