@@ -1,8 +1,8 @@
 """Every built-in family, and whether it tells methods apart: `python -m tests.bench.families --run-dir DIR`.
 
 For each family, full precision against round to nearest at 8, 4 and 3 bits and against the searched models, scored on
-the same held-out captions (or classes) and seeds. Prints the table; writes DIR/families.json and DIR/families.png (full
-precision, and the searched models at 4 and 3 bits).
+the same held-out captions (or classes) and seeds. Prints the table, in brackets what rounding changes over the row above
+it; writes DIR/families.json and DIR/families.png (full precision, and the searched models at 4 and 3 bits).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import click
 import numpy as np
 
+from adatsq_pipe.stages.scenes import tally
 from adatsq_pipe.stages.scenes.shelf import built_ins
-from adatsq_pipe.storage import arrays
+from adatsq_pipe.storage import arrays, tables
 
 RTN = "recipe.method='rtn'"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -47,13 +48,26 @@ def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str])
     return {**summary, "wall": time.perf_counter() - start}
 
 
-def pictures(run_dir: Path) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The first captions with their pictures, full precision and quantized, of the newest evaluation of a run."""
-    from adatsq_pipe.storage import tables
+def samples(run_dir: Path, evaluation: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """Rows of an evaluation's pictures, by caption and seed; `evaluation` is its fingerprint."""
+    units = (run_dir / "evaluate" / evaluation[:16] / "units" / "quantized").iterdir()
+    rows = [row for unit in units for row in tables.read(unit / "samples.parquet")]
+    return {(row["entry"], row["seed"]): row for row in rows}
 
-    newest = max((run_dir / "evaluate").iterdir(), key=lambda p: p.stat().st_mtime)
+
+def over(
+    rows: dict[tuple[int, int], dict[str, Any]], others: dict[tuple[int, int], dict[str, Any]]
+) -> dict[str, float]:
+    """What `rows` show more of as asked than `others`, paired by caption and seed: mean and standard error."""
+    paired = [{**row, "reference_right": others[key]["right"]} for key, row in sorted(rows.items())]
+    difference: dict[str, float] = tally.compare(paired)["difference"]
+    return difference
+
+
+def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The first captions with their pictures, full precision and quantized, of an evaluation of a run."""
     captions, wanted, got = list[str](), [], []
-    for unit in sorted((newest / "units" / "quantized").iterdir()):
+    for unit in sorted((run_dir / "evaluate" / evaluation[:16] / "units" / "quantized").iterdir()):
         captions += [row["prompt"] for row in tables.read(unit / "samples.parquet")]
         got.append(arrays.read(unit, "pictures"))
         reference = next((run_dir / "reference").iterdir()) / "units" / "draw" / unit.name
@@ -84,6 +98,13 @@ def plot(shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]], pa
     figure.savefig(path, dpi=100)
 
 
+def cell(scores: dict[str, Any]) -> str:
+    """A total with its standard error, and the same of its paired difference from the row above."""
+    total, less = scores["total"], scores.get("over the row above")
+    paired = f" ({less['mean']:+.3f} ± {less['standard_error']:.3f})" if less else ""
+    return f"{total['mean']:.3f} ± {total['standard_error']:.3f}{paired}"
+
+
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--captions", default=200, show_default=True)
@@ -101,16 +122,20 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
     for family in [name for name in built_ins() if not only or name in only]:
         place = run_dir / family.rpartition("/")[2]
+        drawn = dict[tuple[int, int], dict[str, Any]]()
         for name, sets in rows.items():
             summary = score(family, place, sets, options)
             asked = summary["quality"]["asked_for"]
             told.setdefault(family, {})["full precision"] = asked["full_precision"]
             told[family][name] = {**asked["quantized"], "wall": summary["wall"], "psnr": summary["quality"]["psnr"]}
+            above, drawn = drawn, samples(place, summary["fingerprint"])
+            if RTN in sets:
+                told[family][name]["over the row above"] = over(drawn, above) if above else asked["difference"]
             click.echo(
                 f"{family}: {name} {asked['quantized']['total']['mean']:.3f} ({summary['wall']:.0f} s)", err=True
             )
             if name in SHOWN:
-                prompts, wanted, got = pictures(place)
+                prompts, wanted, got = pictures(place, summary["fingerprint"])
                 if family not in shown:
                     shown[family] = [("full precision", prompts, wanted)]
                 shown[family].append((name, prompts, got))
@@ -119,8 +144,7 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
         plot(shown, run_dir / "families.png")
     click.echo("| | " + " | ".join(told) + " |\n|---|" + "---|" * len(told))
     for name in ("full precision", *rows):
-        cells = [told[family][name]["total"] for family in told]
-        click.echo(f"| {name} | " + " | ".join(f"{c['mean']:.3f} ± {c['standard_error']:.3f}" for c in cells) + " |")
+        click.echo(f"| {name} | " + " | ".join(cell(told[family][name]) for family in told) + " |")
 
 
 if __name__ == "__main__":
