@@ -84,7 +84,9 @@ def _until_up(actor: Any, stopping: Callable[[], bool]) -> None:
             try:
                 ray.get(asked)
                 return
-            except _LOST:
+            except _LOST as error:
+                if error.actor_init_failed:
+                    raise WorkerLost(f"the director of the search cannot start: {error}") from None
                 time.sleep(PAUSE)
                 asked = actor.progress.remote()
     raise Stopped

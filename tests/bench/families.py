@@ -1,8 +1,8 @@
 """Every built-in family, and whether it tells methods apart: `python -m tests.bench.families --run-dir DIR`.
 
 For each family, full precision against round to nearest at 8, 4 and 3 bits and against the searched models, scored on
-the same held-out captions (or classes) and seeds. Prints the table, in brackets what rounding changes over the row above
-it; writes DIR/families.json and DIR/families.png (full precision, and the searched models at 4 and 3 bits).
+the same held-out captions (or classes) and seeds. Prints the table, in brackets what rounding changes over the row
+above it; writes DIR/families.json and DIR/families.png (full precision, and the searched models at 4 and 3 bits).
 """
 
 from __future__ import annotations

@@ -161,6 +161,12 @@ def test_a_director_that_comes_up_late_is_waited_for(
     assert (tmp_path / "result").read_text() == "AX,BX"
 
 
+def test_a_director_that_cannot_start_says_why(ray_pool: Pool, tmp_path: Path) -> None:
+    actor = director.start("broken", ["no_such_module"])
+    with pytest.raises(WorkerLost, match=r"cannot start: (?s:.*)no_such_module"):
+        director.conduct(actor, ray_pool._crew, drive, Script(str(tmp_path)), lambda done, total: None, lambda: False)
+
+
 def test_a_director_that_always_dies_is_given_up(
     ray_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
