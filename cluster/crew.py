@@ -24,7 +24,7 @@ from adatsq_pipe.cluster.desk import Desk
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
 from adatsq_pipe.cluster.ledger import Ledger
 
-_LOST = (ActorDiedError, ActorUnavailableError)
+LOST = (ActorDiedError, ActorUnavailableError)
 PATIENCE = 600.0
 """Seconds without any actor that answers, after which the run gives up."""
 SOON = 0.2
@@ -147,7 +147,7 @@ class _Feed:
         host = self.coming.pop(reference)
         try:
             ray.get(reference)
-        except _LOST:
+        except LOST:
             self.crew._up.discard(host)
             time.sleep(0.2)
             self._ask(host)
@@ -161,7 +161,7 @@ class _Feed:
         self.answered = time.monotonic()
         try:
             result = ray.get(reference)
-        except _LOST:
+        except LOST:
             self._lose(task.host)
             lost = WorkerLost(f"the process that worked on it died (out of memory?): unit {task.key!r}")
             self._failed(task, lost, str(lost))

@@ -8,18 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from adatsq_pipe.cluster.crew import Crew, cause
+from adatsq_pipe.cluster.crew import LOST, PATIENCE, Crew, cause
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
 
 ATTEMPTS = 10
 """So many deaths at work and the run gives up."""
-PATIENCE = 600.0
-"""Seconds in which a director, or the successor of one that died, must come up."""
 PAUSE = 0.5
 """Seconds between two questions to a director that does not answer."""
-_LOST = (ActorDiedError, ActorUnavailableError)
 
 
 class _Director:
@@ -67,7 +64,7 @@ def conduct(
                 return
             except RayTaskError as error:
                 raise cause(error) from None
-            except _LOST:
+            except LOST:
                 time.sleep(PAUSE)
     finally:
         ray.kill(actor)
@@ -80,15 +77,16 @@ def _until_up(actor: Any, stopping: Callable[[], bool]) -> None:
     while not stopping():
         if time.monotonic() > end:
             raise WorkerLost(f"the director of the search did not come up for {PATIENCE:.0f} s; run again to go on")
-        if ray.wait([asked], timeout=PAUSE)[0]:
-            try:
-                ray.get(asked)
-                return
-            except _LOST as error:
-                if error.actor_init_failed:
-                    raise WorkerLost(f"the director of the search cannot start: {error}") from None
-                time.sleep(PAUSE)
-                asked = actor.progress.remote()
+        if not ray.wait([asked], timeout=PAUSE)[0]:
+            continue
+        try:
+            ray.get(asked)
+            return
+        except LOST as error:
+            if error.actor_init_failed:
+                raise WorkerLost(f"the director of the search cannot start: {error}") from None
+            time.sleep(PAUSE)
+            asked = actor.progress.remote()
     raise Stopped
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from adatsq_pipe.stages.scenes import tally
 from adatsq_pipe.stages.scenes.shelf import built_ins
 from adatsq_pipe.storage import arrays, tables
+from adatsq_pipe.storage.rundir import RunDir
 
 RTN = "recipe.method='rtn'"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -48,10 +49,15 @@ def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str])
     return {**summary, "wall": time.perf_counter() - start}
 
 
+def drawn_by(run_dir: Path, evaluation: str) -> list[Path]:
+    """Folders of an evaluation's units that drew with the quantized model; `evaluation` is its fingerprint."""
+    manifest = RunDir.at(str(run_dir)).manifest("evaluate", evaluation)
+    return [manifest.unit_folder(unit) for unit in manifest.units() if unit.startswith("quantized/")]
+
+
 def samples(run_dir: Path, evaluation: str) -> dict[tuple[int, int], dict[str, Any]]:
-    """Rows of an evaluation's pictures, by caption and seed; `evaluation` is its fingerprint."""
-    units = (run_dir / "evaluate" / evaluation[:16] / "units" / "quantized").iterdir()
-    rows = [row for unit in units for row in tables.read(unit / "samples.parquet")]
+    """Rows of an evaluation's pictures, by caption and seed."""
+    rows = [row for unit in drawn_by(run_dir, evaluation) for row in tables.read(unit / "samples.parquet")]
     return {(row["entry"], row["seed"]): row for row in rows}
 
 
@@ -67,7 +73,7 @@ def over(
 def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The first captions with their pictures, full precision and quantized, of an evaluation of a run."""
     captions, wanted, got = list[str](), [], []
-    for unit in sorted((run_dir / "evaluate" / evaluation[:16] / "units" / "quantized").iterdir()):
+    for unit in drawn_by(run_dir, evaluation):
         captions += [row["prompt"] for row in tables.read(unit / "samples.parquet")]
         got.append(arrays.read(unit, "pictures"))
         reference = next((run_dir / "reference").iterdir()) / "units" / "draw" / unit.name
