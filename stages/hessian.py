@@ -24,6 +24,7 @@ from adatsq_pipe.stages.base import (
     identity,
     unit_of,
 )
+from adatsq_pipe.stages.device import settle
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -51,7 +52,7 @@ class Hessian:
 
         self.context, self.settings = context, context.settings("hessian", HessianSettings)
         compute = context.settings("compute", ComputeSettings)
-        torch.set_num_threads(compute.threads)
+        settle(device=compute.device, threads=compute.threads)
         self.device = compute.device
         self.survey = capture.survey_of(context)
         self.fisher_TL = torch.from_numpy(fisher.fisher_scores(context))

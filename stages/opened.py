@@ -6,9 +6,8 @@ import functools
 import json
 from typing import Any
 
-import torch
-
 from adatsq_pipe.stages.denoiser import Denoiser
+from adatsq_pipe.stages.device import settle
 
 
 @functools.lru_cache(maxsize=1)
@@ -20,7 +19,7 @@ def open_denoiser(
     folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any], blockwise: bool
 ) -> Denoiser:
     """The process's denoiser for these settings; the last one stays open between stages."""
-    torch.set_num_threads(threads)
+    settle(device=device, threads=threads)
     return _open(folder, dtype, device, json.dumps(call, sort_keys=True), blockwise)
 
 

@@ -14,6 +14,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Several test processes with several threads each would wait for each other."""
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+"""Asking whether there is a GPU then leaves CUDA alone, which does not survive the forks that tests are run in."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

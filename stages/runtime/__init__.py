@@ -15,6 +15,6 @@ __all__ = ["EXECUTIONS", "AdatsqConfig", "execute"]
 
 register()
 if torch.cuda.is_available() and find_spec("triton"):
-    from adatsq_pipe.stages.runtime.kernels import packed_product
+    from adatsq_pipe.stages.runtime import kernels
 
-    linear.gpu_product = packed_product
+    linear.kernels = kernels

@@ -1,82 +1,255 @@
-"""Triton kernel for packed execution on a GPU: codes of weights times int8 codes of activations, summed in int32.
+"""Triton kernels for packed execution on a GPU: tokens to int8 codes, codes times codes of weights, summed in int32.
 
-Whole numbers of up to eight bits are exact in int8, so one kernel serves every activation bit-width of a policy. It
-runs wherever Triton does; without a GPU only in Triton's interpreter (TRITON_INTERPRET=1), which is how it is tested
-where there is none.
+Whole numbers of up to eight bits are exact in int8 and their sums in int32, so one kernel serves every activation
+bit-width of a policy, and how the work is cut into tiles bears on no bit of the result. Weights are unpacked in
+registers, four codes to an instruction, on their way to the tensor cores. Without a GPU the kernels run only in
+Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested where there is none.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics.packing import packed_bytes
+from adatsq_pipe.stages.numerics.packing import SEGMENTS, packed_bytes, unpack
 
-_TOKENS, _OUTS, _DEPTH = 64, 64, 64
+_TOKENS, _OUTS, _DEPTH, _WARPS, _STAGES, _GROUP = 128, 128, 128, 8, 3, 8
+_ROWS, _COLUMNS = 16, 128
+_HALF = tl.constexpr(12582912.0)
+"""1.5 times 2^23: added to a float32 below 2^22 and taken away, it leaves the nearest whole number, ties to even."""
+
+
+class TokenCodes(NamedTuple):
+    """Rounded tokens: value = (codes + offset) times; offsets are there where codes would else not fit int8."""
+
+    codes: Tensor
+    """int8 [N, in]"""
+    times: Tensor
+    """float32 [N]"""
+    offset: Tensor
+    """int32 [N]"""
+    total: Tensor
+    """int32 [N], the sum of codes and offsets over the input channels."""
+
+
+# --- tokens
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _nearest(x):  # type: ignore[no-untyped-def]
+    return (x + _HALF) - _HALF
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _loaded(x, h, n, start, tokens, width, COLUMNS: tl.constexpr, ROTATED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Columns `start` and on of the rows `n`, rotated: float32 of what the dtype of `x` holds."""
+    k = start + tl.arange(0, COLUMNS)
+    found = tl.load(x + n[:, None].to(tl.int64) * width + k[None, :], (n < tokens)[:, None] & (k < width)[None, :], 0.0)
+    if ROTATED:
+        side = tl.arange(0, COLUMNS)
+        turn = tl.load(h + side[:, None] * COLUMNS + side[None, :])
+        found = tl.dot(found, turn, out_dtype=tl.float32).to(found.dtype)
+    return found.to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _round(  # type: ignore[no-untyped-def]
+    x, h, codes, times, offset, total, levels, tokens, width,
+    SYMMETRIC: tl.constexpr, ROTATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    low, high = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for start in range(0, width, COLUMNS):
+        found = _loaded(x, h, n, start, tokens, width, COLUMNS, ROTATED)
+        low, high = tl.minimum(low, tl.min(found, 1)), tl.maximum(high, tl.max(found, 1))
+    if SYMMETRIC:
+        half = (levels - 1) / 2
+        scale = tl.maximum(tl.div_rn(tl.maximum(-low, high), half + 0 * low), 1e-12)
+        floor, ceiling = -half + 0 * low, half + 0 * low
+        middle = 0 * low
+    else:
+        scale = tl.maximum(tl.div_rn(high - low, levels + 0 * low), 1e-12)
+        floor = _nearest(tl.div_rn(low, scale))
+        ceiling = floor + levels
+        middle = tl.where(levels > 127, floor + 128, 0.0)
+    summed = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, width, COLUMNS):
+        found = _loaded(x, h, n, start, tokens, width, COLUMNS, ROTATED)
+        whole = _nearest(tl.div_rn(found, scale[:, None] + 0 * found))
+        whole = tl.minimum(tl.maximum(whole, floor[:, None]), ceiling[:, None])
+        k = start + tl.arange(0, COLUMNS)
+        inside = (n < tokens)[:, None] & (k < width)[None, :]
+        summed += tl.sum(tl.where(inside, whole, 0.0).to(tl.int32), 1)
+        place = codes + n[:, None].to(tl.int64) * width + k[None, :]
+        tl.store(place, (whole - middle[:, None]).to(tl.int8), mask=inside)
+    tl.store(times + n, scale, mask=n < tokens)
+    tl.store(offset + n, middle.to(tl.int32), mask=n < tokens)
+    tl.store(total + n, summed, mask=n < tokens)
+
+
+def token_codes(x_NI: Tensor, h_BB: Tensor | None, *, levels: float, symmetric: bool) -> TokenCodes:
+    """The grids of `numerics.grid.token_codes` for tokens [..., in], rotated by `h_BB` first if there is one.
+
+    `levels` is 2^bits - 1, at most 255. `h_BB` is for bfloat16 and float16, in whose dtype it is; its block is 16 or
+    more and divides the input width.
+    """
+    width = x_NI.shape[-1]
+    x = x_NI.reshape(-1, width).contiguous()
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    times = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    offset, total = (torch.empty(len(x), dtype=torch.int32, device=x.device) for _ in range(2))
+    if len(x):
+        block = _COLUMNS if h_BB is None else len(h_BB)
+        _round[(triton.cdiv(len(x), _ROWS),)](
+            x, x if h_BB is None else h_BB, codes, times, offset, total, float(levels), len(x), width,
+            SYMMETRIC=symmetric, ROTATED=h_BB is not None, ROWS=_ROWS, COLUMNS=block,
+        )  # fmt: skip
+    return TokenCodes(codes, times, offset, total)
+
+
+# --- products
+
+
+@cache
+def _cuts(bits: int) -> tuple[str, ...]:
+    """PTX that takes the codes of each segment out of four bytes of its plane (and the next): c, or c - 128 of eight
+    bits."""
+    found = []
+    for segment in range(SEGMENTS):
+        shift = segment * bits % 8
+        below = min(bits, 8 - shift)
+        low, high = 2**below - 1, 2**bits - 2**below
+        lines = [f"shr.b32 t, $1, {shift};", f"and.b32 $0, t, {_four(low)};"]
+        if high:
+            lines += [f"shl.b32 t, $2, {below};", f"and.b32 t, t, {_four(high)};", "or.b32 $0, $0, t;"]
+        if bits == 8:
+            lines.append(f"xor.b32 $0, $0, {_four(128)};")
+        found.append("{ .reg .b32 t; " + " ".join(lines) + " }")
+    return tuple(found)
+
+
+def _four(byte: int) -> str:
+    return f"0x{byte * 0x01010101:08x}"
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _cut(low, high, SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """int8 codes of a segment from the bytes that hold their lower bits and, where they straddle, the upper ones."""
+    SHIFT: tl.constexpr = SEGMENT * BITS % 8
+    if CUTS is not None:
+        if SHIFT + BITS <= 8:
+            w = tl.inline_asm_elementwise(CUTS[SEGMENT], "=&r,r", [low], dtype=tl.int8, is_pure=True, pack=4)
+        else:
+            w = tl.inline_asm_elementwise(CUTS[SEGMENT], "=&r,r,r", [low, high], dtype=tl.int8, is_pure=True, pack=4)
+    else:
+        w = low >> SHIFT
+        if SHIFT + BITS > 8:
+            w = w | (high << (8 - SHIFT))
+        w = w & ((1 << BITS) - 1)
+        if BITS == 8:
+            w = w ^ 128
+        w = w.to(tl.int8, bitcast=True)
+    return w
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _segment(  # type: ignore[no-untyped-def]
+    total, row_n, row_o, length, width,
+    SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr,
+    DEPTH: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`total[o, n]` and the products of one segment: `w[o, k] a[n, k]`."""
+    PLANE: tl.constexpr = SEGMENT * BITS // 8
+    for start in tl.range(0, length, DEPTH, num_stages=STAGES):
+        j = start + tl.arange(0, DEPTH)
+        k = SEGMENT * length + j
+        if EVEN:
+            x = tl.load(row_n + k[:, None])
+            low = tl.load(row_o + PLANE * length + j[None, :])
+        else:
+            x = tl.load(row_n + k[:, None], mask=((j < length) & (k < width))[:, None], other=0)
+            low = tl.load(row_o + PLANE * length + j[None, :], mask=(j < length)[None, :], other=0)
+        high = low
+        if SEGMENT * BITS % 8 + BITS > 8:
+            high = tl.load(row_o + (PLANE + 1) * length + j[None, :], mask=(j < length)[None, :], other=0)
+        total = tl.dot(_cut(low, high, SEGMENT, BITS, CUTS), x, total, out_dtype=tl.int32)
+    return total
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _product(  # type: ignore[no-untyped-def]
-    a, offset, times, planes, scale, zero, out,
+    a, times, offset, of_tokens, planes, scale, zero, of_outs, bias, out,
     tokens, outs, width, length,
-    BITS: tl.constexpr, TOKENS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr,
+    BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr,
+    TOKENS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`out[n, o] = times[n] scale[o] sum_k (a[n, k] + offset[n]) (code[o, k] - zero[o])`, k in eight segments."""
-    n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    o = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
-    there_n, there_o = n < tokens, o < outs
-    total = tl.zeros((TOKENS, OUTS), tl.int32)
-    sum_a = tl.zeros((TOKENS,), tl.int32)
-    sum_w = tl.zeros((OUTS,), tl.int32)
+    """`out[n, o] = times[n] scale[o] sum_k (a[n, k] + offset[n]) (code[o, k] - zero[o]) + bias[o]`.
+
+    Programs go through `GROUP` tiles of tokens at a time, so that what they read stays in the L2 cache.
+    """
+    across = tl.cdiv(outs, OUTS)
+    first = tl.program_id(0) // (GROUP * across) * GROUP
+    height = min(tl.cdiv(tokens, TOKENS) - first, GROUP)
+    place = tl.program_id(0) % (GROUP * across)
+    o = place // height * OUTS + tl.arange(0, OUTS)
+    n = (first + place % height) * TOKENS + tl.arange(0, TOKENS)
+    row_o = planes + (o % outs)[:, None].to(tl.int64) * (BITS * length)
+    row_n = a + (n % tokens)[None, :].to(tl.int64) * width
+    total = tl.zeros((OUTS, TOKENS), tl.int32)
     for segment in tl.static_range(8):
-        PLANE: tl.constexpr = segment * BITS // 8
-        SHIFT: tl.constexpr = segment * BITS % 8
-        for start in range(0, length, DEPTH):
-            j = start + tl.arange(0, DEPTH)
-            k = segment * length + j
-            inside = (j < length) & (k < width)
-            x = tl.load(a + n[:, None] * width + k[None, :], mask=there_n[:, None] & inside[None, :], other=0)
-            place = planes + o[:, None] * (BITS * length) + PLANE * length + j[None, :]
-            w = tl.load(place, mask=there_o[:, None] & inside[None, :], other=0).to(tl.int32) >> SHIFT
-            if SHIFT + BITS > 8:
-                above = tl.load(place + length, mask=there_o[:, None] & inside[None, :], other=0).to(tl.int32)
-                w = w | (above << (8 - SHIFT))
-            w = w & ((1 << BITS) - 1)
-            if BITS == 8:
-                w = w - 128
-            w = tl.where(inside[None, :], w, 0)
-            total += tl.dot(x, tl.trans(w.to(tl.int8)), out_dtype=tl.int32)
-            sum_a += tl.sum(x.to(tl.int32), 1)
-            sum_w += tl.sum(w, 1)
+        total = _segment(total, row_n, row_o, length, width, segment, BITS, CUTS, EVEN, DEPTH, STAGES)
+    there_o, there_n = o < outs, n < tokens
     centre = (128 if BITS == 8 else 0) - tl.load(zero + o, mask=there_o, other=0).to(tl.int32)
-    shift = tl.load(offset + n, mask=there_n, other=0)
-    total += centre[None, :] * sum_a[:, None] + shift[:, None] * (sum_w + centre * width)[None, :]
-    of_n = tl.load(times + n, mask=there_n, other=0.0)
-    of_o = tl.load(scale + o, mask=there_o, other=0.0).to(tl.float32)
-    found = total.to(tl.float32) * of_n[:, None] * of_o[None, :]
-    tl.store(out + n[:, None] * outs + o[None, :], found, mask=there_n[:, None] & there_o[None, :])
+    total += centre[:, None] * tl.load(of_tokens + n, mask=there_n, other=0)[None, :]
+    total += tl.load(of_outs + o, mask=there_o, other=0)[:, None] * tl.load(offset + n, mask=there_n, other=0)[None, :]
+    found = total.to(tl.float32) * tl.load(scale + o, mask=there_o, other=0.0).to(tl.float32)[:, None]
+    found = found * tl.load(times + n, mask=there_n, other=0.0)[None, :]
+    if BIASED:
+        found += tl.load(bias + o, mask=there_o, other=0.0).to(tl.float32)[:, None]
+    where = out + n[:, None].to(tl.int64) * outs + o[None, :]
+    tl.store(where, tl.trans(found).to(out.dtype.element_ty), mask=there_n[:, None] & there_o[None, :])
+
+
+def code_sums(planes: Tensor, *, bits: int, width: int) -> Tensor:
+    """int32 [out]: sums over the input channels of packed weights' codes, as the kernel has them (less 128 each of
+    eight bits)."""
+    rows = max(1, 2**24 // width)
+    sums = [unpack(part, bits, width).sum(1, dtype=torch.int32) for part in planes.split(rows)]
+    return torch.cat(sums) - (128 * width if bits == 8 else 0)
 
 
 def packed_product(
-    codes_NI: Tensor, times_N1: Tensor, planes: Tensor, scale_O1: Tensor, zero_O1: Tensor, *, bits: int
+    tokens: TokenCodes,
+    planes: Tensor,
+    scale_O1: Tensor,
+    zero_O1: Tensor,
+    sums_O: Tensor,
+    bias_O: Tensor | None,
+    *,
+    bits: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Rounded activations times packed weights, `[..., out]` in the dtype of `codes_NI`.
+    """Rounded tokens times packed weights, `[N, out]` in `dtype`.
 
-    `codes_NI` [..., in] are whole numbers spanning at most 256 values a token, `times_N1` float32 what multiplies
-    them; `planes` uint8 as `packing.pack` made them, with a scale and a zero point per output channel.
+    `planes` are uint8 as `packing.pack` made them, with a scale and a zero point per output channel; `sums_O` is
+    `code_sums` of them.
     """
-    width, outs = codes_NI.shape[-1], len(planes)
-    codes = codes_NI.reshape(-1, width)
-    middle = ((codes.amax(-1, keepdim=True) + codes.amin(-1, keepdim=True)) / 2).ceil()
-    out = codes.new_empty(len(codes), outs)
+    (count, width), outs, length = tokens.codes.shape, len(planes), packed_bytes(tokens.codes.shape[1], 1)
+    out = torch.empty(count, outs, dtype=dtype, device=planes.device)
     if not out.numel():
-        return out.reshape(*codes_NI.shape[:-1], outs)
-    blocks = (triton.cdiv(len(codes), _TOKENS), triton.cdiv(outs, _OUTS))
-    _product[blocks](
-        (codes - middle).to(torch.int8), middle.to(torch.int32), times_N1.reshape(-1).float(), planes,
-        scale_O1.contiguous(), zero_O1.contiguous(), out, len(codes), outs, width, packed_bytes(width, 1),
-        BITS=bits, TOKENS=_TOKENS, OUTS=_OUTS, DEPTH=_DEPTH,
+        return out
+    depth = next((d for d in (_DEPTH, _DEPTH // 2, 32) if length % d == 0), 32)
+    _product[(triton.cdiv(count, _TOKENS) * triton.cdiv(outs, _OUTS),)](
+        tokens.codes, tokens.times, tokens.offset, tokens.total,
+        planes, scale_O1.contiguous(), zero_O1.contiguous(), sums_O, planes if bias_O is None else bias_O, out,
+        count, outs, width, length,
+        BITS=bits, CUTS=_cuts(bits) if planes.is_cuda else None, BIASED=bias_O is not None,
+        EVEN=length % depth == 0 and SEGMENTS * length == width,
+        TOKENS=_TOKENS, OUTS=_OUTS, DEPTH=depth, GROUP=_GROUP, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
-    return out.reshape(*codes_NI.shape[:-1], outs)
+    return out

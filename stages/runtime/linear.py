@@ -7,7 +7,9 @@ codes alone and unpacks some rows at a time into whole numbers that the dtype ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +39,8 @@ _SMALL = 2**25
 _HOLD_CODES = (torch.float32, torch.bfloat16)
 """Dtypes in which codes up to eight bits are exact and sums of their products do not overflow."""
 
-gpu_product: Callable[..., Tensor] | None = None
-"""`kernels.packed_product`, put here where there are a GPU and Triton; without it a GPU takes the CPU's way."""
+kernels: ModuleType | None = None
+"""`runtime.kernels`, put here where there are a GPU and Triton; without them a GPU takes the CPU's way."""
 
 
 class QuantizedLinear(nn.Module):
@@ -86,6 +88,7 @@ class QuantizedLinear(nn.Module):
         self.shared: SharedInput | None = None
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
+        self._sums: Tensor | None = None
         self.bits = WEIGHT_ONLY
 
     @property
@@ -115,7 +118,7 @@ class QuantizedLinear(nn.Module):
 
     def forget(self) -> None:
         """Drop what was computed from the buffers."""
-        self._weight = self._rotation = None
+        self._weight = self._rotation = self._sums = None
 
     # --- weights
 
@@ -162,19 +165,25 @@ class QuantizedLinear(nn.Module):
 
     # --- activations
 
-    def _transformed(self, x: Tensor) -> Tensor:
+    def _arranged(self, x: Tensor) -> Tensor:
         if self.spec.permuted:
             x = x.index_select(-1, self.order)
         if self.spec.smoothed:
             x = x * self.smooth.to(x.dtype)
-        if self.spec.block > 1:
-            kept = self._rotation
-            if kept is None or kept.device != x.device or kept.dtype != x.dtype:
-                kept = hadamard(self.spec.block, dtype=x.dtype, device=x.device)
-                if not torch.compiler.is_compiling():
-                    self._rotation = kept
-            x = rotate(x, kept)
         return x
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """The rotation's block in the dtype of `x`; kept."""
+        kept = self._rotation
+        if kept is None or kept.device != x.device or kept.dtype != x.dtype:
+            kept = hadamard(self.spec.block, dtype=x.dtype, device=x.device)
+            if not torch.compiler.is_compiling():
+                self._rotation = kept
+        return kept
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        x = self._arranged(x)
+        return rotate(x, self._turn(x)) if self.spec.block > 1 else x
 
     def _round(self, x: Tensor, *, as_codes: bool) -> Rounded:
         """The input, transformed already, at the step's bits."""
@@ -259,12 +268,10 @@ class QuantizedLinear(nn.Module):
     def _packed(self, x: Tensor) -> Tensor:
         """Codes times codes, where a token and an output channel have one scale each; these multiply the product."""
         spec, dtype = self.spec, x.dtype
+        if kernels is not None and x.is_cuda and self._for_kernels and not torch.compiler.is_compiling():
+            return self._by_kernels(x, kernels)
         whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
         (values, times), branch = self._prepared(x, as_codes=whole)
-        of_tokens = whole and times is not None and times.ndim > 0
-        if gpu_product is not None and x.is_cuda and of_tokens and not torch.compiler.is_compiling():
-            out = gpu_product(values, times, self.codes, self.scale, self.zero, bits=spec.weight_bits)
-            return self._ended(out, None, branch)
         scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
         parts = []
         for start in range(0, self.out_features, step):
@@ -274,6 +281,34 @@ class QuantizedLinear(nn.Module):
             else:
                 parts.append(functional.linear(values, rows.mul_(of_rows.unsqueeze(2)).flatten(1)))
         return self._ended(parts[0] if len(parts) == 1 else torch.cat(parts, -1), times, branch)
+
+    @property
+    def _for_kernels(self) -> bool:
+        """Whether tokens and output channels have one scale each, and tokens are rounded now."""
+        spec = self.spec
+        own = spec.codebook or spec.activation_codebook or spec.activation_group or spec.time_groups
+        return not own and self.scale.shape[1] == 1 and self.rounds is not False and self.bits <= 8
+
+    def _by_kernels(self, x: Tensor, on: Any) -> Tensor:
+        """`_packed` by the GPU's kernels `on`, which turn blocks of 16 and more by themselves in two bytes."""
+        spec, fused = self.spec, self.spec.block >= 16 and not self.spec.rank and x.dtype.itemsize == 2
+        key = (self.bits, spec.block, spec.symmetric_activations, "int8")
+        shared = None if spec.permuted or spec.smoothed or spec.rank or x.is_inference() else self.shared
+        kept = shared.rounded(x, key) if shared is not None else None
+        branch = None
+        if kept is None:
+            ready = self._arranged(x) if fused else self._transformed(x)
+            branch = ready if spec.rank else None
+            turn = self._turn(x) if fused else None
+            kept = on.token_codes(ready, turn, levels=2.0**self.bits - 1, symmetric=spec.symmetric_activations)
+            if shared is not None:
+                shared.keep(x, key, kept)
+        if self._sums is None or self._sums.device != self.codes.device:
+            self._sums = on.code_sums(self.codes, bits=spec.weight_bits, width=self.in_features)
+        out: Tensor = on.packed_product(
+            kept, self.codes, self.scale, self.zero, self._sums, self.bias, bits=spec.weight_bits, dtype=x.dtype
+        ).reshape(*x.shape[:-1], self.out_features)
+        return out if branch is None else out.add_(self._branch(branch))
 
     def _ended(self, out: Tensor, times: Tensor | None, branch: Tensor | None) -> Tensor:
         """A product with what is left to multiply and to add; `out` is changed."""

@@ -1,7 +1,8 @@
 """What a quantized linear costs against the bf16 one: `python -m tests.bench.runtime [--model RUN/model]`.
 
-At FLUX's shapes (4608 tokens; 3072 x 3072 and 3072 x 12288), bf16, two threads, it prints the time of every execution
-over that of `nn.Linear`, beside torchao's int8 dynamic and SDNQ where they are installed (`pip install torchao sdnq`).
+At FLUX's shapes (4608 tokens; 3072 x 3072 and 3072 x 12288), bf16, two threads (or `--device cuda`), it prints the
+time of every execution over that of `nn.Linear`, on a CPU beside torchao's int8 dynamic and SDNQ where installed (`pip
+install torchao sdnq`).
 With --model the same of a whole pipeline call: a quantized folder against its full-precision --base, in float32.
 With --memory the resident memory of one loaded FLUX block of full size, packed, over the size of its file.
 """
@@ -37,6 +38,8 @@ def medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
         for name, work in works.items():
             start = time.perf_counter()
             work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if repeat:
                 taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
@@ -46,7 +49,7 @@ def quantized(plain: nn.Linear, bits: int, *, group: int = 0) -> QuantizedLinear
     """Rounded to nearest behind a rotation of 128, activations at as many bits."""
     spec = LayerSpec(weight_bits=bits, group=group, block=128, symmetric_activations=False)
     layer = QuantizedLinear(plain.in_features, plain.out_features, spec=spec, steps=1, bias=True, dtype=torch.bfloat16)
-    weight = plain.weight.detach().float()
+    weight = plain.weight.detach().float().cpu()
     grid = weight_grid(weight, bits=bits, group=group, symmetric=False, clip=False)
     scale, zero = grid.columns(plain.in_features)
     codes = (torch.round(weight / scale) + zero).clamp_(0, grid.levels).to(torch.uint8)
@@ -77,23 +80,24 @@ def others(plain: nn.Linear) -> dict[str, nn.Module]:
 
 
 @torch.inference_mode()
-def linears(repeats: int) -> None:
+def linears(repeats: int, device: str) -> None:
     """Every shape and kind, over `nn.Linear`."""
     for width, out in SHAPES:
-        plain = nn.Linear(width, out, dtype=torch.bfloat16)
-        x = torch.randn(TOKENS, width, dtype=torch.bfloat16)
+        plain = nn.Linear(width, out, dtype=torch.bfloat16, device=device)
+        x = torch.randn(TOKENS, width, dtype=torch.bfloat16, device=device)
         works: dict[str, Callable[[], Any]] = {PLAIN: lambda: plain(x)}  # noqa: B023
         smaller = {}
         for bits, group in ((4, 0), (3, 0), (4, 64)):
             kind = f"W{bits}A{bits}{f' g{group}' if group else ''}"
             for execution in EXECUTIONS:
-                layer = quantized(plain, bits, group=group)
+                layer = quantized(plain, bits, group=group).to(device)
                 layer.execution = execution
                 works[f"{kind} {execution}"] = lambda layer=layer: layer(x)  # type: ignore[misc]  # noqa: B023
             smaller[kind] = 2 * width * out / sum(tensor.nbytes for tensor in layer.state_dict().values())
-        works |= {name: lambda module=module: module(x) for name, module in others(plain).items()}  # type: ignore[misc]  # noqa: B023
+        beside = others(plain) if device == "cpu" else {}
+        works |= {name: lambda module=module: module(x) for name, module in beside.items()}  # type: ignore[misc]  # noqa: B023
         taken = medians(works, repeats)
-        click.echo(f"{TOKENS} x {width} x {out}: bf16 nn.Linear {1000 * taken[PLAIN]:.0f} ms; time over it")
+        click.echo(f"{TOKENS} x {width} x {out}: bf16 nn.Linear {1000 * taken[PLAIN]:.3g} ms; time over it")
         for name in list(works)[1:]:
             kind, _, execution = name.rpartition(" ")
             size = f"   ({smaller[kind]:.2f}x smaller)" if execution == "packed" and kind in smaller else ""
@@ -159,10 +163,11 @@ def memory() -> None:
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Its full-precision folder.")
 @click.option("--memory", "weigh", is_flag=True, help="Resident memory, too.")
 @click.option("--threads", default=2, show_default=True)
-def main(repeats: int, model: Path | None, base: Path | None, weigh: bool, threads: int) -> None:
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the linears.")
+def main(repeats: int, model: Path | None, base: Path | None, weigh: bool, threads: int, device: str) -> None:
     """Print the ratios."""
     torch.set_num_threads(threads)
-    linears(repeats)
+    linears(repeats, device)
     if model and base:
         pipelines(model, base, repeats)
     if weigh:
