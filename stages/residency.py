@@ -187,8 +187,9 @@ class Kept:
 
     def __init__(self, x: Tensor) -> None:
         with torch.enable_grad():
-            self._node = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True)).grad_fn
+            self._end: Tensor = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True))
+        """What keeps the node alive: up to torch 2.11 at least, its Python side alone does not."""
 
     def __call__(self) -> Tensor:
-        found: Tensor = self._node.saved_tensors[0]
+        found: Tensor = self._end.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
         return found

@@ -63,10 +63,11 @@ def _round(  # type: ignore[no-untyped-def]
     SYMMETRIC: tl.constexpr, ROTATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    low, high = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    least, most = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, width, COLUMNS):
         found = _loaded(x, h, n, start, tokens, width, COLUMNS, ROTATED)
-        low, high = tl.minimum(low, tl.min(found, 1)), tl.maximum(high, tl.max(found, 1))
+        least, most = tl.minimum(least, found), tl.maximum(most, found)
+    low, high = tl.min(least, 1), tl.max(most, 1)
     if SYMMETRIC:
         half = (levels - 1) / 2
         scale = tl.maximum(tl.div_rn(tl.maximum(-low, high), half + 0 * low), 1e-12)
@@ -77,19 +78,19 @@ def _round(  # type: ignore[no-untyped-def]
         floor = _nearest(tl.div_rn(low, scale))
         ceiling = floor + levels
         middle = tl.where(levels > 127, floor + 128, 0.0)
-    summed = tl.zeros((ROWS,), tl.int32)
+    summed = tl.zeros((ROWS, COLUMNS), tl.int32)
     for start in range(0, width, COLUMNS):
         found = _loaded(x, h, n, start, tokens, width, COLUMNS, ROTATED)
         whole = _nearest(tl.div_rn(found, scale[:, None] + 0 * found))
         whole = tl.minimum(tl.maximum(whole, floor[:, None]), ceiling[:, None])
         k = start + tl.arange(0, COLUMNS)
         inside = (n < tokens)[:, None] & (k < width)[None, :]
-        summed += tl.sum(tl.where(inside, whole, 0.0).to(tl.int32), 1)
+        summed += tl.where(inside, whole, 0.0).to(tl.int32)
         place = codes + n[:, None].to(tl.int64) * width + k[None, :]
         tl.store(place, (whole - middle[:, None]).to(tl.int8), mask=inside)
     tl.store(times + n, scale, mask=n < tokens)
     tl.store(offset + n, middle.to(tl.int32), mask=n < tokens)
-    tl.store(total + n, summed, mask=n < tokens)
+    tl.store(total + n, tl.sum(summed, 1), mask=n < tokens)
 
 
 def token_codes(x_NI: Tensor, h_BB: Tensor | None, *, levels: float, symmetric: bool) -> TokenCodes:

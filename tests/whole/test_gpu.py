@@ -59,7 +59,7 @@ def test_the_same_bytes_again(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> 
 
 def test_two_ray_workers_share_the_gpu(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shared = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=0.5", "--set", "cluster.cpus=2")
+    shared = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=0.5")
     done = harness.run(*harness.tiny(run, tiny_flux, *CUDA, *shared, executor="ray"))
     assert done.returncode == 0, done.stderr
     harness.same(run, on_gpu)
@@ -67,7 +67,7 @@ def test_two_ray_workers_share_the_gpu(on_gpu: Path, tiny_flux: Path, tmp_path: 
 
 def test_how_many_share_it_is_measured(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    auto = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=auto", "--set", "cluster.cpus=4")
+    auto = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=auto")
     done = harness.run(*harness.tiny(run, tiny_flux, *CUDA, *auto, executor="ray"))
     assert done.returncode == 0, done.stderr
     harness.same(run, on_gpu)

@@ -60,9 +60,13 @@ def test_the_kernels_give_what_the_reference_gives(
 def test_tokens_are_rounded_as_everywhere(kernels: ModuleType, bits: int, symmetric: bool, block: int) -> None:
     """Behind a rotation too: every code and scale is that of the slow way, but for sums that end elsewhere."""
     x = drawn(2, 21, 384, dtype=TURNED)
-    turn = hadamard(block, dtype=x.dtype, device=DEVICE) if block > 1 else None
-    codes, times = grid.token_codes(rotate(x, turn) if turn is not None else x, 2.0**bits - 1, symmetric=symmetric)
-    got = kernels.token_codes(x, turn, levels=2.0**bits - 1, symmetric=symmetric)
+    turn = hadamard(block, dtype=x.dtype) if block > 1 else None
+    turned = rotate(x.cpu(), turn) if turn is not None else x.cpu()
+    codes, times = grid.token_codes(turned, 2.0**bits - 1, symmetric=symmetric)
+    there = turn.to(DEVICE) if turn is not None else None
+    got = kernels.TokenCodes(
+        *(part.cpu() for part in kernels.token_codes(x, there, levels=2.0**bits - 1, symmetric=symmetric))
+    )
     whole = got.codes.int() + got.offset[:, None]
     assert torch.equal(got.total, whole.sum(1))
     assert (got.times - times.flatten()).abs().max() <= 8e-3 * times.max()
