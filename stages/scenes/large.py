@@ -3,7 +3,7 @@
 The model that knows scenes of 64 tokens learns the same scenes drawn two, four and eight times as large, by flow
 matching; then guidance is distilled at the last size (flux.py). A picture of n tokens hides its scene the longer the
 more tokens there are, so times move towards noise by log sqrt(n) (Esser et al. 2403.03206, sec. 5.3.2). What it knew
-stays: every step it also learns the field of the model that it began as, on scenes of 64 tokens.
+stays: some steps also learn the field of the model that it began as, on scenes of 64 tokens.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train
 
 SIZE = 256
 """Pixels a side of a plain call's pictures."""
-RISE = ((0.3, 64, 96), (0.25, 128, 48), (0.45, SIZE, 24))
+RISE = ((0.12, 64, 384), (0.25, 128, 96), (0.63, SIZE, 24))
 """Shares of the steps, the size that they draw, and the samples of one."""
 GUIDED = (SIZE, 16)
-KEPT = 10.0
-"""Weight of what it knew."""
+KEPT, KEPT_EVERY = 30.0, 3
+"""Weight of what it knew, and of how many steps one learns it."""
 SPREAD = 1.3
 """Deviation of the logits of times."""
 LONG = 3
@@ -71,8 +71,10 @@ class Kept:
         self.scenes, self.texts = scenes, texts
 
     def loss(self, model: torch.nn.Module, source: torch.Generator, step: int, count: int) -> Tensor:
-        """Mean squared difference of the fields."""
-        long = step % flux.LONG_EVERY == flux.LONG_EVERY - 1
+        """Mean squared difference of the fields, weighted; nothing at most steps."""
+        if step % KEPT_EVERY:
+            return torch.zeros((), device=DEVICE)
+        long = step // KEPT_EVERY % flux.LONG_EVERY == flux.LONG_EVERY - 1
         count, length = (max(1, count // 8), flux.LONG_TEXT) if long else (count, components.TEXT_LENGTH)
         ids, clean, noise, t = self.scenes.batch(source, world.SIZE, count)
         text = self.texts.read(ids, length)
@@ -80,13 +82,13 @@ class Kept:
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
         with torch.no_grad():
             wanted = flux.velocity(self.before, text, x, t, scale)
-        return (flux.velocity(model, text, x, t, scale) - wanted).float().square().mean()
+        return KEPT * (flux.velocity(model, text, x, t, scale) - wanted).float().square().mean()
 
 
 def train(
     model: FluxTransformer2DModel, texts: flux.Texts, vae: AutoencoderKL, work: Path, how: Lessons, *, scenes: int
 ) -> FluxTransformer2DModel:
-    """`model` after `how.steps` of larger and larger scenes and a quarter as many of guidance."""
+    """`model` after `how.steps` of larger and larger scenes and a fifth as many of guidance."""
     held = Scenes(vae, seed=how.seed, count=scenes)
     kept = Kept(model, held, texts)
     model = model.requires_grad_(True).train()
@@ -98,7 +100,7 @@ def train(
         text = texts.read(torch.where(dropped[:, None], texts.empty, ids), _length(step, size))
         x = torch.lerp(clean, noise, t.view(-1, 1, 1))
         error = flux.velocity(model, text, x, t, torch.ones_like(t)) - (noise - clean)
-        return error.float().square().mean() + KEPT * kept.loss(model, source, step, how.batch)
+        return error.float().square().mean() + kept.loss(model, source, step, how.batch)
 
     risen = train_part(
         "large", model, rise, steps=how.steps, rate=how.rate, work=work, average=0.998, half=how.half
@@ -116,9 +118,9 @@ def train(
             with_text, without = both.float().chunk(2)
             target = without + flux.guidance_weight(scale).view(-1, 1, 1) * (with_text - without)
         error = flux.velocity(student, texts.read(ids, _length(step, size)), x, t, scale) - target
-        return error.float().square().mean() + KEPT * kept.loss(student, source, step, how.batch)
+        return error.float().square().mean() + kept.loss(student, source, step, how.batch)
 
-    told = replace(how, steps=how.steps // 4, rate=how.rate / 2)
+    told = replace(how, steps=how.steps // 5, rate=how.rate / 2)
     smooth = train_part(
         "large_guidance", student, guided, steps=told.steps, rate=told.rate, work=work, average=0.99, half=how.half
     )

@@ -172,7 +172,7 @@ def flux_dev(job: Job) -> Made:
         student = flux.train_guidance(teacher, batches, work, told)
     student = job.corrected(student, flux.Texts(reader), vae, FLUX_DEV)
     if plan.large_steps:
-        grown = replace(job.how, steps=plan.large_steps, rate=plan.rate * 2 / 3, half=torch.cuda.is_available())
+        grown = replace(job.how, steps=plan.large_steps, rate=plan.rate * 5 / 6, half=torch.cuda.is_available())
         student = large.train(student, flux.Texts(reader), vae, work, grown, scenes=plan.large_scenes)
     if not job.start:
         reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)

@@ -21,7 +21,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TURNED = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 """Whose products the interpreter knows."""
-SHAPES = [(5, 40, 7), (70, 129, 66), (33, 256, 130)]
+SHAPES = [(5, 40, 7), (70, 129, 66), (33, 256, 130), (515, 64, 8)]
+"""Of two samples each: every tile that there is."""
 
 
 @pytest.fixture
