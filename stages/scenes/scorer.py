@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
-from skimage.transform import downscale_local_mean
 
 from adatsq_pipe.stages.scenes import world
 from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request
@@ -51,10 +50,10 @@ class Found:
 
 
 def read(pictures_NHW3: Array) -> list[tuple[Found, ...]]:
-    """The objects in each picture, values in [0, 1]; largest first. Larger pictures are reduced to the world's size."""
+    """The objects in each picture, values in [0, 1]; largest first."""
     if pictures_NHW3.ndim != 4 or pictures_NHW3.shape[-1] != 3:
         raise ValueError(f"pictures have shape {pictures_NHW3.shape}; expected [count, height, width, 3]")
-    cover, colour = _covered(_reduced(pictures_NHW3.astype(np.float32)))
+    cover, colour = _covered(pictures_NHW3.astype(np.float32))
     found: list[list[Found]] = [[] for _ in pictures_NHW3]
     pieces, rows, colours = [], [], []
     for c in range(len(_NAMES)):
@@ -74,16 +73,6 @@ def read(pictures_NHW3: Array) -> list[tuple[Found, ...]]:
     for row, c, (shape, x, y, radius, fit) in zip(rows, colours, _shapes(pieces), strict=True):
         found[row].append(Found(colour=_NAMES[c], shape=shape, x=x, y=y, radius=radius, fit=fit))
     return [tuple(sorted(each, key=lambda thing: -thing.radius)) for each in found]
-
-
-def _reduced(pictures: Array) -> Array:
-    """Pictures a whole number of times as large as the world's, averaged down to it; others as they are."""
-    _, height, width, _ = pictures.shape
-    if height != width or height == world.SIZE or height % world.SIZE:
-        return pictures
-    times = height // world.SIZE
-    reduced: Array = downscale_local_mean(pictures, (1, times, times, 1)).astype(np.float32)
-    return reduced
 
 
 def _covered(pictures: Array) -> tuple[Array, npt.NDArray[np.intp]]:

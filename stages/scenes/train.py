@@ -22,19 +22,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
 from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import (
-    components,
-    dit,
-    flux,
-    language,
-    large,
-    latents,
-    schnell,
-    walks,
-    wan,
-    worlds,
-    zimage,
-)
+from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, walks, wan, worlds, zimage
 from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import Lessons, train_part
 from adatsq_pipe.storage.files import write_text
@@ -56,9 +44,6 @@ class Plan:
     """Rounds of learning from its own walks, corrected (flux-dev and flux-schnell)."""
     walks: int = 3072
     round_steps: int = 500
-    large_steps: int = 0
-    """Steps of learning the same scenes at the size that a plain call draws (flux-dev)."""
-    large_scenes: int = 16384
     batch: int = 48
     rate: float = 1.2e-3
     half: bool = False
@@ -81,9 +66,7 @@ class Plan:
             teacher_walks=part(self.teacher_walks),
             walks=part(self.walks),
             round_steps=part(self.round_steps),
-            large_steps=part(self.large_steps) if self.large_steps else 0,
             scenes=max(512, round(self.scenes * share / 512) * 512),
-            large_scenes=max(256, round(self.large_scenes * share / 256) * 256),
         )
 
 
@@ -171,9 +154,6 @@ def flux_dev(job: Job) -> Made:
         told = replace(job.how, steps=plan.guidance_steps, rate=plan.rate / 4)
         student = flux.train_guidance(teacher, batches, work, told)
     student = job.corrected(student, flux.Texts(reader), vae, FLUX_DEV)
-    if plan.large_steps:
-        grown = replace(job.how, steps=plan.large_steps, rate=plan.rate * 5 / 6, half=torch.cuda.is_available())
-        student = large.train(student, flux.Texts(reader), vae, work, grown, scenes=plan.large_scenes)
     if not job.start:
         reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
         _say_how_it_reads(reader, longest)
@@ -317,7 +297,6 @@ def _keep_plan(work: Path, plan: Plan) -> None:
 @click.option("--guidance-steps", type=int, help="Steps of flux-dev's guidance distillation [default: the plan].")
 @click.option("--rounds", type=int, help="Rounds of correction on its own pictures [default: the family's plan].")
 @click.option("--round-steps", type=int, help="Steps of one of them [default: the family's plan].")
-@click.option("--large-steps", type=int, help="Steps of flux-dev at a plain call's size [default: the plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--batch", type=int, help="Samples of a step [default: the family's plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
@@ -331,7 +310,6 @@ def main(
     guidance_steps: int | None,
     rounds: int | None,
     round_steps: int | None,
-    large_steps: int | None,
     rate: float | None,
     batch: int | None,
     share: float,
@@ -341,7 +319,7 @@ def main(
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
     given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
-    given |= {"rounds": rounds, "round_steps": round_steps, "large_steps": large_steps}
+    given |= {"rounds": rounds, "round_steps": round_steps}
     plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
     plan = plan.scaled(share) if share != 1 else plan
     plan = replace(plan, seed=plan.seed + len(history(start)))

@@ -1,6 +1,6 @@
 """The built-in world in pictures: requests are placed by a seed and rendered, anti-aliased, procedurally.
 
-Nothing here knows a model. Pictures are float32 `[batch, 3, SIZE, SIZE]` in [-1, 1], or larger ones of the same scenes.
+Nothing here knows a model. Pictures are float32 `[batch, 3, SIZE, SIZE]` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -95,35 +95,29 @@ def distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     return torch.minimum(bar_h, bar_v)
 
 
-def render(scenes: Sequence[Sequence[Thing]], *, size: int = SIZE, device: torch.device | str = "cpu") -> Tensor:
-    """Anti-aliased pictures of placed things, float32 `[len(scenes), 3, size, size]` in [-1, 1], on `device`."""
-    picture = torch.tensor(BACKGROUND, device=device).view(1, 3, 1, 1).repeat(len(scenes), 1, size, size)
-    centres, larger = torch.arange(size, device=device) + 0.5, size / SIZE
+def render(scenes: Sequence[Sequence[Thing]]) -> Tensor:
+    """Anti-aliased pictures of placed things, float32 `[len(scenes), 3, SIZE, SIZE]` in [-1, 1]."""
+    picture = torch.tensor(BACKGROUND).view(1, 3, 1, 1).repeat(len(scenes), 1, SIZE, SIZE)
+    centres = torch.arange(SIZE) + 0.5
     for slot in range(max((len(scene) for scene in scenes), default=0)):
         for shape in SHAPES:
             rows = [i for i, scene in enumerate(scenes) if len(scene) > slot and scene[slot].shape == shape]
             if not rows:
                 continue
             things = [scenes[i][slot] for i in rows]
-            told = torch.tensor([[t.x, t.y, t.radius, *COLOURS[t.colour]] for t in things]).to(device)
-            x, y, r = (larger * told[:, i].view(-1, 1, 1) for i in range(3))
+            x, y, r = (torch.tensor([getattr(t, k) for t in things]).view(-1, 1, 1) for k in ("x", "y", "radius"))
             inside = (0.5 - distance(shape, centres.view(1, 1, -1) - x, centres.view(1, -1, 1) - y, r)).clamp(0, 1)
-            mask, colour = inside.unsqueeze(1), told[:, 3:, None, None]
+            colour = torch.tensor([COLOURS[t.colour] for t in things]).view(-1, 3, 1, 1)
+            mask = inside.unsqueeze(1)
             picture[rows] = picture[rows] * (1 - mask) + colour * mask
     return picture * 2 - 1
 
 
-def scenes(seed: Sequence[int], count: int, *, split: str = "train") -> tuple[list[str], list[tuple[Thing, ...]]]:
-    """`count` captions and what they ask for, placed; the same `seed` gives the same ones."""
-    rng = np.random.default_rng(list(seed))
-    wanted = [draw_request(rng, split=split) for _ in range(count)]
-    return [r.caption for r in wanted], [place(r, rng) for r in wanted]
-
-
 def batch(seed: Sequence[int], size: int, *, split: str = "train") -> tuple[list[str], Tensor]:
     """`size` captions and their pictures; the same `seed` gives the same batch."""
-    captions, placed = scenes(seed, size, split=split)
-    return captions, render(placed)
+    rng = np.random.default_rng(list(seed))
+    wanted = [draw_request(rng, split=split) for _ in range(size)]
+    return [r.caption for r in wanted], render([place(r, rng) for r in wanted])
 
 
 def place_motion(motion: Motion, rng: np.random.Generator) -> tuple[Thing, ...]:
