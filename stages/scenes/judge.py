@@ -23,6 +23,16 @@ def verdicts(wanted: Sequence[Request | Motion], drawn: Array) -> list[dict[str,
     return [{request.task: scorer.right(request, found)} for request, found in pairs]
 
 
+def overlap(drawn: Array) -> Array:
+    """How cleanly each of `drawn` shows things, `[N]`: the mean overlap (soft intersection over union, 0 to 1) of what
+    is found in it with the world's nearest shape, whatever was asked for; 0 where nothing is found. Clips: over frames.
+    """
+    pictures = drawn.reshape(-1, *drawn.shape[-3:])
+    means = [np.mean([thing.fit for thing in found]) if found else 0.0 for found in scorer.read(pictures)]
+    each: Array = np.array(means, np.float32).reshape(len(drawn), -1).mean(1)
+    return each
+
+
 def features(drawn: Array) -> Array:
     """Fixed features of pictures or clips, for a Frechet distance."""
     return clips.features(drawn) if drawn.ndim == 5 else scorer.features(drawn)

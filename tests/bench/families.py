@@ -1,8 +1,9 @@
 """Every built-in family, and whether it tells methods apart: `python -m tests.bench.families --run-dir DIR`.
 
 For each family, full precision against round to nearest at 8, 4 and 3 bits and against the searched models, scored on
-the same held-out captions (or classes) and seeds. Prints the table, in brackets what rounding changes over the row
-above it; writes DIR/families.json and DIR/families.png (full precision, and the searched models at 4 and 3 bits).
+the same held-out captions (or classes) and seeds. Prints two tables, the share of pictures as asked and how cleanly
+they are drawn (their things' overlap with the world's shapes), in brackets what rounding changes over the row above;
+writes DIR/families.json and DIR/families.png (full precision, and the searched models at 4 and 3 bits).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from adatsq_pipe.stages.scenes import tally
+from adatsq_pipe.stages.scenes import judge, tally
 from adatsq_pipe.stages.scenes.shelf import built_ins
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.rundir import RunDir
@@ -34,6 +35,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 SHOWN = ("W4A4 AdaTSQ, 4.0 bits", "W3A3 AdaTSQ, 3.1 bits")
 PICTURES = 6
+CLEAN = "overlap"
 
 
 def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str]) -> dict[str, Any]:
@@ -70,14 +72,37 @@ def over(
     return difference
 
 
+def drawn_for(run_dir: Path, unit: Path) -> Any:
+    """Full precision's pictures for an evaluation's unit `[N, ...]`, which are of the same shards and seeds."""
+    references = [folder / "units" / "draw" / unit.name for folder in (run_dir / "reference").iterdir()]
+    (found,) = [folder for folder in references if folder.exists()]
+    return arrays.read(found, "pictures")
+
+
+def cleanness(run_dir: Path, evaluation: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+    """How cleanly an evaluation's pictures are drawn, by caption and seed: the quantized model's, full precision's."""
+    got, wanted = dict[tuple[int, int], float](), dict[tuple[int, int], float]()
+    for unit in drawn_by(run_dir, evaluation):
+        keys = [(row["entry"], row["seed"]) for row in tables.read(unit / "samples.parquet")]
+        got |= dict(zip(keys, judge.overlap(arrays.read(unit, "pictures")).tolist(), strict=True))
+        wanted |= dict(zip(keys, judge.overlap(drawn_for(run_dir, unit)).tolist(), strict=True))
+    return got, wanted
+
+
+def mean(values: dict[tuple[int, int], float]) -> dict[str, float]:
+    """Mean and standard error; a caption's seeds are one observation."""
+    captions = sorted({entry for entry, _ in values})
+    means = [np.mean([value for (entry, _), value in values.items() if entry == caption]) for caption in captions]
+    return {"mean": float(np.mean(means)), "standard_error": float(np.std(means, ddof=1) / len(means) ** 0.5)}
+
+
 def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The first captions with their pictures, full precision and quantized, of an evaluation of a run."""
     captions, wanted, got = list[str](), [], []
     for unit in drawn_by(run_dir, evaluation):
         captions += [row["prompt"] for row in tables.read(unit / "samples.parquet")]
         got.append(arrays.read(unit, "pictures"))
-        reference = next((run_dir / "reference").iterdir()) / "units" / "draw" / unit.name
-        wanted.append(arrays.read(reference, "pictures"))
+        wanted.append(drawn_for(run_dir, unit))
         if len(captions) >= PICTURES:
             break
     return captions[:PICTURES], np.concatenate(wanted)[:PICTURES], np.concatenate(got)[:PICTURES]
@@ -104,9 +129,9 @@ def plot(shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]], pa
     figure.savefig(path, dpi=100)
 
 
-def cell(scores: dict[str, Any]) -> str:
-    """A total with its standard error, and the same of its paired difference from the row above."""
-    total, less = scores["total"], scores.get("over the row above")
+def cell(scores: dict[str, Any], figure: str) -> str:
+    """A figure with its standard error, and the same of its paired difference from the row above."""
+    total, less = scores[figure], scores.get(f"{figure} over the row above")
     paired = f" ({less['mean']:+.3f} ± {less['standard_error']:.3f})" if less else ""
     return f"{total['mean']:.3f} ± {total['standard_error']:.3f}{paired}"
 
@@ -128,15 +153,20 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
     for family in [name for name in built_ins() if not only or name in only]:
         place = run_dir / family.rpartition("/")[2]
-        drawn = dict[tuple[int, int], dict[str, Any]]()
+        drawn, clean = dict[tuple[int, int], dict[str, Any]](), dict[tuple[int, int], float]()
         for name, sets in rows.items():
             summary = score(family, place, sets, options)
             asked = summary["quality"]["asked_for"]
             told.setdefault(family, {})["full precision"] = asked["full_precision"]
             told[family][name] = {**asked["quantized"], "wall": summary["wall"], "psnr": summary["quality"]["psnr"]}
             above, drawn = drawn, samples(place, summary["fingerprint"])
+            cleaner = clean
+            clean, whole = cleanness(place, summary["fingerprint"])
+            told[family]["full precision"][CLEAN], told[family][name][CLEAN] = mean(whole), mean(clean)
             if RTN in sets:
-                told[family][name]["over the row above"] = over(drawn, above) if above else asked["difference"]
+                told[family][name]["total over the row above"] = over(drawn, above) if above else asked["difference"]
+                less = {key: value - (cleaner or whole)[key] for key, value in clean.items()}
+                told[family][name][f"{CLEAN} over the row above"] = mean(less)
             click.echo(
                 f"{family}: {name} {asked['quantized']['total']['mean']:.3f} ({summary['wall']:.0f} s)", err=True
             )
@@ -148,9 +178,10 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
     (run_dir / "families.json").write_text(json.dumps(told, indent=1))
     if shown:
         plot(shown, run_dir / "families.png")
-    click.echo("| | " + " | ".join(told) + " |\n|---|" + "---|" * len(told))
-    for name in ("full precision", *rows):
-        click.echo(f"| {name} | " + " | ".join(cell(told[family][name]) for family in told) + " |")
+    for figure, heading in (("total", "as asked"), (CLEAN, "how cleanly")):
+        click.echo(f"\n| {heading} | " + " | ".join(told) + " |\n|---|" + "---|" * len(told))
+        for name in ("full precision", *rows):
+            click.echo(f"| {name} | " + " | ".join(cell(told[family][name], figure) for family in told) + " |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adatsq_pipe.stages.scenes import captions, scorer, tally, world
+from adatsq_pipe.stages.scenes import captions, judge, scorer, tally, world
 from adatsq_pipe.stages.scenes.captions import COLOURS, RELATIONS, SHAPES, Request
 
 COUNT = 2000
@@ -163,3 +163,15 @@ def test_features_tell_a_wrong_colour_from_a_second_draw() -> None:
     red, blue = (Request(task="colours", things=((colour, "circle"),)) for colour in ("red", "blue"))
     sets = [scorer.features(_pictures([world.place(r, rng) for _ in range(300)])) for r in (red, red, blue)]
     assert tally.frechet(sets[0], sets[2]) > 3 * tally.frechet(sets[0], sets[1])
+
+
+def test_overlap_falls_as_pictures_get_less_clean() -> None:
+    rng = np.random.default_rng(5)
+    clean = _pictures([world.place(captions.draw_request(rng, split="train"), rng) for _ in range(40)])
+    soft = (clean + np.roll(clean, 1, 1) + np.roll(clean, 1, 2) + np.roll(clean, (1, 1), (1, 2))) / 4
+    noisy = (clean + 0.15 * rng.standard_normal(clean.shape)).clip(0, 1).astype(np.float32)
+    shown = [judge.overlap(pictures) for pictures in (clean, soft, noisy, np.zeros_like(clean))]
+    assert shown[0].shape == (40,) and shown[0].min() > 0.9
+    assert (shown[0] - shown[1]).mean() > 0.02 and (shown[0] - shown[2]).mean() > 0.05
+    assert not shown[3].any()
+    assert judge.overlap(np.stack([clean[:3], soft[:3]], 1)) == pytest.approx((shown[0][:3] + shown[1][:3]) / 2)
