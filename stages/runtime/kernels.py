@@ -9,7 +9,7 @@ Triton's interpreter (TRITON_INTERPRET=1), which is how they are tested where th
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -17,6 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.packing import SEGMENTS, packed_bytes, unpack
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
 _OUTS, _DEPTH, _STAGES, _GROUP = 128, 128, 3, 4
 _ROWS, _COLUMNS = 16, 128
@@ -260,3 +263,35 @@ def packed_product(
         TOKENS=tile, OUTS=_OUTS, DEPTH=depth, GROUP=_GROUP, STAGES=_STAGES, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+# --- layers
+
+
+def takes(layer: QuantizedLinear) -> bool:
+    """Whether a layer's tokens and output channels have one scale each, and its tokens are rounded now."""
+    spec = layer.spec
+    other = spec.codebook or spec.activation_codebook or spec.activation_group or spec.time_groups
+    return not other and layer.scale.shape[1] == 1 and layer.rounds is not False and layer.bits <= 8
+
+
+def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """The layer's packed execution for an input [..., in]. Layers that share an input round it once, as elsewhere."""
+    spec = layer.spec
+    fused = spec.block >= 16 and not spec.rank and x.dtype.itemsize == 2
+    key = (layer.bits, spec.block, spec.symmetric_activations, "int8")
+    shared = None if spec.permuted or spec.smoothed or spec.rank or x.is_inference() else layer.shared
+    tokens: TokenCodes | None = shared.rounded(x, key) if shared is not None else None
+    ready = None
+    if tokens is None:
+        ready = layer.arranged(x) if fused else layer.transformed(x)
+        turn = layer.turn(x) if fused else None
+        tokens = token_codes(ready, turn, levels=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
+        if shared is not None:
+            shared.keep(x, key, tokens)
+    if layer.code_sums is None or layer.code_sums.device != layer.codes.device:
+        layer.code_sums = code_sums(layer.codes, bits=spec.weight_bits, width=layer.in_features)
+    out = packed_product(
+        tokens, layer.codes, layer.scale, layer.zero, layer.code_sums, layer.bias, bits=spec.weight_bits, dtype=x.dtype
+    ).reshape(*x.shape[:-1], layer.out_features)
+    return out.add_(layer.branch(ready)) if spec.rank and ready is not None else out

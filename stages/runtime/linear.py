@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +87,7 @@ class QuantizedLinear(nn.Module):
         self.shared: SharedInput | None = None
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
-        self._sums: Tensor | None = None
+        self.code_sums: Tensor | None = None  # of `kernels`
         self.bits = WEIGHT_ONLY
 
     @property
@@ -118,7 +117,7 @@ class QuantizedLinear(nn.Module):
 
     def forget(self) -> None:
         """Drop what was computed from the buffers."""
-        self._weight = self._rotation = self._sums = None
+        self._weight = self._rotation = self.code_sums = None
 
     # --- weights
 
@@ -165,14 +164,15 @@ class QuantizedLinear(nn.Module):
 
     # --- activations
 
-    def _arranged(self, x: Tensor) -> Tensor:
+    def arranged(self, x: Tensor) -> Tensor:
+        """An input [..., in] in the layer's order of channels, smoothed."""
         if self.spec.permuted:
             x = x.index_select(-1, self.order)
         if self.spec.smoothed:
             x = x * self.smooth.to(x.dtype)
         return x
 
-    def _turn(self, x: Tensor) -> Tensor:
+    def turn(self, x: Tensor) -> Tensor:
         """The rotation's block in the dtype of `x`; kept."""
         kept = self._rotation
         if kept is None or kept.device != x.device or kept.dtype != x.dtype:
@@ -181,9 +181,10 @@ class QuantizedLinear(nn.Module):
                 self._rotation = kept
         return kept
 
-    def _transformed(self, x: Tensor) -> Tensor:
-        x = self._arranged(x)
-        return rotate(x, self._turn(x)) if self.spec.block > 1 else x
+    def transformed(self, x: Tensor) -> Tensor:
+        """An input [..., in] as it is rounded: `arranged` and rotated."""
+        x = self.arranged(x)
+        return rotate(x, self.turn(x)) if self.spec.block > 1 else x
 
     def _round(self, x: Tensor, *, as_codes: bool) -> Rounded:
         """The input, transformed already, at the step's bits."""
@@ -222,11 +223,11 @@ class QuantizedLinear(nn.Module):
         return rounded, branch
 
     def _rounded(self, x: Tensor, as_codes: bool) -> tuple[Rounded, Tensor | None]:
-        """`_transformed` and `_round`, a large input in chunks."""
+        """`transformed` and `_round`, a large input in chunks."""
         times: list[Tensor | None] = []
 
         def work(x: Tensor) -> list[Tensor]:
-            transformed = self._transformed(x)
+            transformed = self.transformed(x)
             values, scale = self._round(transformed, as_codes=as_codes)
             times.append(scale)
             found = [values] if scale is None or scale.ndim == 0 else [values, scale]
@@ -242,12 +243,13 @@ class QuantizedLinear(nn.Module):
         if self.execution == "simulate":
             (values, _), branch = self._prepared(x, as_codes=False)
             out = functional.linear(values, self.weight_as(x.dtype), self.bias)
-            return out if branch is None else out + self._branch(branch)
+            return out if branch is None else out + self.branch(branch)
         if self.execution == "packed":
             return self._packed(x)
         return self._reference(x)
 
-    def _branch(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor) -> Tensor:
+        """What the low-rank branch adds, of a transformed input."""
         return functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
     def _reference(self, x: Tensor) -> Tensor:
@@ -259,17 +261,17 @@ class QuantizedLinear(nn.Module):
             weight = self.book[codes.int()] * scale
         else:
             weight = decode(codes, scale, self.zero.float().unsqueeze(2))
-        transformed = self._transformed(x.float())
+        transformed = self.transformed(x.float())
         out = functional.linear(self._round(transformed, as_codes=False)[0], weight.flatten(1))
         if self.spec.rank:
-            out = out + self._branch(transformed)
+            out = out + self.branch(transformed)
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
     def _packed(self, x: Tensor) -> Tensor:
         """Codes times codes, where a token and an output channel have one scale each; these multiply the product."""
         spec, dtype = self.spec, x.dtype
-        if kernels is not None and x.is_cuda and self._for_kernels and not torch.compiler.is_compiling():
-            return self._by_kernels(x, kernels)
+        if kernels is not None and x.is_cuda and not torch.compiler.is_compiling() and kernels.takes(self):
+            return kernels.packed_linear(self, x)  # type: ignore[no-any-return]
         whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
         (values, times), branch = self._prepared(x, as_codes=whole)
         scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
@@ -282,41 +284,13 @@ class QuantizedLinear(nn.Module):
                 parts.append(functional.linear(values, rows.mul_(of_rows.unsqueeze(2)).flatten(1)))
         return self._ended(parts[0] if len(parts) == 1 else torch.cat(parts, -1), times, branch)
 
-    @property
-    def _for_kernels(self) -> bool:
-        """Whether tokens and output channels have one scale each, and tokens are rounded now."""
-        spec = self.spec
-        own = spec.codebook or spec.activation_codebook or spec.activation_group or spec.time_groups
-        return not own and self.scale.shape[1] == 1 and self.rounds is not False and self.bits <= 8
-
-    def _by_kernels(self, x: Tensor, on: Any) -> Tensor:
-        """`_packed` by the GPU's kernels `on`, which turn blocks of 16 and more by themselves in two bytes."""
-        spec, fused = self.spec, self.spec.block >= 16 and not self.spec.rank and x.dtype.itemsize == 2
-        key = (self.bits, spec.block, spec.symmetric_activations, "int8")
-        shared = None if spec.permuted or spec.smoothed or spec.rank or x.is_inference() else self.shared
-        kept = shared.rounded(x, key) if shared is not None else None
-        branch = None
-        if kept is None:
-            ready = self._arranged(x) if fused else self._transformed(x)
-            branch = ready if spec.rank else None
-            turn = self._turn(x) if fused else None
-            kept = on.token_codes(ready, turn, levels=2.0**self.bits - 1, symmetric=spec.symmetric_activations)
-            if shared is not None:
-                shared.keep(x, key, kept)
-        if self._sums is None or self._sums.device != self.codes.device:
-            self._sums = on.code_sums(self.codes, bits=spec.weight_bits, width=self.in_features)
-        out: Tensor = on.packed_product(
-            kept, self.codes, self.scale, self.zero, self._sums, self.bias, bits=spec.weight_bits, dtype=x.dtype
-        ).reshape(*x.shape[:-1], self.out_features)
-        return out if branch is None else out.add_(self._branch(branch))
-
     def _ended(self, out: Tensor, times: Tensor | None, branch: Tensor | None) -> Tensor:
         """A product with what is left to multiply and to add; `out` is changed."""
         if times is not None:
             out = out.mul_(times.to(out.dtype))
         if self.bias is not None:
             out = out.add_(self.bias.to(out.dtype))
-        return out if branch is None else out.add_(self._branch(branch))
+        return out if branch is None else out.add_(self.branch(branch))
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, {self.spec}, execution={self.execution}"

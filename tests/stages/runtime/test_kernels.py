@@ -50,7 +50,7 @@ def test_the_kernels_give_what_the_reference_gives(
     layer = filled(spec_with(weight_bits=weights, symmetric_activations=symmetric), width, out, weights).to(DEVICE)
     layer.bits, layer.execution = activations, "reference"
     x = drawn(2, tokens, width)
-    wanted, got = layer(x), layer._by_kernels(x, kernels)
+    wanted, got = layer(x), kernels.packed_linear(layer, x)
     assert got.shape == wanted.shape
     assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
@@ -87,7 +87,7 @@ def test_sums_of_codes(kernels: ModuleType) -> None:
 def test_an_empty_batch(kernels: ModuleType) -> None:
     layer = filled(spec_with(weight_bits=4), 64, 8, 1).to(DEVICE)
     layer.bits = 4
-    assert layer._by_kernels(torch.zeros(0, 3, 64, device=DEVICE), kernels).shape == (0, 3, 8)
+    assert kernels.packed_linear(layer, torch.zeros(0, 3, 64, device=DEVICE)).shape == (0, 3, 8)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,11 @@ def test_the_layer_takes_the_kernels(
     """On a GPU by itself; in the interpreter it is told to. Half precision moves a few codes by one."""
     layer = filled(spec_with(weight_bits=4, **parts), 128, 64, 1).to(DEVICE)
     x, taken = drawn(2, 33, 128, dtype=dtype), []
-    by_kernels = QuantizedLinear._by_kernels
+    packed_linear = kernels.packed_linear
     monkeypatch.setattr(linear, "kernels", kernels)
-    monkeypatch.setattr(
-        QuantizedLinear, "_by_kernels", lambda layer, x, on: taken.append(1) or by_kernels(layer, x, on)
-    )
+    monkeypatch.setattr(kernels, "packed_linear", lambda layer, x: taken.append(1) or packed_linear(layer, x))
     if DEVICE == "cpu":
-        monkeypatch.setattr(QuantizedLinear, "_packed", lambda layer, x: layer._by_kernels(x, kernels))
+        monkeypatch.setattr(QuantizedLinear, "_packed", lambda layer, x: kernels.packed_linear(layer, x))
     for bits in (3, 8):
         layer.bits, layer.execution = bits, "reference"
         wanted = layer(x).float()
@@ -124,9 +122,9 @@ def test_layers_of_one_input_round_it_once(kernels: ModuleType, monkeypatch: pyt
     rounded, token_codes = [], kernels.token_codes
     monkeypatch.setattr(kernels, "token_codes", lambda *args, **more: rounded.append(1) or token_codes(*args, **more))
     x = drawn(1, 9, 64)
-    first = one._by_kernels(x, kernels)
-    other._by_kernels(x, kernels)
+    first = kernels.packed_linear(one, x)
+    kernels.packed_linear(other, x)
     assert len(rounded) == 1
     x.mul_(2)
-    assert not torch.equal(one._by_kernels(x, kernels), first)
+    assert not torch.equal(kernels.packed_linear(one, x), first)
     assert len(rounded) == 2
