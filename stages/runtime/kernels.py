@@ -40,7 +40,7 @@ class TokenCodes(NamedTuple):
     times: Tensor
     """float32 [N]"""
     offset: Tensor
-    """int32 [N]"""
+    """int32 [N]; not 0 only for eight bits on an asymmetric grid"""
     total: Tensor
     """int32 [N], the sum of codes and offsets over the input channels."""
 
@@ -194,7 +194,7 @@ def _segment(  # type: ignore[no-untyped-def]
 def _product(  # type: ignore[no-untyped-def]
     a, times, offset, of_tokens, planes, scale, zero, of_outs, bias, out,
     tokens, outs, width, length,
-    BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr,
+    BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr, SHIFTED: tl.constexpr,
     TOKENS: tl.constexpr, OUTS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`out[n, o] = times[n] scale[o] sum_k (a[n, k] + offset[n]) (code[o, k] - zero[o]) + bias[o]`.
@@ -215,7 +215,9 @@ def _product(  # type: ignore[no-untyped-def]
     there_o, there_n = o < outs, n < tokens
     centre = (128 if BITS == 8 else 0) - tl.load(zero + o, mask=there_o, other=0).to(tl.int32)
     total += centre[:, None] * tl.load(of_tokens + n, mask=there_n, other=0)[None, :]
-    total += tl.load(of_outs + o, mask=there_o, other=0)[:, None] * tl.load(offset + n, mask=there_n, other=0)[None, :]
+    if SHIFTED:
+        shift = tl.load(offset + n, mask=there_n, other=0)
+        total += tl.load(of_outs + o, mask=there_o, other=0)[:, None] * shift[None, :]
     found = total.to(tl.float32) * tl.load(scale + o, mask=there_o, other=0.0).to(tl.float32)[:, None]
     found = found * tl.load(times + n, mask=there_n, other=0.0)[None, :]
     if BIASED:
@@ -237,7 +239,7 @@ def packed_product(
     planes: Tensor,
     scale_O1: Tensor,
     zero_O1: Tensor,
-    sums_O: Tensor,
+    sums_O: Tensor | None,
     bias_O: Tensor | None,
     *,
     bits: int,
@@ -246,7 +248,7 @@ def packed_product(
     """Rounded tokens times packed weights, `[N, out]` in `dtype`.
 
     `planes` are uint8 as `packing.pack` made them, with a scale and a zero point per output channel; `sums_O` is
-    `code_sums` of them.
+    `code_sums` of them, None where no token has an offset.
     """
     (count, width), outs, length = tokens.codes.shape, len(planes), packed_bytes(tokens.codes.shape[1], 1)
     out = torch.empty(count, outs, dtype=dtype, device=planes.device)
@@ -256,9 +258,11 @@ def packed_product(
     tile, warps = _tile(count)
     _product[(triton.cdiv(count, tile) * triton.cdiv(outs, _OUTS),)](
         tokens.codes, tokens.times, tokens.offset, tokens.total,
-        planes, scale_O1.contiguous(), zero_O1.contiguous(), sums_O, planes if bias_O is None else bias_O, out,
+        planes, scale_O1.contiguous(), zero_O1.contiguous(),
+        planes if sums_O is None else sums_O, planes if bias_O is None else bias_O, out,
         count, outs, width, length,
         BITS=bits, CUTS=_cuts(bits) if planes.is_cuda else None, BIASED=bias_O is not None,
+        SHIFTED=sums_O is not None,
         EVEN=length % depth == 0 and SEGMENTS * length == width,
         TOKENS=tile, OUTS=_OUTS, DEPTH=depth, GROUP=_GROUP, STAGES=_STAGES, num_warps=warps,
     )  # fmt: skip
@@ -289,9 +293,11 @@ def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
         tokens = token_codes(ready, turn, levels=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
         if shared is not None:
             shared.keep(x, key, tokens)
-    if layer.code_sums is None or layer.code_sums.device != layer.codes.device:
+    shifted = layer.bits == 8 and not spec.symmetric_activations
+    if shifted and (layer.code_sums is None or layer.code_sums.device != layer.codes.device):
         layer.code_sums = code_sums(layer.codes, bits=spec.weight_bits, width=layer.in_features)
+    sums = layer.code_sums if shifted else None
     out = packed_product(
-        tokens, layer.codes, layer.scale, layer.zero, layer.code_sums, layer.bias, bits=spec.weight_bits, dtype=x.dtype
+        tokens, layer.codes, layer.scale, layer.zero, sums, layer.bias, bits=spec.weight_bits, dtype=x.dtype
     ).reshape(*x.shape[:-1], layer.out_features)
     return out.add_(layer.branch(ready)) if spec.rank and ready is not None else out
