@@ -57,18 +57,12 @@ def test_the_same_bytes_again(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> 
     harness.same(tmp_path / "run", on_gpu)
 
 
-def test_two_ray_workers_share_the_gpu(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", ["0.5", "auto"])
+def test_ray_workers_share_the_gpu(on_gpu: Path, tiny_flux: Path, tmp_path: Path, share: str) -> None:
+    """Two by decree, or as many as is measured to fit."""
     run = tmp_path / "run"
-    shared = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=0.5")
-    done = harness.run(*harness.tiny(run, tiny_flux, *CUDA, *shared, executor="ray"))
-    assert done.returncode == 0, done.stderr
-    harness.same(run, on_gpu)
-
-
-def test_how_many_share_it_is_measured(on_gpu: Path, tiny_flux: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    auto = ("--set", "cluster.gpus=1", "--set", "cluster.gpus_per_worker=auto")
-    done = harness.run(*harness.tiny(run, tiny_flux, *CUDA, *auto, executor="ray"))
+    told = ("--set", "cluster.gpus=1", "--set", f"cluster.gpus_per_worker={share}")
+    done = harness.run(*harness.tiny(run, tiny_flux, *CUDA, *told, executor="ray"))
     assert done.returncode == 0, done.stderr
     harness.same(run, on_gpu)
 
