@@ -188,7 +188,7 @@ class Kept:
     def __init__(self, x: Tensor) -> None:
         with torch.enable_grad():
             self._end: Tensor = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True))
-        """What keeps the node alive: up to torch 2.11 at least, its Python side alone does not."""
+        """What keeps the node alive: on torch 2.11 its Python side alone does not."""
 
     def __call__(self) -> Tensor:
         found: Tensor = self._end.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
