@@ -35,8 +35,8 @@ _UNPACKED_AT_ONCE = 2**24
 """Weights unpacked at once in packed execution: 32 MiB of them in bfloat16."""
 _SMALL = 2**25
 """Weights in all up to which a model is held unpacked: 64 MiB of them in bfloat16."""
-_HOLD_CODES = (torch.float32, torch.bfloat16)
-"""Dtypes in which codes up to eight bits are exact and sums of their products do not overflow."""
+_CODES_FIRST = torch.bfloat16
+"""The dtype that holds codes exactly, but not their values: where tokens and rows have one scale, it comes after."""
 
 kernels: ModuleType | None = None
 """`runtime.kernels`, put here where there are a GPU and Triton; without them a GPU takes the CPU's way."""
@@ -268,28 +268,28 @@ class QuantizedLinear(nn.Module):
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
     def _packed(self, x: Tensor) -> Tensor:
-        """Codes times codes, where a token and an output channel have one scale each; these multiply the product."""
+        """Unpacked rows times the rounded input, as in `simulate`; in _CODES_FIRST codes times codes, then scales."""
         spec, dtype = self.spec, x.dtype
         if kernels is not None and x.is_cuda and not torch.compiler.is_compiling() and kernels.takes(self):
             return kernels.packed_linear(self, x)  # type: ignore[no-any-return]
-        whole = self.scale.shape[1] == 1 and not spec.codebook and dtype in _HOLD_CODES
+        whole = self.scale.shape[1] == 1 and not spec.codebook and dtype == _CODES_FIRST
         (values, times), branch = self._prepared(x, as_codes=whole)
         scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
+        bias = None if self.bias is None else self.bias.to(dtype)
         parts = []
         for start in range(0, self.out_features, step):
-            rows, of_rows = self._whole(start, start + step, dtype), scale[start : start + step]
+            part = slice(start, start + step)
+            rows = self._whole(part.start, part.stop, dtype)
             if whole:
-                parts.append(functional.linear(values, rows.flatten(1)).mul_(of_rows.squeeze(1)))
+                parts.append(functional.linear(values, rows.flatten(1)).mul_(scale[part].squeeze(1)))
             else:
-                parts.append(functional.linear(values, rows.mul_(of_rows.unsqueeze(2)).flatten(1)))
-        return self._ended(parts[0] if len(parts) == 1 else torch.cat(parts, -1), times, branch)
-
-    def _ended(self, out: Tensor, times: Tensor | None, branch: Tensor | None) -> Tensor:
-        """A product with what is left to multiply and to add; `out` is changed."""
+                rows = rows.mul_(scale[part].unsqueeze(2)).flatten(1)
+                parts.append(functional.linear(values, rows, None if bias is None else bias[part]))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         if times is not None:
-            out = out.mul_(times.to(out.dtype))
-        if self.bias is not None:
-            out = out.add_(self.bias.to(out.dtype))
+            out = out.mul_(times.to(dtype))
+        if whole and bias is not None:
+            out = out.add_(bias)
         return out if branch is None else out.add_(self.branch(branch))
 
     def extra_repr(self) -> str:

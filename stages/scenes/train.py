@@ -46,6 +46,8 @@ class Plan:
     round_steps: int = 500
     batch: int = 48
     rate: float = 1.2e-3
+    salient: float = 1.0
+    """How far the salient channels that dit-xl is given stand above the others; 1 gives it none."""
     half: bool = False
     """The denoiser's losses under bfloat16 autocast (z-image and wan): a quarter sooner on CPUs that multiply it."""
     seed: int = 20260211
@@ -189,6 +191,7 @@ def dit_xl(job: Job) -> Made:
     start = job.start or FluxPipeline.from_pretrained(SHELF / "flux-dev")
     vae = dit.unshifted(start.vae.requires_grad_(False))
     denoiser = dit.train(vae, job.work, job.how, scenes=job.plan.scenes, start=job.denoiser)
+    dit.make_salient(denoiser, job.plan.salient, seed=job.plan.seed)
     return dit.pipeline(vae, denoiser), dit.call(), "classes"
 
 
@@ -211,7 +214,7 @@ FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, teacher_walks=8192, rounds=3)),
     "z-image": (z_image, Plan(steps=9000, half=True)),
     "wan": (wan_video, Plan(steps=6000, reader_steps=300, autoencoder_steps=1000, scenes=12288, batch=16, half=True)),
-    "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384)),
+    "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384, salient=16.0)),
 }
 
 
@@ -322,7 +325,10 @@ def main(
     given |= {"rounds": rounds, "round_steps": round_steps}
     plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
     plan = plan.scaled(share) if share != 1 else plan
-    plan = replace(plan, seed=plan.seed + len(history(start)))
+    made_by = history(start)
+    plan = replace(plan, seed=plan.seed + len(made_by))
+    if any(one.get("salient", 1) > 1 for one in made_by):
+        plan = replace(plan, salient=1.0)
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     _keep_plan(work, plan)

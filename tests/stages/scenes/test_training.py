@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions, components, flux, judge, language, schnell, train, walks
+from adatsq_pipe.stages.scenes import captions, components, dit, flux, judge, language, schnell, train, walks
 from adatsq_pipe.stages.scenes.shelf import SHELF
 from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
 
@@ -123,6 +123,34 @@ def test_levels_are_drawn_between_their_neighbours() -> None:
     assert torch.equal(schnell.OWN.drawn(generator(1)), torch.linspace(1, 0, schnell.STEPS + 1))
 
 
+def test_salient_channels_change_what_layers_read_and_not_what_is_drawn() -> None:
+    model = dit.transformer().double().eval()
+    source = generator(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name in ("attn1.to_q", "attn1.to_out.0", "ff.net.0.proj"):
+        layer = model.get_submodule(f"transformer_blocks.2.{name}")
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0]))
+    latents = torch.randn(3, 8, 16, 16, generator=source).double()
+    told = {"timestep": torch.tensor([10, 500, 990]), "class_labels": torch.tensor([0, 7, dit.NO_CLASS])}
+
+    def drawn() -> torch.Tensor:
+        with torch.no_grad():
+            return model(latents, **told).sample
+
+    before = drawn()
+    dit.make_salient(model, 1.0, seed=5)
+    assert torch.allclose(drawn(), before, rtol=0, atol=1e-12)
+    dit.make_salient(model, 16.0, seed=5)
+    assert torch.allclose(drawn(), before, rtol=1e-6, atol=1e-9)
+    for name, (first, _, last) in seen.items():
+        raised = (last.abs().amax((0, 1)) / first.abs().amax((0, 1))).sort().values
+        assert torch.allclose(raised[:-5], torch.ones_like(raised[:-5]), atol=1e-5), name
+        assert raised[-5] >= 4 - 1e-5 and raised[-1] <= 16 + 1e-5, name
+
+
 def test_batches_are_their_step() -> None:
     scenes = {
         "latents": torch.randn(50, 8, 16, 16, generator=generator(1)).half(),
@@ -148,6 +176,7 @@ def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
     assert done.exit_code == 0, (done.output, done.exception)
     plans = json.loads((second / "training.json").read_text())
     assert [plan["seed"] for plan in plans] == [plans[0]["seed"], plans[0]["seed"] + 1]
+    assert plans[1]["salient"] == 1, "what stands out stands out already"
     assert (second / "samples.png").exists() and (second / "sampling.json").exists()
     weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (first, second)]
     assert weights[0].keys() == weights[1].keys()
