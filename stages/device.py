@@ -1,4 +1,4 @@
-"""How a worker's process computes: threads, and on a GPU the same bits from one run to the next.
+"""How a worker's and a trainer's process computes: threads, and on a GPU the same bits from one run to the next.
 
 Without this a GPU's convolutions would multiply float32 in nineteen bits, and the backward pass of attention would sum
 in whatever order its blocks end. Nor is cuDNN's attention taken: its backward pass in bfloat16 gives NaN for some

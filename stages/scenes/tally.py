@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,8 @@ def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
     Returns {"tasks": {task: {"mean", "standard_error", "captions"}}, "total": {"mean", "standard_error"}}; the total is
     the unweighted mean of the tasks' means (GenEval).
     """
-    tasks = {}
-    for task in TASKS:
-        entries: dict[int, list[float]] = {}
-        for row in rows:
-            if row["task"] == task:
-                entries.setdefault(row["entry"], []).append(float(row[field]))
-        means = [statistics.fmean(values) for values in entries.values()]
-        if means:
-            error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-            tasks[task] = {"mean": statistics.fmean(means), "standard_error": error, "captions": len(means)}
+    found = {task: [(row["entry"], float(row[field])) for row in rows if row["task"] == task] for task in TASKS}
+    tasks = {task: over_captions(values) for task, values in found.items() if values}
     errors = [task["standard_error"] for task in tasks.values()]
     return {
         "tasks": tasks,
@@ -42,6 +34,16 @@ def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
             "standard_error": math.hypot(*errors) / len(errors),
         },
     }
+
+
+def over_captions(values: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Of pairs (caption, value): mean, standard error and number of captions; a caption's seeds are one observation."""
+    entries: dict[int, list[float]] = {}
+    for entry, value in values:
+        entries.setdefault(entry, []).append(value)
+    means = [statistics.fmean(each) for each in entries.values()]
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return {"mean": statistics.fmean(means), "standard_error": error, "captions": len(means)}
 
 
 def compare(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

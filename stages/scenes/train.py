@@ -211,7 +211,7 @@ def wan_video(job: Job) -> Made:
 
 FAMILIES: dict[str, tuple[Callable[[Job], Made], Plan]] = {
     "flux-dev": (flux_dev, Plan(steps=10000, rounds=3)),
-    "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, teacher_walks=8192, rounds=3)),
+    "flux-schnell": (flux_schnell, Plan(steps=3000, rate=6e-4, teacher_walks=8192, rounds=8)),
     "z-image": (z_image, Plan(steps=9000, half=True)),
     "wan": (wan_video, Plan(steps=6000, reader_steps=300, autoencoder_steps=1000, scenes=12288, batch=16, half=True)),
     "dit-xl": (dit_xl, Plan(steps=4000, scenes=16384, salient=16.0)),

@@ -23,13 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from adatsq_pipe.stages import device
 from adatsq_pipe.storage.files import write_bytes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where parts are trained. Random numbers are drawn on the CPU, the same everywhere."""
-if DEVICE.type == "cuda":
-    torch.backends.cuda.enable_cudnn_sdp(False)
-"""Its backward pass in bfloat16 gives NaN for some lengths (pytorch/pytorch#196678)."""
+device.settle(device=DEVICE.type, threads=torch.get_num_threads())
 WARM_UP = 200
 PRINT_EVERY = 250
 

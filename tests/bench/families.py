@@ -89,11 +89,9 @@ def cleanness(run_dir: Path, evaluation: str) -> tuple[dict[tuple[int, int], flo
     return got, wanted
 
 
-def mean(values: dict[tuple[int, int], float]) -> dict[str, float]:
-    """Mean and standard error; a caption's seeds are one observation."""
-    captions = sorted({entry for entry, _ in values})
-    means = [np.mean([value for (entry, _), value in values.items() if entry == caption]) for caption in captions]
-    return {"mean": float(np.mean(means)), "standard_error": float(np.std(means, ddof=1) / len(means) ** 0.5)}
+def over_seeds(values: dict[tuple[int, int], float]) -> dict[str, float]:
+    """Mean and standard error of what there is by caption and seed."""
+    return tally.over_captions((entry, value) for (entry, _), value in values.items())
 
 
 def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -162,11 +160,11 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
             above, drawn = drawn, samples(place, summary["fingerprint"])
             cleaner = clean
             clean, whole = cleanness(place, summary["fingerprint"])
-            told[family]["full precision"][CLEAN], told[family][name][CLEAN] = mean(whole), mean(clean)
+            told[family]["full precision"][CLEAN], told[family][name][CLEAN] = over_seeds(whole), over_seeds(clean)
             if RTN in sets:
                 told[family][name]["total over the row above"] = over(drawn, above) if above else asked["difference"]
                 less = {key: value - (cleaner or whole)[key] for key, value in clean.items()}
-                told[family][name][f"{CLEAN} over the row above"] = mean(less)
+                told[family][name][f"{CLEAN} over the row above"] = over_seeds(less)
             click.echo(
                 f"{family}: {name} {asked['quantized']['total']['mean']:.3f} ({summary['wall']:.0f} s)", err=True
             )
