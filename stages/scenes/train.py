@@ -302,6 +302,7 @@ def _keep_plan(work: Path, plan: Plan) -> None:
 @click.option("--round-steps", type=int, help="Steps of one of them [default: the family's plan].")
 @click.option("--rate", type=float, help="Peak learning rate [default: the family's plan].")
 @click.option("--batch", type=int, help="Samples of a step [default: the family's plan].")
+@click.option("--salient", type=click.FloatRange(min=1), help="Gain of dit-xl's salient channels [default: the plan].")
 @click.option("--share", default=1.0, show_default=True, help="Share of the planned steps, for a trial.")
 @click.option("--samples", default=32, show_default=True, help="Prompts drawn in samples.png.")
 @click.option("--compile/--eager", default=True, show_default=True)
@@ -315,20 +316,21 @@ def main(
     round_steps: int | None,
     rate: float | None,
     batch: int | None,
+    salient: float | None,
     share: float,
     samples: int,
     compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
     train, plan = FAMILIES[family]
-    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
-    given |= {"rounds": rounds, "round_steps": round_steps}
-    plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
-    plan = plan.scaled(share) if share != 1 else plan
     made_by = history(start)
     plan = replace(plan, seed=plan.seed + len(made_by))
     if any(one.get("salient", 1) > 1 for one in made_by):
         plan = replace(plan, salient=1.0)
+    given: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
+    given |= {"rounds": rounds, "round_steps": round_steps, "salient": salient}
+    plan = replace(plan, **{field: value for field, value in given.items() if value is not None})
+    plan = plan.scaled(share) if share != 1 else plan
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)
     _keep_plan(work, plan)
