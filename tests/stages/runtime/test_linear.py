@@ -178,6 +178,18 @@ def test_large_inputs_go_through_in_chunks_to_the_same_end(bits: int, execution:
     assert torch.allclose(whole, few, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("parts", PARTS, ids=lambda parts: "+".join(parts) or "plain")
+def test_packed_in_float32_gives_the_bits_of_simulate(parts: dict[str, Any]) -> None:
+    layer = filled(spec_with(**parts), 64, 24, seed=5)
+    x = torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(1))
+    layer.at([2], layer.policy.tolist())
+    got = {}
+    for execution in ("simulate", "packed"):
+        execute(layer, execution)
+        got[execution] = layer(x)
+    assert torch.equal(got["packed"], got["simulate"])
+
+
 def test_bfloat16_rounds_no_more_than_a_plain_linear_would() -> None:
     for bits in WEIGHT_BITS:
         layer = filled(spec_with(weight_bits=bits), 256, 32, bits)
