@@ -75,8 +75,10 @@ def over(
 def drawn_for(run_dir: Path, unit: Path) -> Any:
     """Full precision's pictures for an evaluation's unit `[N, ...]`, which are of the same shards and seeds."""
     references = [folder / "units" / "draw" / unit.name for folder in (run_dir / "reference").iterdir()]
-    (found,) = [folder for folder in references if folder.exists()]
-    return arrays.read(found, "pictures")
+    found = [folder for folder in references if folder.exists()]
+    if len(found) > 1:
+        raise click.ClickException(f"{run_dir} holds pictures of several full-precision models; name a new --run-dir")
+    return arrays.read(found[0], "pictures")
 
 
 def cleanness(run_dir: Path, evaluation: str) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
