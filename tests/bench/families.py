@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from adatsq_pipe.stages.scenes import captions as grammar
 from adatsq_pipe.stages.scenes import judge, tally
 from adatsq_pipe.stages.scenes.shelf import built_ins
 from adatsq_pipe.storage import arrays, tables
@@ -100,7 +101,8 @@ def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any,
     """The first captions with their pictures, full precision and quantized, of an evaluation of a run."""
     captions, wanted, got = list[str](), [], []
     for unit in drawn_by(run_dir, evaluation):
-        captions += [row["prompt"] for row in tables.read(unit / "samples.parquet")]
+        asked = [row["prompt"] for row in tables.read(unit / "samples.parquet")]
+        captions += [grammar.of_class(int(label)).caption if label.isdigit() else label for label in asked]
         got.append(arrays.read(unit, "pictures"))
         wanted.append(drawn_for(run_dir, unit))
         if len(captions) >= PICTURES:
