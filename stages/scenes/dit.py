@@ -4,7 +4,7 @@ The linear schedule of 1,000 steps with classifier-free guidance, as in DiT (Pee
 predicts v (Salimans & Ho 2202.00512), not the noise: after 4,000 steps of the latter, shapes were still ragged. Class
 1000 is "no class", as the stock pipeline has it; the classes between are never trained.
 
-What such a small model does not grow by itself are the salient channels of large ones (PTQ4DiT 2405.16005, sec. 3): it
+What such a small model does not grow by itself are the salient channels of large ones (PTQ4DiT 2405.16005): it
 is given them at last, in a change of coordinates that leaves what it computes as it is.
 """
 
