@@ -147,8 +147,8 @@ def _token_codes(x_NI: Tensor, levels: Tensor | float, symmetric: bool, group: i
         scale = x.abs().amax(-1, keepdim=True).div_(half).clamp_(min=1e-12)
         return torch.div(x, scale).round_(), scale
     low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
-    scale = (high - low).div_(levels).clamp_(min=1e-12)
-    ceiling = torch.round(low / scale) + levels
+    scale = high.sub_(low).div_(levels).clamp_(min=1e-12)
+    ceiling = low.div_(scale).round_().add_(levels)
     return torch.div(x, scale).round_().clamp_(max=ceiling), scale
 
 
@@ -169,3 +169,8 @@ def by_rows(work: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
         for out, part in zip(outs, parts, strict=True):
             out[start : start + step] = part
     return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def rows_of(tensor: Tensor, part: slice) -> Tensor:
+    """Rows of `tensor`; all of them are the tensor itself, which takes less time than a view of it."""
+    return tensor if part.start == 0 and part.stop >= tensor.shape[0] else tensor[part]

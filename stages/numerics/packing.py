@@ -39,15 +39,17 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     length = packed_bytes(width, 1)
     if packed.shape[1] != bits * length:
         raise ValueError(f"rows of {packed.shape[1]} bytes do not hold {width} codes of {bits} bits ({bits * length})")
-    planes, mask = packed.unflatten(1, (bits, length)), 2**bits - 1
+    planes, mask = packed.view(-1, bits, length), 2**bits - 1
     if 8 % bits == 0:
         parts = [planes >> shift if shift else planes for shift in range(0, 8, bits)]
-        return torch.stack([*(part & mask for part in parts[:-1]), parts[-1]], 2).flatten(1)[:, :width]
-    segments = []
-    for segment in range(SEGMENTS):
-        plane, shift = divmod(segment * bits, 8)
-        codes = planes[:, plane] >> shift
-        if shift + bits > 8:
-            codes = codes | planes[:, plane + 1] << (8 - shift)
-        segments.append(codes & mask)
-    return torch.cat(segments, 1)[:, :width]
+        codes = torch.stack([*(part & mask for part in parts[:-1]), parts[-1]], 2).view(-1, SEGMENTS * length)
+    else:
+        segments = []
+        for segment in range(SEGMENTS):
+            plane, shift = divmod(segment * bits, 8)
+            found = planes[:, plane] >> shift
+            if shift + bits > 8:
+                found = found | planes[:, plane + 1] << (8 - shift)
+            segments.append(found & mask)
+        codes = torch.cat(segments, 1)
+    return codes if codes.shape[1] == width else codes[:, :width]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 _BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this CPU is fit to multiply bfloat16 matrices; others take several times as long as for float32 ones."""
+_MULTIPLIED = 32
+"""The part of a rotation that a CPU does as a product; the rest it does by sums and differences, which is sooner."""
 
 
 def block_size(width: int, largest: int) -> int:
@@ -31,15 +33,36 @@ def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cp
 
 
 def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
-    """`x` [..., in] with every block of its last axis multiplied by `h_BB`; sums are in float32, the result in the
-    dtype of `x`."""
+    """`x` [..., in] with every block of its last axis multiplied by `h_BB` (a `hadamard`); sums are in float32, the
+    result in the dtype of `x`."""
     block = h_BB.shape[0]
     if block == 1:
         return x
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _BF16_ON_CPU:
         return rotate(x.float(), h_BB.float()).to(x.dtype)
+    if block > _MULTIPLIED and _in_factors(x):
+        return _rotate_in_factors(x, h_BB)
     rotated: Tensor = x.unflatten(-1, (-1, block)) @ h_BB
     return rotated.flatten(-2)
+
+
+def _in_factors(x: Tensor) -> bool:
+    """Whether sums in place are sooner, and may be."""
+    traced = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not traced
+
+
+def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
+    """`rotate`: Sylvester's H of 2 n is [[H, H], [H, -H]] of n, so a block is cut into parts, each multiplied by the
+    same small H, and parts are added and subtracted pairwise."""
+    out = x.reshape(-1, _MULTIPLIED) @ h_BB[:_MULTIPLIED, :_MULTIPLIED]
+    width = h_BB.shape[0]
+    while width > _MULTIPLIED:
+        first, second = out.view(-1, 2, width // 2).unbind(1)
+        first.add_(second)
+        torch.sub(first, second, alpha=2, out=second)
+        width //= 2
+    return out.view(x.shape)
 
 
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:

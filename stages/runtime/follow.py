@@ -30,9 +30,10 @@ class Follow:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         steps = nearest_step(timestep_of(module.forward, args, kwargs, self._told), self.calibrated_T)
         if steps != self._now:
-            self._now = steps
+            first, self._now = self._now is None, steps
             for layer, bits in zip(self._layers, self._bits, strict=True):
-                layer.at(steps, bits)
+                if first or layer.spec.time_groups or layer.bits != max(bits[step] for step in steps):
+                    layer.at(steps, bits)
         for layer in self._layers[:1]:
             if layer.shared is not None:
                 layer.shared.clear()

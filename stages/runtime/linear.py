@@ -20,6 +20,7 @@ from adatsq_pipe.stages.numerics.grid import (
     decode,
     quantize_tokens,
     region_values,
+    rows_of,
     static_codes,
     token_codes,
 )
@@ -85,6 +86,8 @@ class QuantizedLinear(nn.Module):
         self.rounds: bool | None = None
         """Whether activations are rounded at every step (True), at none (False), or at some (None)."""
         self.shared: SharedInput | None = None
+        own = spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
+        self._alone, self._grid = bool(own), (spec.block, spec.symmetric_activations, spec.activation_group)
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
         self.code_sums: Tensor | None = None  # of `kernels`
@@ -121,26 +124,24 @@ class QuantizedLinear(nn.Module):
 
     # --- weights
 
-    def _whole(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Whole numbers (or the table's values) that scales multiply, rows `start` to `stop`, [rows, groups, width]."""
-        groups = self.scale.shape[1]
-        whole: Tensor
-        codes = unpack(self.codes[start:stop], self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
+    def _whole(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Whole numbers (or the table's values) that scales multiply, of some rows, [rows, groups, width]."""
+        packed = rows_of(self.codes, part)
+        codes = unpack(packed, self.spec.weight_bits, self.in_features).view(len(packed), self.scale.shape[1], -1)
         if self.spec.codebook:
-            whole = self.book.to(dtype)[codes.int()]
-        elif self.spec.weight_bits < 8:
-            whole = (codes.view(torch.int8) - self.zero[start:stop].view(torch.int8).unsqueeze(2)).to(dtype)
-        else:
-            whole = codes.to(dtype) - self.zero[start:stop].to(dtype).unsqueeze(2)
-        return whole
+            return self.book.to(dtype)[codes.int()]
+        zero = rows_of(self.zero, part).unsqueeze(2)
+        if self.spec.weight_bits < 8:
+            return (codes.view(torch.int8) - zero.view(torch.int8)).to(dtype)
+        return codes.to(dtype) - zero.to(dtype)
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The weight that the codes stand for, in the transformed basis, [out, in]; kept."""
         kept = self._weight
         if kept is not None and kept.device == self.codes.device and kept.dtype == dtype:
             return kept
-        weight = (self._whole(0, self.out_features, torch.float32) * self.scale.float().unsqueeze(2)).flatten(1)
-        self._weight = weight.to(dtype)
+        whole = self._whole(slice(0, self.out_features), torch.float32)
+        self._weight = (whole * self.scale.float().unsqueeze(2)).flatten(1).to(dtype)
         return self._weight
 
     def dequantized(self, dtype: torch.dtype) -> nn.Linear:
@@ -211,10 +212,8 @@ class QuantizedLinear(nn.Module):
 
     def _prepared(self, x: Tensor, *, as_codes: bool) -> tuple[Rounded, Tensor | None]:
         """The rounded input, and what the low-rank branch takes."""
-        spec = self.spec
-        own = spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
-        shared = None if own or torch.compiler.is_compiling() or x.is_inference() else self.shared
-        key = (self.bits, spec.block, spec.symmetric_activations, spec.activation_group, as_codes)
+        shared = None if self._alone or torch.compiler.is_compiling() or x.is_inference() else self.shared
+        key = (self._bits, self._grid, as_codes)
         if shared is not None and (kept := shared.rounded(x, key)) is not None:
             return kept, None
         rounded, branch = self._rounded(x, as_codes)
@@ -274,17 +273,17 @@ class QuantizedLinear(nn.Module):
             return kernels.packed_linear(self, x)  # type: ignore[no-any-return]
         whole = self.scale.shape[1] == 1 and not spec.codebook and dtype == _CODES_FIRST
         (values, times), branch = self._prepared(x, as_codes=whole)
-        scale, step = self.scale.to(dtype), max(1, _UNPACKED_AT_ONCE // self.in_features)
+        step = max(1, _UNPACKED_AT_ONCE // self.in_features)
         bias = None if self.bias is None else self.bias.to(dtype)
         parts = []
         for start in range(0, self.out_features, step):
             part = slice(start, start + step)
-            rows = self._whole(part.start, part.stop, dtype)
+            rows, scale = self._whole(part, dtype), rows_of(self.scale, part).unsqueeze(2)
             if whole:
-                parts.append(functional.linear(values, rows.flatten(1)).mul_(scale[part].squeeze(1)))
+                parts.append(functional.linear(values, rows.flatten(1)).mul_(scale.flatten()))
             else:
-                rows = rows.mul_(scale[part].unsqueeze(2)).flatten(1)
-                parts.append(functional.linear(values, rows, None if bias is None else bias[part]))
+                rows, own = rows.mul_(scale).flatten(1), None if bias is None else rows_of(bias, part)
+                parts.append(functional.linear(values, rows, own))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         if times is not None:
             out = out.mul_(times.to(dtype))

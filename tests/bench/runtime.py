@@ -3,7 +3,8 @@
 At FLUX's shapes (4608 tokens; 3072 x 3072 and 3072 x 12288), bf16, two threads (or `--device cuda`), it prints the
 time of every execution over that of `nn.Linear`, on a CPU beside torchao's int8 dynamic and SDNQ where installed (`pip
 install torchao sdnq`).
-With --model the same of a whole pipeline call: a quantized folder against its full-precision --base, in float32.
+With --model the same of a whole pipeline call: a quantized folder against its full-precision --base, in float32; with
+--no-linears that alone.
 With --memory the resident memory of one loaded FLUX block of full size, packed, over the size of its file.
 """
 
@@ -161,13 +162,17 @@ def memory() -> None:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A quantized pipeline folder.")
 @click.option("--base", type=click.Path(path_type=Path, exists=True), help="Its full-precision folder.")
+@click.option("--linears/--no-linears", "of_linears", default=True, help="Whether to time linears.")
 @click.option("--memory", "weigh", is_flag=True, help="Resident memory, too.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the linears.")
-def main(repeats: int, model: Path | None, base: Path | None, weigh: bool, threads: int, device: str) -> None:
+def main(
+    repeats: int, model: Path | None, base: Path | None, of_linears: bool, weigh: bool, threads: int, device: str
+) -> None:
     """Print the ratios."""
     torch.set_num_threads(threads)
-    linears(repeats, device)
+    if of_linears:
+        linears(repeats, device)
     if model and base:
         pipelines(model, base, repeats)
     if weigh:

@@ -104,6 +104,20 @@ def test_rotation_is_its_own_inverse_and_folds_into_weights(width: int, block: i
     assert torch.allclose(transform.rotate_gram(x.T @ x, h), rotated.T @ rotated)
 
 
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("tokens", [0, 1, 33])
+def test_rotation_in_float32_is_the_exact_one_in_factors_or_not(block: int, tokens: int) -> None:
+    x = torch.randn(2, tokens, 3 * block, generator=torch.Generator().manual_seed(0))[:, :, : 2 * block]
+    before, h = x.clone(), transform.hadamard(block, dtype=torch.float32)
+    exact = transform.rotate(x.double(), transform.hadamard(block, dtype=torch.float64))
+    got = transform.rotate(x, h)
+    assert got.shape == x.shape and torch.equal(x, before)
+    assert torch.allclose(got.double(), exact, rtol=1e-6, atol=3e-6)
+    wanted = x.clone().requires_grad_()
+    transform.rotate(wanted, h).sum().backward()
+    assert wanted.grad is not None and torch.allclose(wanted.grad, transform.rotate(torch.ones_like(x), h), atol=1e-5)
+
+
 @pytest.mark.parametrize("fit", [True, False])
 def test_rotation_in_bfloat16_is_the_exact_one_rounded(fit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transform, "_BF16_ON_CPU", fit)
