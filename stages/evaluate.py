@@ -235,7 +235,7 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     needs=("assemble",),
     reads=_reads,
     run=run,

@@ -187,7 +187,7 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
 
 STAGE = Stage(
     name="search",
-    version=1,
+    version=2,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,

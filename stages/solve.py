@@ -286,7 +286,7 @@ def _reads(tables: Mapping[str, Any], model: str) -> Plain:
 
 STAGE = Stage(
     name="solve",
-    version=2,
+    version=3,
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,

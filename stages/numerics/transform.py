@@ -47,9 +47,9 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
 
 
 def _in_factors(x: Tensor) -> bool:
-    """Whether sums in place are sooner, and may be."""
-    traced = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not traced
+    """Whether sums in place are sooner, and neither a compiler nor a gradient forbids them."""
+    forbidden = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not forbidden
 
 
 def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
