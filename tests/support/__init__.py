@@ -1,0 +1,1 @@
+"""What several test files need: a made-up run directory, and a fake denoiser of a few linear layers."""
