@@ -62,16 +62,19 @@ class Sensitivity(Halving):
 
     def _unrounded(self) -> list[list[Tensor]]:
         """The outputs with no activation rounded."""
+        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
+
         if self._whole is None:
-            self._whole = [self._outputs(call) for call in self.calls]
+            row = [WEIGHT_ONLY] * len(self.layers)
+            self._whole = [self._outputs(call, row) for call in self.calls]
         return self._whole
 
-    def _outputs(self, call: Any) -> list[Tensor]:
+    def _outputs(self, call: Any, row: list[int]) -> list[Tensor]:
+        """The outputs of `call` with the layers' activations at the bits of `row`."""
         from adatsq_pipe.stages.outputs import leaves
+        from adatsq_pipe.stages.runtime.policy_hook import set_bits
 
-        for layer in self.layers[:1]:
-            if layer.shared is not None:
-                layer.shared.clear()
+        set_bits(self.layers, row)
         return leaves(self.denoiser.run(call))
 
     def __call__(self, key: str) -> None:
@@ -80,16 +83,15 @@ class Sensitivity(Halving):
         from adatsq_pipe.stages.numerics.metrics import relative_error
         from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 
-        layer = self.layers[int(key.partition("/")[2])]
+        layer = int(key.partition("/")[2])
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             errors, whole = [], self._unrounded()
             for bits in self.bits:
-                layer.bits = bits
+                row = [bits if i == layer else WEIGHT_ONLY for i in range(len(self.layers))]
                 with unit.timed("model"):
-                    got = [self._outputs(call) for call in self.calls]
+                    got = [self._outputs(call, row) for call in self.calls]
                 pairs = [pair for a, b in zip(got, whole, strict=True) for pair in zip(a, b, strict=True)]
                 errors.append(sum(relative_error(g, w) for g, w in pairs) / len(pairs))
-            layer.bits = WEIGHT_ONLY
             unit.calls = len(self.bits) * len(self.calls)
             unit.value = {"errors": errors}
 

@@ -119,12 +119,6 @@ class Evaluate(Halving):
             self._grounds[place] = Ground(self.denoiser, portion, self.batches[portion.batch], recorded)
         return self._grounds[place]
 
-    def _set_bits(self, row: tuple[int, ...]) -> None:
-        for layer, bits in zip(self.layers, row, strict=True):
-            layer.bits = bits
-            if layer.shared is not None:
-                layer.shared.clear()
-
     def _outputs_of(self, choices: Choices, place: int) -> list[Any]:
         """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
         from adatsq_pipe.stages.outputs import structure, unstacked
@@ -149,6 +143,7 @@ class Evaluate(Halving):
 
         from adatsq_pipe.stages.denoiser import Call
         from adatsq_pipe.stages.outputs import stacked
+        from adatsq_pipe.stages.runtime.policy_hook import set_bits
         from adatsq_pipe.storage import tensors
 
         step, ground = len(choices) - 1, self._ground(place)
@@ -156,7 +151,7 @@ class Evaluate(Halving):
         outputs = list(self._outputs_of(choices[:-1], place))
         unit_key = unit_name("path", choices, place)
         with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
-            self._set_bits(self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
+            set_bits(self.layers, self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
             calls = self.space.survey["calls"].count(step)
             if choices[:-1] not in ground.arrived:
                 ground.arrived[choices[:-1]] = self.denoiser.teleport(ground.captions, outputs)
@@ -188,13 +183,14 @@ class Evaluate(Halving):
 
     def _roll_out(self, choices: Choices, place: int) -> float:
         from adatsq_pipe.stages.numerics.metrics import mean_log_error
+        from adatsq_pipe.stages.runtime.policy_hook import set_bits
 
         portion = self.portions["rollout"][place]
         with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
             captions = cut(self.batches[portion.batch], portion)
             rows = [self.space.whole_row(t, self.space.bits_of(t, c)) for t, c in enumerate(choices)]
             with unit.timed("model"):
-                run = self.denoiser.record(captions, see=lambda j, call: self._set_bits(rows[call.step]))
+                run = self.denoiser.record(captions, see=lambda j, call: set_bits(self.layers, rows[call.step]))
             wanted = latents_of(portion, self._run_of(portion.batch).latents)
             error = mean_log_error(run.latents, wanted, portion.samples)
             samples = {"calls": len(run.outputs), "samples": portion.samples}

@@ -20,7 +20,7 @@ from adatsq_pipe.storage.files import write_text
 _OURS = "adatsq_pipe"
 MODULES = (
     "names", "numerics.policy", "numerics.packing", "numerics.transform", "numerics.lloyd", "numerics.grid",
-    "runtime.spec", "runtime.clock", "runtime.shared", "runtime.linear", "runtime.follow", "runtime.quantizer",
+    "runtime.spec", "runtime.clock", "runtime.shared", "runtime.linear", "runtime.policy_hook", "runtime.quantizer",
 )  # fmt: skip
 """What runs a quantized model, each after what it imports."""
 _LOADING = """```python

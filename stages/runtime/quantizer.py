@@ -17,8 +17,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.runtime.follow import follow_policy, stop_following
 from adatsq_pipe.stages.runtime.linear import execute, quantized_layers, replace_linears, suited_execution
+from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook, remove_policy_hook
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 
 
@@ -160,7 +160,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         for layer in quantized_layers(model).values():
             for name in layer.of_the_step:
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
-        follow_policy(model, self.quantization_config.timesteps, self.quantization_config.timestep)
+        attach_policy_hook(model, self.quantization_config.timesteps, self.quantization_config.timestep)
         execute(model, suited_execution(model))
         for entry in ("add_adapter", "load_lora_adapter"):
             if hasattr(model, entry):
@@ -177,7 +177,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Plain linears of the weights that the codes stand for; activations are then not rounded any more."""
-        stop_following(model)
+        remove_policy_hook(model)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
             parent, _, leaf = name.rpartition(".")

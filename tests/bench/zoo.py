@@ -32,7 +32,7 @@ from adatsq_pipe.stages.calling import pictures_of
 from adatsq_pipe.stages.denoiser import Conditions, Denoiser
 from adatsq_pipe.stages.families._family import timestep_told
 from adatsq_pipe.stages.given import collated
-from adatsq_pipe.stages.runtime.follow import follow_policy
+from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook
 from adatsq_pipe.storage.rundir import RunDir
 from tests.zoo import ALONE, BUILDERS, GIVEN
 
@@ -194,7 +194,7 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     )
     load_solved(context, denoiser.transformer, policy_of(context))
     for part in denoiser.parts.values():
-        follow_policy(part, survey_of(context)["timesteps"], timestep_told(part))
+        attach_policy_hook(part, survey_of(context)["timesteps"], timestep_told(part))
     runtime.execute(denoiser.transformer, "simulate")
     drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
     return drawn

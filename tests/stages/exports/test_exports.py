@@ -18,7 +18,7 @@ import adatsq_pipe.stages.runtime  # noqa: F401
 from adatsq_pipe.pipeline.cli import main
 from adatsq_pipe.stages.base import StageError
 from adatsq_pipe.stages.exports import _formats, self_contained, step_policy
-from adatsq_pipe.stages.runtime.follow import stop_following
+from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
 from tests.conftest import FAMILIES, PATIENCE
 from tests.stages.runtime.folders import quantize
 
@@ -49,7 +49,7 @@ def draw(pipe: Any, folder: Path) -> torch.Tensor:
 def weight_only(folder: Path) -> torch.Tensor:
     """What the quantized folder draws with activations left whole."""
     pipe = DiffusionPipeline.from_pretrained(folder)
-    stop_following(pipe.transformer)
+    remove_policy_hook(pipe.transformer)
     return draw(pipe, folder)
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
-from adatsq_pipe.stages.runtime.follow import Follow
+from adatsq_pipe.stages.runtime.policy_hook import PolicyHook
 from tests.whole import harness
 
 GOOD = (
@@ -70,7 +70,7 @@ def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
     said = config["quantization_config"]
     assert said["timestep"] == "guidance" and len(said["timesteps"]) == 4 and len(set(said["timesteps"])) == 1
     transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "run" / "model" / "transformer")
-    (hook,) = [hook for hook in transformer._forward_pre_hooks.values() if isinstance(hook, Follow)]
+    (hook,) = [hook for hook in transformer._forward_pre_hooks.values() if isinstance(hook, PolicyHook)]
     with pytest.raises(TypeError, match="none of the arguments guidance"):
         hook(transformer, (), {"timestep": torch.tensor([0.5])})
     hook(transformer, (), {"guidance": torch.tensor([3.5])})

@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from safetensors.torch import load_file, save_file
 
 import adatsq_pipe.stages.runtime as runtime
-from adatsq_pipe.stages.runtime.follow import stop_following
 from adatsq_pipe.stages.runtime.linear import quantized_layers
+from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.conftest import FAMILIES
 from tests.stages.runtime.folders import quantize
@@ -165,7 +165,7 @@ def test_a_lora_is_refused_with_what_to_do_instead(flux: Path) -> None:
 
 def test_dequantizing_gives_a_plain_model(folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(folder)
-    stop_following(pipe.transformer)
+    remove_policy_hook(pipe.transformer)
     wanted = draw(pipe, folder)
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.transformer.dequantize()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.numerics.lloyd import gaussian_book
 from adatsq_pipe.stages.numerics.transform import hadamard
-from adatsq_pipe.stages.runtime.follow import follow_policy
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear, execute
+from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook
 from adatsq_pipe.stages.runtime.spec import WEIGHT_BITS, LayerSpec
 
 
@@ -218,7 +218,7 @@ def test_one_graph_serves_every_step() -> None:
     for execution in ("simulate", "packed"):
         torch._dynamo.reset()
         model, times = Block(), [torch.tensor([t]) for t in (1.0, 0.5, 0.0)]
-        follow_policy(model, [1.0, 0.5, 0.0])
+        attach_policy_hook(model, [1.0, 0.5, 0.0])
         execute(model, execution)
         with torch.no_grad():
             eager = [model(x, t) for t in times]

@@ -1,0 +1,84 @@
+"""The policy hook: before every call of the denoiser it sets the activation bits of each quantized layer.
+
+Nothing else sets a layer's bits: whoever wants other bits than the model's policy calls `set_bits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
+from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
+
+
+def set_bits(layers: Iterable[QuantizedLinear], row: Iterable[int]) -> None:
+    """Set the activation bits of `layers`, one number of `row` each, and drop the rounded input that they share."""
+    for layer, bits in zip(layers, row, strict=True):
+        layer.bits = bits
+        drop_shared_input(layer)
+
+
+def drop_shared_input(layer: QuantizedLinear) -> None:
+    """Forget the rounded input that this layer shares with others."""
+    if layer.shared is not None:
+        layer.shared.clear()
+
+
+class PolicyHook:
+    """Forward pre-hook of the denoiser: finds the step of a call and sets each layer's bits to those of its policy.
+
+    The step is the calibrated timestep nearest to the call's, so other step counts and schedulers work. A batch of
+    mixed timesteps takes the highest bits among its steps.
+    """
+
+    def __init__(
+        self, timesteps: Sequence[float], layers: Mapping[str, QuantizedLinear], timestep_name: str = ""
+    ) -> None:
+        self.calibrated_T = torch.tensor(list(timesteps))
+        self._timestep_name = timestep_name
+        self._layers = list(layers.values())
+        self._policies: list[list[int]] = [layer.policy.tolist() for layer in self._layers]
+        self._steps: list[int] | None = None
+        for layer, policy in zip(self._layers, self._policies, strict=True):
+            rounded = {bits < WEIGHT_ONLY for bits in policy}
+            layer.rounds = rounded.pop() if len(rounded) == 1 else None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        steps = nearest_step(timestep_of(module.forward, args, kwargs, self._timestep_name), self.calibrated_T)
+        if steps != self._steps:
+            first, self._steps = self._steps is None, steps
+            for layer, policy in zip(self._layers, self._policies, strict=True):
+                if first or layer.spec.time_groups or layer.bits != max(policy[step] for step in steps):
+                    layer.at(steps, policy)
+        for layer in self._layers[:1]:
+            drop_shared_input(layer)
+
+
+def attach_policy_hook(model: nn.Module, timesteps: Sequence[float], timestep_name: str = "") -> PolicyHook:
+    """Make `model` follow the policies in its quantized layers; returns the hook.
+
+    `timesteps` are the calibrated ones, in the denoiser's own unit. `timestep_name` names the timestep among the
+    arguments of `model.forward` where it has none of the usual names. Raises ValueError if a policy has another number
+    of steps.
+    """
+    layers = quantized_layers(model)
+    for name, layer in layers.items():
+        if layer.policy.numel() != len(timesteps):
+            raise ValueError(f"layer {name!r} has a policy of {layer.policy.numel()} steps, the model {len(timesteps)}")
+    hook = PolicyHook(timesteps, layers, timestep_name)
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    return hook
+
+
+def remove_policy_hook(model: nn.Module) -> None:
+    """Remove the policy hook of `model`; its layers keep the bits that they have."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, PolicyHook):
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
