@@ -98,7 +98,7 @@ class Sensitivity(Halving):
 
 def allocate(context: Context, executor: Executor, report: Report) -> None:
     """Measure every layer, spend the budget inside each kind, and commit the policy as the stage's `front`."""
-    from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, spend
+    from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily
 
     settings, survey = context.settings("search", SearchSettings), capture.survey_of(context)
     rows: Sequence[Mapping[str, Any]] = survey["layers"]
@@ -112,7 +112,7 @@ def allocate(context: Context, executor: Executor, report: Report) -> None:
         kinds.setdefault(kind_of(rows[i]["name"]), []).append(i)
     row = [WEIGHT_ONLY] * len(rows)
     for members in kinds.values():
-        spent = spend([errors[i] for i in members], settings.bits, settings.budget)
+        spent = allocate_greedily([errors[i] for i in members], settings.bits, settings.budget)
         for i, bits in zip(members, spent, strict=True):
             row[i] = bits
     policy = Policy((tuple(row[i] for i in rounded),))

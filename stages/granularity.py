@@ -30,7 +30,7 @@ def errors_of(context: Context, recipe: Recipe, row: Mapping[str, Any], w_OI: Te
     """The output error of a layer, relative, with weight and activations in groups of every size."""
     import torch
 
-    from adatsq_pipe.stages.numerics.grid import decode, encode, quantize_tokens, weight_grid
+    from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize, weight_grid
 
     x = torch.cat([found for _, found in inputs.rows(context, row["source"])]).to(w_OI)
     x = x[:: max(1, len(x) // ROWS)]
@@ -40,9 +40,9 @@ def errors_of(context: Context, recipe: Recipe, row: Mapping[str, Any], w_OI: Te
             w_OI, bits=recipe.weight_bits, group=size, symmetric=recipe.weight_symmetric, clip=recipe.weight_clip
         )
         columns = grid.columns(row["in"])
-        held = decode(encode(w_OI, *columns, grid.levels), *columns)
-        levels = 2.0**recipe.activation_bits - 1
-        got = quantize_tokens(x, levels, symmetric=recipe.activation_symmetric, group=size) @ held.T
+        held = dequantize(quantize(w_OI, *columns, grid.qmax), *columns)
+        qmax = 2.0**recipe.activation_bits - 1
+        got = fake_quantize_tokens(x, qmax, symmetric=recipe.activation_symmetric, group=size) @ held.T
         errors[str(size)] = float((got - wanted).double().square().sum() / wanted.double().square().sum().clamp(1e-300))
     return errors
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from adatsq_pipe.stages.basis import Basis
     from adatsq_pipe.stages.folding import Fold
-    from adatsq_pipe.stages.numerics.gptq import Solved
+    from adatsq_pipe.stages.numerics.gptq import Solution
     from adatsq_pipe.stages.numerics.grid import Grid
-    from adatsq_pipe.stages.numerics.weight import Coded
+    from adatsq_pipe.stages.numerics.weight import QuantizedWeight
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 
@@ -198,20 +198,20 @@ class Solve:
 
     def _by_time(
         self, row: Mapping[str, Any], spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
-    ) -> tuple[Coded, LayerSpec]:
+    ) -> tuple[QuantizedWeight, LayerSpec]:
         """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
         import torch
 
         from adatsq_pipe.stages.numerics import timegroups, weight
 
         steps, recipe = capture.survey_of(self.context)["steps"], self.recipe
-        place = timegroups.group_of_steps(steps, spec.time_groups)
+        place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
         rows: list[list[Tensor]] = [[] for _ in range(groups)]
         for step, x in inputs.rows(self.context, row["source"]):
             rows[place[step]].append(own.of_rows(x.to(w)))
         joined = [torch.cat(parts) for parts in rows]
-        regions = recipe.regions and timegroups.after_gelu(joined)
+        regions = recipe.regions and timegroups.is_gelu_output(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
         start, bits = self._grid(spec, w), recipe.activation_bits
         if recipe.time_search:
@@ -220,13 +220,13 @@ class Solve:
             weights.index_add_(0, torch.tensor(place, device=w.device), curvature)
             found = timegroups.calibrate(joined, w, weights, start, bits=bits, regions=regions)
         else:
-            found = timegroups.by_range(joined, start, bits=bits, regions=regions)
+            found = timegroups.min_max_calibration(joined, start, bits=bits, regions=regions)
         coded = weight.on_grid(w, gram, lambda _: found.grid)
         coded.tensors["time_group"] = torch.tensor(place, dtype=torch.uint8)
         coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
         return coded, spec
 
-    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solved:
+    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solution:
         from adatsq_pipe.stages.numerics import gptq
 
         try:

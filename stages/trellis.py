@@ -67,7 +67,7 @@ class Trellis:
     """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, by_fisher
+        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, bits_by_fisher
 
         self.settings = context.settings("search", SearchSettings)
         self.survey = capture.survey_of(context)
@@ -79,7 +79,7 @@ class Trellis:
         scores_TL = fisher.fisher_scores(context)
         scores = [row[here].tolist() for row, here in zip(scores_TL, self.rounded, strict=True)]
         self.policies = [
-            by_fisher(scores, self.settings.bits, self.settings.budget, sharpness)
+            bits_by_fisher(scores, self.settings.bits, self.settings.budget, sharpness)
             for sharpness in self.settings.candidates
         ]
         """What every candidate would be over all steps, [candidate][step][layer]."""

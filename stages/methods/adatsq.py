@@ -2,7 +2,7 @@
 
 The paper leaves the base open. Ours: online block Hadamard, per-token asymmetric dynamic activations, per-channel
 asymmetric weights with searched clipping; adaLN modulation weight-only at 4 bits in groups of 64; how many layers of a
-step get the higher bits (the candidates that the trellis chooses from, numerics/policy.by_fisher).
+step get the higher bits (the candidates that the trellis chooses from, numerics/policy.bits_by_fisher).
 """
 
 from __future__ import annotations

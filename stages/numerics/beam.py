@@ -22,7 +22,7 @@ class Path:
     error: float = 0.0
 
 
-def pareto(paths: list[Path]) -> list[Path]:
+def pareto_front(paths: list[Path]) -> list[Path]:
     """The paths that no other beats in price and error at once, by rising price; of equals, the first by choices."""
     front: list[Path] = []
     for path in sorted(paths, key=lambda p: (p.price, p.error, p.choices)):
@@ -79,6 +79,6 @@ class Beam:
             parent = next(p for p in self.paths if p.choices == choices[:-1])
             price = self.prices[self.level][choices[-1]]
             grown.append(Path(choices=choices, price=parent.price + price, error=parent.error + errors[choices]))
-        front = pareto(grown)
+        front = pareto_front(grown)
         kept = nearest_origin(front, self.width)
         return replace(self, level=self.level + 1, paths=tuple(kept), front=tuple(front))

@@ -18,7 +18,7 @@ DAMPING_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solved:
+class Solution:
     """`codes_OI` uint8, the damping that was needed (a ratio of the mean diagonal), and tr(dW H dW^T) / tr(W H W^T)."""
 
     codes_OI: Tensor
@@ -57,7 +57,7 @@ def inverse_factor(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
 
 
-def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_order: bool) -> Solved:
+def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_order: bool) -> Solution:
     """Codes of `w_OI` [out, in] on `grid` that keep `x W^T` for inputs with Gram matrix `gram_II` (float64).
 
     Columns whose inputs are always zero are rounded to nearest. With `act_order` columns are taken by falling Gram
@@ -80,7 +80,7 @@ def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_orde
         errors = torch.zeros_like(w[:, start:stop])
         for i in range(start, stop):
             s, z = scale[:, i], zero[:, i]
-            code = (torch.round(w[:, i] / s) + z).clamp_(0, grid.levels)
+            code = (torch.round(w[:, i] / s) + z).clamp_(0, grid.qmax)
             codes[:, i] = code
             error_O = (w[:, i] - (code - z) * s) / factor[i, i]
             errors[:, i - start] = error_O
@@ -89,4 +89,4 @@ def solve(w_OI: Tensor, gram_II: Tensor, grid: Grid, *, damping: float, act_orde
     values = (codes - zero) * scale
     back = torch.argsort(order)
     error = weighted_error(w_OI, values[:, back], gram_II)
-    return Solved(codes_OI=codes[:, back].to(torch.uint8), damping=used, error=error)
+    return Solution(codes_OI=codes[:, back].to(torch.uint8), damping=used, error=error)

@@ -1,7 +1,7 @@
 """Uniform grids: rounding weights offline and activations on the fly.
 
-A grid of b bits has 2^b levels. `scale` and `zero` are such that value = (code - zero) * scale, codes 0 .. 2^b - 1;
-a symmetric grid has the fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels.
+A grid of b bits has 2^b levels: codes 0 .. qmax = 2^b - 1, and value = (code - zero) * scale. A symmetric grid has the
+fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics.lloyd import nearest
+from adatsq_pipe.stages.numerics.lloyd import nearest_index
 
 CLIP_STEPS = 40
 CLIP_SMALLEST = 0.4
@@ -29,7 +29,8 @@ class Grid:
     zero_OG: Tensor
 
     @property
-    def levels(self) -> int:
+    def qmax(self) -> int:
+        """The largest code, 2^bits - 1."""
         return int(2**self.bits - 1)
 
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
@@ -38,12 +39,12 @@ class Grid:
         return self.scale_OG.repeat_interleave(repeat, 1), self.zero_OG.repeat_interleave(repeat, 1)
 
 
-def encode(w: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
-    """Nearest codes of `w` (float, in 0 .. levels); `scale` and `zero` broadcast."""
-    return (torch.round(w / scale) + zero).clamp_(0, levels)
+def quantize(w: Tensor, scale: Tensor, zero: Tensor, qmax: int) -> Tensor:
+    """Nearest codes of `w` (float, in 0 .. qmax); `scale` and `zero` broadcast."""
+    return (torch.round(w / scale) + zero).clamp_(0, qmax)
 
 
-def decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Values of `codes`, in the dtype of `scale`."""
     return (codes.to(scale.dtype) - zero) * scale
 
@@ -73,82 +74,82 @@ def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: b
 
 
 def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    levels = 2**bits - 1
+    qmax = 2**bits - 1
     if symmetric:
-        scale = 2 * torch.maximum(-low, high) / levels
+        scale = 2 * torch.maximum(-low, high) / qmax
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         return scale, torch.full_like(scale, 2.0 ** (bits - 1))
-    scale = (high - low) / levels
+    scale = (high - low) / qmax
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return scale, torch.round(-low / scale).clamp(0, levels)
+    return scale, torch.round(-low / scale).clamp(0, qmax)
 
 
 def _norm(rows: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     scale, zero = scale.unsqueeze(1), zero.unsqueeze(1)
-    error = decode(encode(rows, scale, zero, 2**bits - 1), scale, zero).sub_(rows)
+    error = dequantize(quantize(rows, scale, zero, 2**bits - 1), scale, zero).sub_(rows)
     return error.abs_().pow_(CLIP_NORM).sum(1)
 
 
-def quantize_tokens(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool, group: int = 0) -> Tensor:
+def fake_quantize_tokens(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool, group: int = 0) -> Tensor:
     """Round every token (row) of `x_NI` [..., in] to its own dynamic grid and back; dtype kept.
 
-    `levels` is 2^bits - 1, as a number or a tensor that broadcasts over tokens. Asymmetric grids span [min, max] of
+    `qmax` is 2^bits - 1, as a number or a tensor that broadcasts over tokens. Asymmetric grids span [min, max] of
     the token with 0 included; symmetric ones [-max, max] with 2^(bits-1) - 1 steps a side. With `group` every so many
     channels of a token have a grid of their own.
     """
-    codes, scale = _token_codes(x_NI, levels, symmetric, group)
+    codes, scale = _token_codes(x_NI, qmax, symmetric, group)
     return codes.mul_(scale).flatten(x_NI.ndim - 1).to(x_NI.dtype)
 
 
-def token_codes(x_NI: Tensor, levels: Tensor | float, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The grids of `quantize_tokens` as (codes [..., in] in the dtype of `x_NI`, scale float32 [..., 1]).
+def token_codes(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """The grids of `fake_quantize_tokens` as (codes [..., in] in the dtype of `x_NI`, scale float32 [..., 1]).
 
     Codes are whole numbers from -2^bits to 2^bits, zero where the token is: exact in bfloat16 up to eight bits.
     """
-    codes, scale = _token_codes(x_NI, levels, symmetric, 0)
+    codes, scale = _token_codes(x_NI, qmax, symmetric, 0)
     return codes.to(x_NI.dtype), scale
 
 
-def static_codes(x_NI: Tensor, levels: Tensor | float, scale: Tensor, zero: Tensor) -> Tensor:
+def static_codes(x_NI: Tensor, qmax: Tensor | float, scale: Tensor, zero: Tensor) -> Tensor:
     """Codes [..., in] of `x_NI` on one grid that was calibrated: `scale` and `zero` are single numbers."""
     floor = -zero
     codes = torch.div(x_NI.float(), scale).round_()
-    return torch.minimum(torch.maximum(codes, floor), floor + levels).to(x_NI.dtype)
+    return torch.minimum(torch.maximum(codes, floor), floor + qmax).to(x_NI.dtype)
 
 
 _FINE = 0.17
 """Negative values after GELU reach to -.17 (TQ-DiT, 2502.04056, multi-region quantization)."""
 
 
-def region_values(x_NI: Tensor, levels: Tensor | float, scale: Tensor) -> Tensor:
+def fake_quantize_regions(x_NI: Tensor, qmax: Tensor | float, scale: Tensor) -> Tensor:
     """`x_NI` [..., in] rounded in two regions of 2^(b-1) codes each: from 0 up in steps of `scale` (a single number),
     below 0 in the fixed step .17 / 2^(b-1); dtype kept."""
-    half = (levels + 1) / 2
+    half = (qmax + 1) / 2
     x, fine = x_NI.float(), _FINE / half
     above = torch.div(x, scale).round_().clamp_(min=0).clamp_(max=half - 1).mul_(scale)
     below = (x / fine).round_().clamp_(max=0).clamp_(min=-half).mul_(fine)
     return torch.where(x < 0, below, above).to(x_NI.dtype)
 
 
-def codebook_tokens(x_NI: Tensor, levels: Tensor) -> Tensor:
+def fake_quantize_to_codebook(x_NI: Tensor, levels: Tensor) -> Tensor:
     """Round every token (row) of `x_NI` [..., in] to the nearest of `levels` times its root mean square; dtype kept."""
     x = x_NI.float()
     size = x.square().mean(-1, keepdim=True).sqrt_().clamp_(min=1e-12)
-    return levels.to(x)[nearest(x / size, levels)].mul_(size).to(x_NI.dtype)
+    return levels.to(x)[nearest_index(x / size, levels)].mul_(size).to(x_NI.dtype)
 
 
-def _token_codes(x_NI: Tensor, levels: Tensor | float, symmetric: bool, group: int) -> tuple[Tensor, Tensor]:
+def _token_codes(x_NI: Tensor, qmax: Tensor | float, symmetric: bool, group: int) -> tuple[Tensor, Tensor]:
     """float32 codes and scales, [..., in] and [..., 1]; with `group` [..., in / group, group] and [..., 1]."""
     x = x_NI.float()
     if group:
         x = x.unflatten(-1, (-1, group))
     if symmetric:
-        half = (levels - 1) / 2
+        half = (qmax - 1) / 2
         scale = x.abs().amax(-1, keepdim=True).div_(half).clamp_(min=1e-12)
         return torch.div(x, scale).round_(), scale
     low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
-    scale = high.sub_(low).div_(levels).clamp_(min=1e-12)
-    ceiling = low.div_(scale).round_().add_(levels)
+    scale = high.sub_(low).div_(qmax).clamp_(min=1e-12)
+    ceiling = low.div_(scale).round_().add_(qmax)
     return torch.div(x, scale).round_().clamp_(max=ceiling), scale
 
 

@@ -12,7 +12,7 @@ _STILL = 1e-9
 
 
 @lru_cache(maxsize=16)
-def gaussian_book(bits: int) -> Tensor:
+def gaussian_codebook(bits: int) -> Tensor:
     """The 2^bits levels, rising, float64: each the mean of its cell, each cell's edge halfway between two levels."""
     normal = torch.distributions.Normal(
         torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64), validate_args=False
@@ -20,7 +20,7 @@ def gaussian_book(bits: int) -> Tensor:
     count = 2**bits
     levels: Tensor = 3**0.5 * normal.icdf((torch.arange(count, dtype=torch.float64) + 0.5) / count)
     for _ in range(_ROUNDS):
-        edges = torch.cat((torch.tensor([-torch.inf]), between(levels), torch.tensor([torch.inf])))
+        edges = torch.cat((torch.tensor([-torch.inf]), cell_edges(levels), torch.tensor([torch.inf])))
         density = torch.exp(normal.log_prob(edges))
         better = -density.diff() / normal.cdf(edges).diff()
         moved = (better - levels).abs().max()
@@ -30,11 +30,11 @@ def gaussian_book(bits: int) -> Tensor:
     return (levels - levels.flip(0)) / 2
 
 
-def between(levels: Tensor) -> Tensor:
+def cell_edges(levels: Tensor) -> Tensor:
     """The edges of the cells: halfway between neighbouring levels."""
     return (levels[1:] + levels[:-1]) / 2
 
 
-def nearest(x: Tensor, levels: Tensor) -> Tensor:
+def nearest_index(x: Tensor, levels: Tensor) -> Tensor:
     """Index of the level nearest to each value of `x`, int64."""
-    return torch.bucketize(x, between(levels).to(x.dtype))
+    return torch.bucketize(x, cell_edges(levels).to(x.dtype))

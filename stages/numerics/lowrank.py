@@ -21,7 +21,7 @@ class Branch:
     errors: tuple[float, ...]
 
 
-def truncated(w_OI: Tensor, rank: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def truncated_svd(w_OI: Tensor, rank: int, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The best approximation of `w_OI` of this rank, as (up [out, rank], down [rank, in]), both in `dtype`."""
     u, s, v = torch.linalg.svd(w_OI.double(), full_matrices=False)
     root = s[:rank].sqrt()
@@ -45,7 +45,7 @@ def alternate(
     w, best, errors = w_OI.double(), None, list[float]()
     held = torch.zeros_like(w)
     for _ in range(max(rounds, 1)):
-        up, down = truncated(w - held, rank, dtype=dtype)
+        up, down = truncated_svd(w - held, rank, dtype=dtype)
         low = up.double() @ down.double()
         held = quantized((w - low).float()).double()
         errors.append(weighted_error(w, low + held, gram_II))

@@ -42,7 +42,7 @@ def rounding_error(bits: int) -> float:
     return 1 / (2.0**bits - 1) ** 2
 
 
-def by_fisher(
+def bits_by_fisher(
     fisher_TL: Sequence[Sequence[float]], bits: Sequence[int], budget: float, sharpness: tuple[float, float]
 ) -> tuple[tuple[int, ...], ...]:
     """Bits of every layer at every step, the mean at most `budget`: those of highest Fisher score get the highest.
@@ -58,11 +58,11 @@ def by_fisher(
         for row, mean in zip(fisher_TL, means, strict=True)
         for score in row
     ]
-    spent = iter(spend(flat, bits, budget))
+    spent = iter(allocate_greedily(flat, bits, budget))
     return tuple(tuple(next(spent) for _ in row) for row in fisher_TL)
 
 
-def spend(errors_LB: Sequence[Sequence[float]], bits: Sequence[int], budget: float) -> tuple[int, ...]:
+def allocate_greedily(errors_LB: Sequence[Sequence[float]], bits: Sequence[int], budget: float) -> tuple[int, ...]:
     """Bits of every layer, the mean at most `budget`: from the fewest, the raise that mends most per bit comes first.
 
     `errors_LB[l][i]` is the error with layer l at `bits[i]`; `bits` rises. A raise may skip widths; ties go to the

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import lloyd, lowrank
-from adatsq_pipe.stages.numerics.gptq import Solved, weighted_error
-from adatsq_pipe.stages.numerics.grid import Grid, decode, encode
+from adatsq_pipe.stages.numerics.gptq import Solution, weighted_error
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 
-Solver = Callable[[Tensor, Tensor, Grid], Solved]
+Solver = Callable[[Tensor, Tensor, Grid], Solution]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coded:
+class QuantizedWeight:
     """`tensors` as they are stored (codes uint8 [out, in]); the output error, that of rounding to nearest, damping."""
 
     tensors: dict[str, Tensor]
@@ -33,15 +33,15 @@ def on_grid(
     rank: int = 0,
     rounds: int = 1,
     solver: Solver | None = None,
-) -> Coded:
+) -> QuantizedWeight:
     """`w_OI` (float32) on the uniform grid `grid_of` finds for it: to nearest, or by `solver`; with `rank` only what is
     left of it beside a branch (see `lowrank.alternate`)."""
 
     def rounded(w: Tensor) -> tuple[Grid, Tensor, Tensor]:
         grid = grid_of(w)
         scale, zero = grid.columns(w.shape[1])
-        codes = encode(w, scale, zero, grid.levels)
-        return grid, codes, decode(codes, scale, zero)
+        codes = quantize(w, scale, zero, grid.qmax)
+        return grid, codes, dequantize(codes, scale, zero)
 
     left, low, parts = w_OI, torch.zeros_like(w_OI), dict[str, Tensor]()
     if rank:
@@ -56,22 +56,22 @@ def on_grid(
         solved = solver(left, gram_II, grid)
         codes, damping, error = solved.codes_OI, solved.damping, solved.error
         if rank:
-            error = weighted_error(w_OI, low + decode(codes, *grid.columns(w_OI.shape[1])), gram_II)
+            error = weighted_error(w_OI, low + dequantize(codes, *grid.columns(w_OI.shape[1])), gram_II)
     tensors = {
         "codes": codes.to(torch.uint8),
         "scale": grid.scale_OG.bfloat16(),
         "zero": grid.zero_OG.to(torch.uint8),
         **parts,
     }
-    return Coded(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
+    return QuantizedWeight(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
 
 
-def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> Coded:
+def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
     """Every row of `w_OI`, divided by its root mean square, on the Lloyd-Max levels of a Gaussian (OrbitQuant)."""
-    book = lloyd.gaussian_book(bits).to(w_OI)
+    book = lloyd.gaussian_codebook(bits).to(w_OI)
     scale = w_OI.square().mean(1, keepdim=True).sqrt().bfloat16()
     unit = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
-    codes = lloyd.nearest(w_OI / unit, book)
+    codes = lloyd.nearest_index(w_OI / unit, book)
     error = weighted_error(w_OI, book[codes] * scale.float(), gram_II)
     tensors = {"codes": codes.to(torch.uint8), "scale": scale, "book": book.float()}
-    return Coded(tensors=tensors, error=error, nearest_error=error, damping=0.0)
+    return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)

@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from adatsq_pipe.stages.numerics.grid import (
     by_rows,
-    codebook_tokens,
-    decode,
-    quantize_tokens,
-    region_values,
+    dequantize,
+    fake_quantize_regions,
+    fake_quantize_to_codebook,
+    fake_quantize_tokens,
     rows_of,
     static_codes,
     token_codes,
 )
-from adatsq_pipe.stages.numerics.lloyd import gaussian_book
+from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
@@ -196,18 +196,22 @@ class QuantizedLinear(nn.Module):
         sometimes = compiling and self.rounds is None
         spec = self.spec
         if spec.regions:
-            values = region_values(x, levels, self.now_scale)
+            values = fake_quantize_regions(x, levels, self.now_scale)
         elif spec.time_groups:
             codes = static_codes(x, levels, self.now_scale, self.now_zero)
             if as_codes and not sometimes:
                 return codes, self.now_scale
             values = (codes.float() * self.now_scale).to(x.dtype)
         elif spec.activation_codebook:
-            values = codebook_tokens(x, gaussian_book(self.bits).to(x.device)) if self.bits < WEIGHT_ONLY else x
+            values = (
+                fake_quantize_to_codebook(x, gaussian_codebook(self.bits).to(x.device))
+                if self.bits < WEIGHT_ONLY
+                else x
+            )
         elif as_codes and not spec.activation_group and not sometimes:
             return token_codes(x, levels, symmetric=spec.symmetric_activations)
         else:
-            values = quantize_tokens(x, levels, symmetric=spec.symmetric_activations, group=spec.activation_group)
+            values = fake_quantize_tokens(x, levels, symmetric=spec.symmetric_activations, group=spec.activation_group)
         return (torch.where(self.levels < 2.0**WEIGHT_ONLY - 1, values, x) if sometimes else values), None
 
     def _prepared(self, x: Tensor, *, as_codes: bool) -> tuple[Rounded, Tensor | None]:
@@ -259,7 +263,7 @@ class QuantizedLinear(nn.Module):
         if self.spec.codebook:
             weight = self.book[codes.int()] * scale
         else:
-            weight = decode(codes, scale, self.zero.float().unsqueeze(2))
+            weight = dequantize(codes, scale, self.zero.float().unsqueeze(2))
         transformed = self.transformed(x.float())
         out = functional.linear(self._round(transformed, as_codes=False)[0], weight.flatten(1))
         if self.spec.rank:

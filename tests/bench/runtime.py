@@ -58,7 +58,7 @@ def quantized(plain: nn.Linear, bits: int, *, group: int = 0) -> QuantizedLinear
     weight = plain.weight.detach().float().cpu()
     grid = weight_grid(weight, bits=bits, group=group, symmetric=False, clip=False)
     scale, zero = grid.columns(plain.in_features)
-    codes = (torch.round(weight / scale) + zero).clamp_(0, grid.levels).to(torch.uint8)
+    codes = (torch.round(weight / scale) + zero).clamp_(0, grid.qmax).to(torch.uint8)
     layer.set_tensors({"codes": codes, "scale": grid.scale_OG, "zero": grid.zero_OG})
     layer.bits = bits
     return layer

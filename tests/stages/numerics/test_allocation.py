@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from adatsq_pipe.stages.numerics.beam import Beam, Choices, Path, nearest_origin, pareto
+from adatsq_pipe.stages.numerics.beam import Beam, Choices, Path, nearest_origin, pareto_front
 from adatsq_pipe.stages.numerics.metrics import mean_log_error, psnr, relative_error
-from adatsq_pipe.stages.numerics.policy import Policy, by_fisher, rounding_error, spend, uniform
+from adatsq_pipe.stages.numerics.policy import Policy, allocate_greedily, bits_by_fisher, rounding_error, uniform
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, squared_gradient_mean, temporal_weights
 
 
@@ -44,7 +44,7 @@ def test_bits_by_fisher_are_as_good_as_the_best_for_one_raise_less(
     budget: float, sharpness: tuple[float, float]
 ) -> None:
     fisher, bits = [[0.1, 5.0, 0.2], [3.0, 0.3, 40.0]], (3, 4, 8)
-    rows = by_fisher(fisher, bits, budget, sharpness)
+    rows = bits_by_fisher(fisher, bits, budget, sharpness)
     assert sum(map(sum, rows)) <= budget * 6
     weights = [
         (sum(row) / 3) ** sharpness[1] * (score / (sum(row) / 3)) ** sharpness[0] for row in fisher for score in row
@@ -60,9 +60,11 @@ def test_bits_by_fisher_are_as_good_as_the_best_for_one_raise_less(
 
 
 def test_the_most_sensitive_layers_get_the_most_bits_and_steps_may_differ_in_layers() -> None:
-    (first, second) = by_fisher([[0.1, 50.0, 0.2, 3.0, 0.3], [1e-9]], (3, 4, 8), 4.0, (1.0, 1.0))
+    (first, second) = bits_by_fisher([[0.1, 50.0, 0.2, 3.0, 0.3], [1e-9]], (3, 4, 8), 4.0, (1.0, 1.0))
     assert first == (3, 8, 3, 4, 3) and second == (3,)
-    assert by_fisher([[0.0, 0.0], [0.0, 0.0]], (3, 4, 8), 8.0, (1.0, 0.0)) == ((3, 3), (3, 3)), "no score, no raise"
+    assert bits_by_fisher([[0.0, 0.0], [0.0, 0.0]], (3, 4, 8), 8.0, (1.0, 0.0)) == ((3, 3), (3, 3)), (
+        "no score, no raise"
+    )
 
 
 def test_spending_is_that_of_a_slow_obvious_loop() -> None:
@@ -83,7 +85,7 @@ def test_spending_is_that_of_a_slow_obvious_loop() -> None:
             _, i, to = (abs(x) for x in max(raises))
             left -= bits[int(to)] - bits[places[int(i)]]
             places[int(i)] = int(to)
-        assert spend(errors, bits, budget) == tuple(bits[place] for place in places)
+        assert allocate_greedily(errors, bits, budget) == tuple(bits[place] for place in places)
 
 
 def test_policies_are_values() -> None:
@@ -105,7 +107,7 @@ def test_pareto_against_all_pairs() -> None:
             (q.price <= p.price and q.error <= p.error and (q.price, q.error) != (p.price, p.error)) for q in paths
         )
 
-    assert {(p.price, p.error) for p in pareto(paths)} == {(p.price, p.error) for p in paths if not beaten(p)}
+    assert {(p.price, p.error) for p in pareto_front(paths)} == {(p.price, p.error) for p in paths if not beaten(p)}
 
 
 def test_nearest_to_the_origin() -> None:

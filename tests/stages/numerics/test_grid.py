@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adatsq_pipe.stages.numerics.grid import CLIP_NORM, decode, encode, quantize_tokens, weight_grid
+from adatsq_pipe.stages.numerics.grid import CLIP_NORM, dequantize, fake_quantize_tokens, quantize, weight_grid
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -15,11 +15,11 @@ def test_rounding_is_to_the_nearest_level(bits: int, group: int, symmetric: bool
     w = torch.randn(5, 16, generator=torch.Generator().manual_seed(bits))
     grid = weight_grid(w, bits=bits, group=group, symmetric=symmetric, clip=False)
     scale, zero = grid.columns(16)
-    codes = encode(w, scale, zero, grid.levels)
+    codes = quantize(w, scale, zero, grid.qmax)
     assert codes.min() >= 0 and codes.max() <= 2**bits - 1
-    levels = decode(torch.arange(2**bits).view(-1, 1, 1).float(), scale, zero)
+    levels = dequantize(torch.arange(2**bits).view(-1, 1, 1).float(), scale, zero)
     nearest = (levels - w).abs().amin(0)
-    assert torch.allclose((decode(codes, scale, zero) - w).abs(), nearest, atol=1e-6)
+    assert torch.allclose((dequantize(codes, scale, zero) - w).abs(), nearest, atol=1e-6)
 
 
 def test_clipping_never_hurts_and_helps_with_an_outlier() -> None:
@@ -29,7 +29,7 @@ def test_clipping_never_hurts_and_helps_with_an_outlier() -> None:
     for clip in (False, True):
         grid = weight_grid(w, bits=3, group=0, symmetric=False, clip=clip)
         scale, zero = grid.columns(64)
-        errors[clip] = (decode(encode(w, scale, zero, grid.levels), scale, zero) - w).abs().pow(CLIP_NORM).sum(1)
+        errors[clip] = (dequantize(quantize(w, scale, zero, grid.qmax), scale, zero) - w).abs().pow(CLIP_NORM).sum(1)
     assert (errors[True] <= errors[False] + 1e-5).all()
     assert errors[True][0] < errors[False][0]
 
@@ -39,7 +39,7 @@ def test_constant_rows_are_exact(value: float) -> None:
     w = torch.full((2, 8), value)
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
     scale, zero = grid.columns(8)
-    assert torch.allclose(decode(encode(w, scale, zero, grid.levels), scale, zero), w, atol=1e-6)
+    assert torch.allclose(dequantize(quantize(w, scale, zero, grid.qmax), scale, zero), w, atol=1e-6)
 
 
 def test_a_group_that_does_not_divide_is_refused() -> None:
@@ -50,7 +50,7 @@ def test_a_group_that_does_not_divide_is_refused() -> None:
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_tokens_against_a_loop(bits: int) -> None:
     x = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 7).view(-1, 1)
-    got = quantize_tokens(x, 2.0**bits - 1, symmetric=False)
+    got = fake_quantize_tokens(x, 2.0**bits - 1, symmetric=False)
     for row, rounded in zip(x, got, strict=True):
         low, high = min(row.min().item(), 0.0), max(row.max().item(), 0.0)
         scale = (high - low) / (2**bits - 1)
@@ -61,7 +61,7 @@ def test_tokens_against_a_loop(bits: int) -> None:
 
 
 def test_token_edge_cases() -> None:
-    assert quantize_tokens(torch.zeros(2, 4), 7.0, symmetric=False).equal(torch.zeros(2, 4))
-    assert quantize_tokens(torch.empty(0, 4), 7.0, symmetric=False).shape == (0, 4)
+    assert fake_quantize_tokens(torch.zeros(2, 4), 7.0, symmetric=False).equal(torch.zeros(2, 4))
+    assert fake_quantize_tokens(torch.empty(0, 4), 7.0, symmetric=False).shape == (0, 4)
     positive = torch.rand(3, 9) + 0.5
-    assert torch.allclose(quantize_tokens(positive, 255.0, symmetric=True), positive, atol=0.01)
+    assert torch.allclose(fake_quantize_tokens(positive, 255.0, symmetric=True), positive, atol=0.01)

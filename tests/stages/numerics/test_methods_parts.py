@@ -13,8 +13,8 @@ from torch import Tensor
 from adatsq_pipe.stages.fit import fitted
 from adatsq_pipe.stages.numerics import smoothing, timegroups
 from adatsq_pipe.stages.numerics.evolve import evolve
-from adatsq_pipe.stages.numerics.grid import decode, encode, region_values, weight_grid
-from adatsq_pipe.stages.numerics.policy import spend
+from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_regions, quantize, weight_grid
+from adatsq_pipe.stages.numerics.policy import allocate_greedily
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -48,21 +48,21 @@ def test_balancing_leaves_the_output_and_makes_both_saliences_equal() -> None:
 def test_regions_are_two_grids() -> None:
     x = torch.tensor([-0.5, -0.17, -0.01, 0.0, 0.04, 0.26, 9.0])
     fine, scale = 0.17 / 8, torch.tensor(0.1)
-    got = region_values(x, 15.0, scale)
+    got = fake_quantize_regions(x, 15.0, scale)
     slow = [max(-8, round(v / fine)) * fine if v < 0 else min(7, round(v / 0.1)) * 0.1 for v in x.tolist()]
     assert got.tolist() == pytest.approx(slow, abs=1e-6)
 
 
 def test_gelu_is_told_from_other_inputs() -> None:
     x = torch.linspace(-6, 6, 500)
-    assert timegroups.after_gelu([torch.nn.functional.gelu(x)])
-    assert timegroups.after_gelu([torch.nn.functional.gelu(x, approximate="tanh")])
-    assert not timegroups.after_gelu([torch.nn.functional.silu(x)]) and not timegroups.after_gelu([x.relu()])
+    assert timegroups.is_gelu_output([torch.nn.functional.gelu(x)])
+    assert timegroups.is_gelu_output([torch.nn.functional.gelu(x, approximate="tanh")])
+    assert not timegroups.is_gelu_output([torch.nn.functional.silu(x)]) and not timegroups.is_gelu_output([x.relu()])
 
 
 def test_steps_fall_into_equal_groups() -> None:
-    assert timegroups.group_of_steps(10, 3) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert timegroups.group_of_steps(2, 5) == [0, 1]
+    assert timegroups.step_groups(10, 3) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert timegroups.step_groups(2, 5) == [0, 1]
 
 
 def _drifting(groups: int = 3) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -78,8 +78,8 @@ def test_grouped_scales_are_never_worse_than_one(bits: int) -> None:
     found = timegroups.calibrate(rows, w, curvature, start, bits=bits, regions=False)
     assert found.error <= found.single_error * (1 + 1e-12)
     assert found.error < 0.5 * found.single_error
-    held = decode(
-        encode(w, found.grid.scale_OG, found.grid.zero_OG, found.grid.levels), found.grid.scale_OG, start.zero_OG
+    held = dequantize(
+        quantize(w, found.grid.scale_OG, found.grid.zero_OG, found.grid.qmax), found.grid.scale_OG, start.zero_OG
     )
     error = total = 0.0
     for x, h, scale, zero in zip(rows, curvature, found.scale_G, found.zero_G, strict=True):
@@ -98,7 +98,7 @@ def test_scales_start_from_min_max_and_do_not_end_worse() -> None:
     scale = (high - low) / 15
     zero = torch.round(-low / scale)
     x = ((torch.round(rows[0] / scale) + zero).clamp(0, 15) - zero) * scale
-    held = decode(encode(w, start.scale_OG, start.zero_OG, 15), start.scale_OG, start.zero_OG)
+    held = dequantize(quantize(w, start.scale_OG, start.zero_OG, 15), start.scale_OG, start.zero_OG)
     plain = ((rows[0] @ w.T - x @ held.T).double().square() * curvature[0]).sum()
     whole = ((rows[0] @ w.T).double().square() * curvature[0]).sum()
     assert found.error < float(plain / whole)
@@ -107,9 +107,9 @@ def test_scales_start_from_min_max_and_do_not_end_worse() -> None:
 def test_a_range_is_that_of_all_rows() -> None:
     rows, w, _ = _drifting(2)
     start = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
-    found = timegroups.by_range(rows, start, bits=4, regions=False)
+    found = timegroups.min_max_calibration(rows, start, bits=4, regions=False)
     for x, scale, zero in zip(rows, found.scale_G, found.zero_G, strict=True):
-        got = timegroups.rounded(x, 15.0, scale, zero, regions=False)
+        got = timegroups.fake_quantize_static(x, 15.0, scale, zero, regions=False)
         assert float((got - x).abs().max()) <= float(scale) * 1.01
         assert float(scale) == pytest.approx(float(x.max() - x.min()) / 15)
     assert torch.equal(found.grid.scale_OG, start.scale_OG)
@@ -134,12 +134,12 @@ def test_evolution_is_never_worse_than_its_start_and_near_the_best(seed: int) ->
 
 def test_bits_are_spent_where_they_mend_most() -> None:
     errors = [[1.0, 0.9, 0.0], [5.0, 1.0, 0.9], [0.1, 0.1, 0.1]]
-    assert spend(errors, (3, 4, 8), 3.0) == (3, 3, 3)
-    assert spend(errors, (3, 4, 8), 3.4) == (3, 4, 3)
-    assert spend(errors, (3, 4, 8), 5.0) == (8, 4, 3)
-    assert spend(errors, (3, 4, 8), 8.0) == (8, 8, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 3.0) == (3, 3, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 3.4) == (3, 4, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 5.0) == (8, 4, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 8.0) == (8, 8, 3)
     with pytest.raises(ValueError, match="below the fewest"):
-        spend(errors, (3, 4, 8), 2.5)
+        allocate_greedily(errors, (3, 4, 8), 2.5)
 
 
 def test_a_group_is_fitted_to_the_width() -> None:

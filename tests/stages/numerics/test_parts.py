@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.numerics import lloyd, lowrank, smoothing, weight
 from adatsq_pipe.stages.numerics.gptq import weighted_error
-from adatsq_pipe.stages.numerics.grid import decode, encode, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
 
 
 def _problem(seed: int = 3, width: int = 32, out: int = 24) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +41,7 @@ def test_smoothing_leaves_dead_channels_alone() -> None:
 def _rounded(w: Tensor) -> Tensor:
     grid = weight_grid(w, bits=3, group=8, symmetric=False, clip=False)
     scale, zero = grid.columns(w.shape[1])
-    return decode(encode(w, scale, zero, grid.levels), scale, zero)
+    return dequantize(quantize(w, scale, zero, grid.qmax), scale, zero)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
@@ -57,17 +57,17 @@ def test_the_alternation_never_ends_worse_than_it_began(rank: int) -> None:
 
 def test_the_branch_is_the_best_of_its_rank() -> None:
     _, w, _ = _problem()
-    up, down = lowrank.truncated(w, 5, dtype=torch.float64)
+    up, down = lowrank.truncated_svd(w, 5, dtype=torch.float64)
     left = torch.linalg.svdvals(w.double() - up @ down)
     assert torch.allclose(left[: 24 - 5], torch.linalg.svdvals(w.double())[5:])
 
 
 @pytest.mark.parametrize(("bits", "published"), [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497), (5, 0.002499)])
 def test_the_codebook_has_the_published_distortion(bits: int, published: float) -> None:
-    book = lloyd.gaussian_book(bits)
+    book = lloyd.gaussian_codebook(bits)
     x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
     density = torch.exp(-x * x / 2) / (2 * torch.pi) ** 0.5
-    error = ((x - book[lloyd.nearest(x, book)]).square() * density).sum() * (x[1] - x[0])
+    error = ((x - book[lloyd.nearest_index(x, book)]).square() * density).sum() * (x[1] - x[0])
     assert error.item() == pytest.approx(published, rel=3e-3)
     assert torch.equal(book, -book.flip(0)) and (book.diff() > 0).all()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import gptq, transform
-from adatsq_pipe.stages.numerics.grid import Grid, decode, encode, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
 from adatsq_pipe.stages.numerics.packing import pack, packed_bytes, unpack
 
 
@@ -26,7 +26,7 @@ def _naive(w: Tensor, gram: Tensor, grid: Grid, damping: float) -> Tensor:
     left, codes = w.double().clone(), torch.empty_like(w, dtype=torch.float64)
     for i in range(w.shape[1]):
         inverse = torch.linalg.inv(h[i:, i:])
-        codes[:, i] = (torch.round(left[:, i] / scale[:, i]) + zero[:, i]).clamp(0, grid.levels)
+        codes[:, i] = (torch.round(left[:, i] / scale[:, i]) + zero[:, i]).clamp(0, grid.qmax)
         error = (left[:, i] - (codes[:, i] - zero[:, i]) * scale[:, i]) / inverse[0, 0]
         left[:, i + 1 :] -= error.unsqueeze(1) * inverse[0, 1:]
     return codes.to(torch.uint8)
@@ -45,10 +45,12 @@ def test_gptq_beats_rounding(group: int, act_order: bool) -> None:
     w, gram = _problem()
     grid = weight_grid(w, bits=3, group=group, symmetric=False, clip=True)
     scale, zero = grid.columns(w.shape[1])
-    nearest = decode(encode(w, scale, zero, grid.levels), scale, zero)
+    nearest = dequantize(quantize(w, scale, zero, grid.qmax), scale, zero)
     solved = gptq.solve(w, gram, grid, damping=0.01, act_order=act_order)
     assert solved.error < 0.9 * gptq.weighted_error(w, nearest, gram)
-    assert solved.error == pytest.approx(gptq.weighted_error(w, decode(solved.codes_OI, scale, zero), gram), rel=1e-6)
+    assert solved.error == pytest.approx(
+        gptq.weighted_error(w, dequantize(solved.codes_OI, scale, zero), gram), rel=1e-6
+    )
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
     scale, zero = grid.columns(w.shape[1])
     codes = gptq.solve(w, gram, grid, damping=0.01, act_order=True).codes_OI
-    assert torch.equal(codes[:, 4], encode(w, scale, zero, grid.levels)[:, 4].to(torch.uint8))
+    assert torch.equal(codes[:, 4], quantize(w, scale, zero, grid.qmax)[:, 4].to(torch.uint8))
 
 
 def test_damping_grows_when_it_must_and_is_recorded() -> None:

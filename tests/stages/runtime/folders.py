@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from adatsq_pipe.stages.layers import quantizable_linears
-from adatsq_pipe.stages.numerics.grid import encode, weight_grid
+from adatsq_pipe.stages.numerics.grid import quantize as quantize_to_grid
+from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.numerics.transform import block_size, hadamard, rotate
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
@@ -33,7 +34,7 @@ def quantize(
         scale = grid.scale_OG.bfloat16()
         every = scale.float().repeat_interleave(weight.shape[1] // scale.shape[1], 1)
         zero = grid.zero_OG.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
-        codes = encode(weight, every, zero, grid.levels).to(torch.uint8)
+        codes = quantize_to_grid(weight, every, zero, grid.qmax).to(torch.uint8)
         del tensors[f"{name}.weight"]
         tensors |= {
             f"{name}.codes": pack(codes, bits),

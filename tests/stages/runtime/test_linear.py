@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.numerics.lloyd import gaussian_book
+from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.transform import hadamard
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear, execute
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook
@@ -66,7 +66,7 @@ def by_hand(layer: QuantizedLinear, codes: Tensor, x: Tensor, step: int) -> Tens
                 scale, zero = layer.step_scale[place], layer.step_zero[place]
                 got = ((part / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
             elif spec.activation_codebook:
-                size, book = part.square().mean().sqrt(), gaussian_book(bits)
+                size, book = part.square().mean().sqrt(), gaussian_codebook(bits)
                 got = torch.stack([book[(value / size - book).abs().argmin()] for value in part]) * size
             elif spec.symmetric_activations:
                 scale = part.abs().max() / (2 ** (bits - 1) - 1)

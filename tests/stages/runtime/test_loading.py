@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import adatsq_pipe.stages.runtime  # noqa: F401
-from adatsq_pipe.stages.numerics.grid import decode, quantize_tokens, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, weight_grid
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
@@ -128,8 +128,8 @@ def test_the_layer_is_plain_float_maths(bits: int, group: int, activation: int) 
     layer.set_tensors({"codes": codes, "scale": scale, "zero": grid.zero_OG.to(torch.uint8)})
     layer.bits = activation
     repeat = 96 // scale.shape[1]
-    weight = decode(codes, scale.float().repeat_interleave(repeat, 1), grid.zero_OG.repeat_interleave(repeat, 1))
+    weight = dequantize(codes, scale.float().repeat_interleave(repeat, 1), grid.zero_OG.repeat_interleave(repeat, 1))
     rotated = rotate(x, hadamard(32, dtype=torch.float32))
-    rounded = quantize_tokens(rotated, 2.0**activation - 1, symmetric=False) if activation < 16 else rotated
+    rounded = fake_quantize_tokens(rotated, 2.0**activation - 1, symmetric=False) if activation < 16 else rotated
     assert layer.bias is not None
     assert torch.allclose(layer(x), rounded @ weight.T + layer.bias, atol=1e-4, rtol=1e-5)
