@@ -14,10 +14,9 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline import remote
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.pipeline.inspect import inspect
-from adatsq_pipe.pipeline.shell import (
+from adatsq_pipe.pipeline.commands import remote
+from adatsq_pipe.pipeline.commands.inspect import inspect
+from adatsq_pipe.pipeline.commands.shell import (
     fail,
     held,
     load_config,
@@ -28,10 +27,11 @@ from adatsq_pipe.pipeline.shell import (
     run_dir_option,
     working,
 )
-from adatsq_pipe.stages.acceptance import refuse as accept
-from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.exports import _formats
-from adatsq_pipe.stages.fit import refuse
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.stages.architecture.support import refuse as accept
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.export.formats import _formats
+from adatsq_pipe.stages.methods._layer import refuse
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -214,11 +214,11 @@ def sample(
         raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is no picture format; write .png, or .gif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.resolve().parent}; make it first")
-    from adatsq_pipe.stages import draw
+    from adatsq_pipe.stages.denoiser import sample
 
     call = {**said.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
-    pictures = draw.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
-    draw.save(pictures, out, scale=scale)
+    pictures = sample.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
+    sample.save(pictures, out, scale=scale)
     click.echo(f"{out}: {len(prompts)} drawn from {folder}")
 
 

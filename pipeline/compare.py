@@ -16,15 +16,16 @@ from typing import Any
 
 from adatsq_pipe.cluster.errors import UnitFailed
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
-from adatsq_pipe.stages.base import ORDER, StageError
-from adatsq_pipe.stages.fit import refuse
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.stage import STAGES
+from adatsq_pipe.stages.methods._layer import refuse
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.rundir import RunDir
 
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
-CALIBRATION = ORDER[: ORDER.index("assemble")]
+CALIBRATION = tuple(STAGES)[: list(STAGES).index("assemble")]
 _SEARCH = {
     3: preset_tables("w3a3")["search"],
     4: preset_tables("w4a4")["search"],
@@ -302,7 +303,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
     for place, row in enumerate(doable, 1):
         screen.say(f"row {place} of {len(doable)}: {row.name} at {row.bits}")
         try:
-            _, context, _ = runner.execute(row.config, run, list(ORDER), executors, screen, publish=False)
+            _, context, _ = runner.execute(row.config, run, list(STAGES), executors, screen, publish=False)
         except (StageError, UnitFailed) as error:
             failed += 1
             left_out.append(replace(row, refused=str(error)))

@@ -20,7 +20,9 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
 from adatsq_pipe.pipeline import prompts
-from adatsq_pipe.stages.base import ComputeSettings, DataSettings, ModelSettings, Settings, StageError, discover
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings, Settings
+from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.methods._recipe import RecipeSettings, resolve
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
@@ -75,7 +77,7 @@ def kinds() -> dict[str, type[Settings]]:
         "data": DataSettings,
         "compute": ComputeSettings,
         "recipe": RecipeSettings,
-        **{name: stage.settings for name, stage in discover().items()},
+        **{name: stage.settings for name, stage in all_stages().items()},
         "cluster": ClusterSettings,
     }
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.stages.base import Context, Stage, discover
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
@@ -58,7 +59,7 @@ def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
     model = folder_digest(config.model, run.identity_memory)
     context = context_of(config, run)
     steps: list[Step] = []
-    for stage in discover().values():
+    for stage in all_stages().values():
         needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}
         identity: dict[str, Plain] = {
             "stage": stage.name,
@@ -128,7 +129,7 @@ def _complete(manifest: Manifest, sound: list[str]) -> bool:
 
 def choose(text: str) -> list[str]:
     """Stage names of `--stages`: all, a list a,b or a range a..c. Raises ConfigError."""
-    names = list(discover())
+    names = list(all_stages())
     chosen: list[str] = []
     for part in (p.strip() for p in text.split(",")):
         first, dots, last = part.partition("..")

@@ -12,9 +12,9 @@ from typing import Any
 
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.stages.base import Context
-from adatsq_pipe.stages.capture import left_of
-from adatsq_pipe.stages.card import card
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.survey import left_of
+from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import twin, write_text

@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
-from adatsq_pipe.stages import memory
-from adatsq_pipe.stages.acceptance import CONVOLUTION, RAW, TABLE
-from adatsq_pipe.stages.base import Context, Report, complete, discover
-from adatsq_pipe.stages.capture import left_of, survey_of
+from adatsq_pipe.stages.architecture import memory
+from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
+from adatsq_pipe.stages.base.context import Context, Report
+from adatsq_pipe.stages.base.stage import all_stages
+from adatsq_pipe.stages.base.units import complete
+from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
 
 if TYPE_CHECKING:
-    from adatsq_pipe.stages.placement import Placement
+    from adatsq_pipe.pipeline.placement import Placement
 
 REPAIRS = 8
 NAMED = 4
 """Kinds of layers left alone that are named on the screen; the report has all."""
-DRIVEN = ("adatsq_pipe.stages.search", "adatsq_pipe.storage.tables", "zarr")
+DRIVEN = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
 """What the search's director needs besides: imported while it waits, not while the workers wait for it."""
 
 
@@ -138,7 +140,7 @@ def _once(
     config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen, publish: bool
 ) -> bool:
     ran, completed = False, set[str]()
-    for name in [name for name in discover() if name in stages]:
+    for name in [name for name in all_stages() if name in stages]:
         steps, context = plan(config, run)
         step = next(s for s in steps if s.stage.name == name)
         completed |= {s.stage.name for s in steps if s.complete}
@@ -222,7 +224,7 @@ def _placed(stage: str, context: Context, config: RunConfig) -> Placement | None
     cluster = config.cluster
     if cluster.gpus_per_worker != "auto" or cluster.executor == "inline":
         return None
-    from adatsq_pipe.stages import placement
+    from adatsq_pipe.pipeline import placement
 
     size = int(cluster.gpu_memory * 10**9) or memory.gpu_memory()
     if not size:

@@ -9,7 +9,8 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, create_model, model_validator
 
-from adatsq_pipe.stages.base import Settings, StageError
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import Settings
 
 
 class Recipe(Settings):

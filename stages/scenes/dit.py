@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from torch import Tensor, nn
 
-from adatsq_pipe.stages import folding
+from adatsq_pipe.stages.architecture import folding
 from adatsq_pipe.stages.scenes import captions, latents, world
 from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
 

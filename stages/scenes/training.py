@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adatsq_pipe.stages import device
+from adatsq_pipe.stages.denoiser import device
 from adatsq_pipe.storage.files import write_bytes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

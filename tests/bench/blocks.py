@@ -21,8 +21,9 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from adatsq_pipe.stages import runtime
-from adatsq_pipe.stages.base import Context
-from adatsq_pipe.stages.denoiser import Call, Conditions, Denoiser
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.denoiser.conditions import Conditions
+from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.scenes import components
 from tests import tiny
 from tests.bench import zoo

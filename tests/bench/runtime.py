@@ -131,7 +131,7 @@ def memory() -> None:
     from diffusers import FluxTransformer2DModel
     from safetensors.torch import save_file
 
-    from adatsq_pipe.stages.layers import quantizable_linears
+    from adatsq_pipe.stages.architecture.layers import quantizable_linears
     from adatsq_pipe.stages.runtime.spec import FORMAT
 
     spec = LayerSpec(weight_bits=4, group=0, block=128, symmetric_activations=False)

@@ -19,10 +19,10 @@ import click
 
 from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
-from adatsq_pipe.stages import portions
-from adatsq_pipe.stages.base import DataSettings
+from adatsq_pipe.stages.allocation import batch_slices
+from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.numerics.beam import Beam
-from adatsq_pipe.stages.trellis import SearchSettings
 from tests.bench.sleepers import Evaluation, Nap, Sleeper, forwards_of
 
 WORKERS = (1, 2, 4, 8, 16, 32)
@@ -46,7 +46,7 @@ def _beam(settings: SearchSettings, steps: int) -> Beam:
     return Beam(prices=(prices,) * steps, budget=settings.budget, width=settings.width)
 
 
-def _made_up(choices: portions.Choices) -> float:
+def _made_up(choices: batch_slices.Choices) -> float:
     """An error that falls with the bits spent, and is the same in every process."""
     noise = int(hashlib.sha256(repr(choices).encode()).hexdigest()[:8], 16) / 2**32
     return (0.5 + noise) / (1 + choices[-1])
@@ -55,13 +55,13 @@ def _made_up(choices: portions.Choices) -> float:
 def _search(pool: Pool, batch: int, settings: SearchSettings, steps: int, forward: float) -> tuple[float, float]:
     """Wall seconds of a search, and seconds of forwards in it."""
     data = DataSettings(prompts=tuple(map(str, range(CAPTIONS))), batch=batch)
-    cuts = {"path": portions.of_trellis(data, settings), "rollout": portions.of_rollouts(data, settings)}
+    cuts = {"path": batch_slices.of_trellis(data, settings), "rollout": batch_slices.of_rollouts(data, settings)}
     nap = Nap(forward, steps=steps, samples={kind: tuple(p.samples for p in cut) for kind, cut in cuts.items()})
     wall = work = 0.0
 
-    def dispatch(kind: str, paths: list[portions.Choices]) -> None:
+    def dispatch(kind: str, paths: list[batch_slices.Choices]) -> None:
         nonlocal wall, work
-        keys = list(portions.keys_of(kind, paths, cuts[kind]))
+        keys = list(batch_slices.keys_of(kind, paths, cuts[kind]))
         wall += _wall(pool, Evaluation, keys, nap)
         work += sum(forward * forwards_of(nap, key) for key in keys)
 

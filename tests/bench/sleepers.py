@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from adatsq_pipe.stages.portions import read_key
+from adatsq_pipe.stages.allocation.batch_slices import read_key
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from adatsq_pipe.cluster.pool import Pool
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
-from adatsq_pipe.stages.base import Context, complete, fan_out, unit_of
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.units import complete, fan_out, unit_of
 from adatsq_pipe.storage.remote import remote_at
 from adatsq_pipe.storage.rundir import RunDir
 from tests import s3

@@ -27,11 +27,11 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import cli, config, plan
 from adatsq_pipe.stages import runtime
-from adatsq_pipe.stages.base import Context
-from adatsq_pipe.stages.calling import pictures_of
-from adatsq_pipe.stages.denoiser import Conditions, Denoiser
-from adatsq_pipe.stages.families._family import timestep_told
-from adatsq_pipe.stages.given import collated
+from adatsq_pipe.stages.architecture.families._family import timestep_told
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
+from adatsq_pipe.stages.denoiser.pipeline_call import pictures_of
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook
 from adatsq_pipe.storage.rundir import RunDir
 from tests.zoo import ALONE, BUILDERS, GIVEN
@@ -162,7 +162,7 @@ def _context(run: Path) -> Context:
 
 
 def _first_draw(context: Context) -> Conditions:
-    from adatsq_pipe.stages.evaluate import draws
+    from adatsq_pipe.stages.evaluation.reference import draws
 
     return draws(context)[0]
 
@@ -185,9 +185,9 @@ def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
 
 def drawn_in_memory(context: Context) -> torch.Tensor:
     """What the full-precision model draws once the solved weights are put into it and it follows the policy."""
-    from adatsq_pipe.stages.capture import survey_of
-    from adatsq_pipe.stages.search import policy_of
-    from adatsq_pipe.stages.solve import load_solved
+    from adatsq_pipe.stages.allocation.front import policy_of
+    from adatsq_pipe.stages.calibration.survey import survey_of
+    from adatsq_pipe.stages.weights.solved import load_solved
 
     denoiser = Denoiser(
         context.model, dtype=context.tables["compute"]["dtype"], device="cpu", call=context.tables["model"]["call"]

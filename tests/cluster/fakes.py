@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.stages.micro import Halving, cut, joined
+from adatsq_pipe.stages.base.micro_batch import Halving, cut, joined
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed, 
 from adatsq_pipe.cluster.inline import Inline
 from adatsq_pipe.cluster.pool import Pool, connect
 from adatsq_pipe.cluster.resources import Resources
-from adatsq_pipe.stages.micro import OutOfMemory
+from adatsq_pipe.stages.base.micro_batch import OutOfMemory
 from tests.cluster.fakes import Certain, Hopeless, Memory, Recorder, Script, Summer, drive, dying_drive, failing_drive
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from adatsq_pipe.cluster import wheel
 from adatsq_pipe.pipeline.cli import main
-from adatsq_pipe.pipeline.remote import NAME, entrypoint
+from adatsq_pipe.pipeline.commands.remote import NAME, entrypoint
 from tests.cluster.rayjob_schema import RAYJOB
 
 EXAMPLES = resources.files("adatsq_pipe.cluster") / "examples"

@@ -20,7 +20,7 @@ from ray.job_submission import JobStatus
 
 from adatsq_pipe.cluster import wheel
 from adatsq_pipe.cluster.submit import follow
-from adatsq_pipe.pipeline.remote import ROOMS
+from adatsq_pipe.pipeline.commands.remote import ROOMS
 from tests.conftest import PATIENCE
 from tests.head import Head, head
 

@@ -9,7 +9,7 @@ import pytest
 
 from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError
-from adatsq_pipe.stages.base import ORDER, discover
+from adatsq_pipe.stages.base.stage import STAGES, all_stages
 from adatsq_pipe.stages.methods._recipe import methods, resolve
 from adatsq_pipe.stages.scenes.captions import SHAPES
 from adatsq_pipe.storage.rundir import RunDir
@@ -38,7 +38,7 @@ def test_what_was_asked_before_is_gone_on_with_until_a_preset_starts_anew() -> N
 
 def test_the_cluster_table_bears_no_identity() -> None:
     a, b = _load(), _load("cluster.workers=7", "cluster.executor='inline'")
-    for stage in discover().values():
+    for stage in all_stages().values():
         assert stage.reads(a.tables, "m") == stage.reads(b.tables, "m")
 
 
@@ -52,7 +52,7 @@ def test_held_out_captions_are_not_calibration_captions() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("all", list(ORDER)),
+        ("all", list(STAGES)),
         ("solve", ["solve"]),
         ("solve,fisher", ["fisher", "solve"]),
         ("hessian..search", ["hessian", "solve", "search"]),

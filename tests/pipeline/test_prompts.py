@@ -10,7 +10,7 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError
-from adatsq_pipe.stages.base import discover
+from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -35,7 +35,7 @@ def test_every_kind_of_file_gives_the_same_run(tmp_path: Path) -> None:
     for file in _written(tmp_path).values():
         made = _load(f"data.prompts_file={file}", f"evaluate.prompts={json.dumps(PROMPTS[:1])}")
         assert made.tables == given.tables
-        for stage in discover().values():
+        for stage in all_stages().values():
             assert stage.reads(made.tables, "m") == stage.reads(given.tables, "m")
 
 
@@ -49,7 +49,7 @@ def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatc
     again = _load(kept=dict(first.asked))
     assert again.tables["data"]["prompts"] == ["something else"]
     before, after = (plan.context_of(made, RunDir(tmp_path)) for made in (first, again))
-    reads = discover()["capture"].reads
+    reads = all_stages()["capture"].reads
     assert reads(before.tables, "m") != reads(after.tables, "m")
 
 

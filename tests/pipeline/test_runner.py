@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, load
 from adatsq_pipe.pipeline.runner import Executors, _placed
-from adatsq_pipe.stages import memory, placement
-from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.architecture import memory
+from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage.rundir import RunDir
 
 

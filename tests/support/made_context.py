@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.pipeline.config import kinds
-from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.base.context import Context
 
 FIRST, SECOND, MODULATION = "blocks.0.first", "blocks.0.second", "blocks.0.modulation"
 """Two layers that share their input, and one whose input is one vector per sample."""

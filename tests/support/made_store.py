@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.base import Context
+from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir

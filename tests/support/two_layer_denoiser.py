@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adatsq_pipe.stages import opened
-from adatsq_pipe.stages.denoiser import Call, Conditions, Trajectory
-from adatsq_pipe.stages.layers import several
-from adatsq_pipe.stages.micro import MicroBatch
+from adatsq_pipe.stages.architecture.layers import several
+from adatsq_pipe.stages.base.micro_batch import MicroBatch
+from adatsq_pipe.stages.denoiser import loading
+from adatsq_pipe.stages.denoiser.conditions import Conditions
+from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
 
 WIDTH, CONDITION = SHAPES[FIRST][1], SHAPES[MODULATION][1]
@@ -68,7 +69,7 @@ class TwoLayerDenoiser:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
-        opened._open.cache_clear()
+        loading._open.cache_clear()
         monkeypatch.setattr(opened, "Denoiser", lambda *args, **kwargs: self)
         return self
 

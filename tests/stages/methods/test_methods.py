@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adatsq_pipe.stages.base import StageError
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
-from adatsq_pipe.stages.solve import spec_of
 from tests.whole import harness
 
 SMALLER = {"svdquant": ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16")}

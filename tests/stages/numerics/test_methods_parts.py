@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from adatsq_pipe.stages.fit import fitted
+from adatsq_pipe.stages.methods._layer import fitted
 from adatsq_pipe.stages.numerics import smoothing, timegroups
 from adatsq_pipe.stages.numerics.evolve import evolve
 from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_regions, quantize, weight_grid

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from adatsq_pipe.stages.layers import quantizable_linears
+from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.numerics.grid import quantize as quantize_to_grid
 from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.packing import pack

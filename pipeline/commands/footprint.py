@@ -1,0 +1,53 @@
+"""How large a run's things would be: weights, what the capture keeps, Gram matrices, the quantized transformer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adatsq_pipe.stages.methods._layer import spec_of
+from adatsq_pipe.stages.methods._recipe import Recipe
+
+WEIGHT_BITS = (4, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes."""
+
+    weights: int
+    """The transformer in the compute dtype."""
+    captured_per_step: int
+    """Sampled input rows of one scheduler step and one batch of captions; shared inputs once."""
+    gram: int
+    """The Gram matrix, float64, of the widest input."""
+    quantized: Mapping[int, int]
+    """The transformer's file by weight bits: packed codes, scales, policy; what is left in bfloat16."""
+
+
+def footprint(
+    rows: Sequence[Mapping[str, Any]], *, parameters: int, recipe: Recipe, dtype: str, kept: int, steps: int
+) -> Footprint:
+    """Of the layers of `rows` (see Inspection.rows), with `kept` input rows per step and layer."""
+    size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
+    inputs = {row["source"]: row["in"] for row in rows}
+    return Footprint(
+        weights=size * parameters,
+        captured_per_step=size * kept * sum(inputs.values()),
+        gram=8 * max(inputs.values()) ** 2,
+        quantized={bits: _file(rows, parameters, recipe, bits, steps) for bits in WEIGHT_BITS},
+    )
+
+
+def _file(rows: Sequence[Mapping[str, Any]], parameters: int, recipe: Recipe, bits: int, steps: int) -> int:
+    asked = recipe.model_copy(update={"weight_bits": bits, "group_fit": True, "rank": 0})
+    layers: int = 0
+    for row in rows:
+        for shape, dtype in spec_of(asked, row).tensors(row["in"], row["out"], steps).values():
+            layers += math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+    left: int = parameters - sum(row["in"] * row["out"] for row in rows)
+    return layers + 2 * left

@@ -1,0 +1,213 @@
+"""`inspect`: what would be quantized of a model, what not and why, and what a run of it would need. Nothing is written.
+
+A pipeline folder with weights is opened and its denoiser called once; a config is walked without memory for weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands.shell import plainly
+from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
+from adatsq_pipe.stages.architecture import support
+from adatsq_pipe.stages.architecture.support import VECTORS
+from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
+
+if TYPE_CHECKING:
+    from adatsq_pipe.pipeline.commands.footprint import Footprint
+    from adatsq_pipe.stages.architecture.memory import MemoryPlan
+    from adatsq_pipe.stages.denoiser.inspection import Inspection, Rest
+
+NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder with weights"
+
+
+@click.command("inspect")
+@click.argument("model", default="")
+@click.option("--preset", type=click.Choice(PRESETS), help="Settings to reckon with [default: w4a4].")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables.")
+@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable.")
+@click.option("--no-call", is_flag=True, help="Look at the modules alone; do not load weights or call the denoiser.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@plainly
+def inspect(
+    model: str, preset: str | None, file: Path | None, sets: tuple[str, ...], no_call: bool, as_json: bool
+) -> None:
+    """What would be quantized of MODEL: a pipeline folder, a built-in name, a transformer's folder or config.json."""
+    path = configuration.model_folder(model)
+    bare = _bare_config(path)
+    config = configuration.load(
+        preset=preset, file=file, sets=sets, model=None if bare else str(model or "") or None, kept=None
+    )
+    denoisers = [_of_config(bare)] if bare else _of_pipeline(path, config, no_call)
+    sized = [(found, _footprint(found, config)) for found in denoisers]
+    fits = _memory(path, denoisers, config)
+    if as_json:
+        plain: dict[str, Any] = {"model": str(path), "denoisers": [as_plain(found, size) for found, size in sized]}
+        if fits:
+            plain["memory"] = fits.plain()
+        click.echo(json.dumps(plain, indent=1))
+        return
+    click.echo("\n\n\n".join(text(path, found, size) for found, size in sized))
+    if fits:
+        click.echo(f"\n{fits.said()}")
+
+
+def _bare_config(path: Path) -> Path | None:
+    """The config.json that the path is, or holds as a transformer's folder; None for pipelines."""
+    if path.is_file():
+        return path
+    inside = path / "config.json"
+    return inside if inside.is_file() and not (path / "model_index.json").exists() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is no config of a transformer ({error}); give its config.json") from None
+
+
+def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -> Inspection:
+    from adatsq_pipe.stages.denoiser import inspection
+
+    module = inspection.on_meta(_read(path), path)
+    return inspection.walk(module, watched=None, component=component, pipeline=pipeline)
+
+
+def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
+    support.refuse(folder, given=config.given("data"), call=config.tables["model"]["call"])
+    index = find_pipeline(folder)
+    parts, name = support.denoisers(index), str(index["_class_name"])
+    if no_call or not weight_shapes(folder):
+        return [_of_config(folder / part / "config.json", part, name) for part in parts]
+    from adatsq_pipe.stages.denoiser import inspection
+    from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
+
+    compute, given = config.tables["compute"], (config.tables["data"].get("inputs") or [{}])[0]
+    watched = inspection.watch(
+        folder,
+        dtype=compute["dtype"],
+        device=compute["device"],
+        call=dict(config.tables["model"]["call"]),
+        given=arguments_of(lambda digest: config.images[digest], given, picture_mode(folder)),
+        prompt="0" if support.takes_labels(index) else str(config.tables["data"]["prompts"][0]),
+    )
+    return [
+        inspection.walk(module, watched=seen, component=part, pipeline=name) for part, (module, seen) in watched.items()
+    ]
+
+
+def _footprint(found: Inspection, config: RunConfig) -> Footprint:
+    from adatsq_pipe.pipeline.commands.footprint import footprint
+    from adatsq_pipe.stages.methods._recipe import resolve
+
+    return footprint(
+        found.rows,
+        parameters=found.parameters,
+        recipe=resolve(config.tables["recipe"]),
+        dtype=config.tables["compute"]["dtype"],
+        kept=config.tables["capture"]["rows"],
+        steps=found.watched.steps if found.watched else 1,
+    )
+
+
+def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> MemoryPlan | None:
+    """How a run would fit on a worker's device; None where main memory holds the model anyway. A denoiser without
+    files of weights counts by its layers."""
+    from adatsq_pipe.stages.architecture import memory
+
+    compute, cluster = config.tables["compute"], config.cluster
+    device = memory.device_bytes(compute["device"], cluster.gpu_memory, cluster.device_share)
+    if device is None:
+        return None
+    sizes = stored_sizes(path) if path.is_dir() else {}
+    for one in found:
+        if one.component not in sizes:
+            inside = {f"{row['name']}.weight": row["in"] * row["out"] for row in one.rows}
+            sizes[one.component] = {**inside, "(the rest)": one.parameters - sum(inside.values())}
+    return memory.plan(
+        sizes,
+        denoising=[one.component for one in found],
+        device=device,
+        dtype=compute["dtype"],
+        rows=[row for one in found for row in one.rows] if all(one.watched for one in found) else (),
+        samples=config.tables["data"]["batch"],
+    )
+
+
+def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
+    """Everything found of a denoiser, as JSON has it."""
+    plain = asdict(found)
+    watched = plain.pop("watched")
+    loop = {key: watched[key] for key in ("steps", "calls_per_step", "timesteps")} if watched else None
+    return {**plain, "loop": loop, "bytes": asdict(size)}
+
+
+def text(path: Path, found: Inspection, size: Footprint) -> str:
+    """Everything found of a denoiser, as people read it."""
+    watched, argument = found.watched, found.timestep
+    where = f"{argument[0]} (argument {argument[1] + 1})" if argument else "the first number after the sample"
+    taken = sum(group.parameters for group in found.groups)
+    head = [
+        ("model", str(path)),
+        ("pipeline", f"{found.pipeline}, takes {found.condition}" if found.pipeline else "none: a transformer alone"),
+        ("denoiser", f"{found.component}: {found.kind}, {_many(found.parameters)} parameters"),
+        ("quantized", f"{sum(g.count for g in found.groups)} linears, {100 * taken / found.parameters:.1f} % of them"),
+        ("family", found.family or "none: the rules do"),
+        ("timestep", where),
+        ("calls", f"{watched.calls_per_step} a step, {watched.steps} steps" if watched else NO_MACS),
+        ("weights", f"{_bytes(size.weights)} in the compute dtype"),
+        ("capture", f"{_bytes(size.captured_per_step)} a step and batch of captions"),
+        ("Gram", f"{_bytes(size.gram)} for the widest input"),
+        ("result", ", ".join(f"{_bytes(of)} at W{bits}" for bits, of in size.quantized.items())),
+    ]
+    groups = [
+        (g.pattern, f"{g.in_features} x {g.out_features}", str(g.count), _many(g.parameters),
+         "-" if g.macs is None else _many(g.macs), "weights only" if g.kind == "conditioning" else "weights, inputs")
+        for g in found.groups
+    ]  # fmt: skip
+    left = [
+        *((r.pattern, r.kind, str(r.count), _many(r.parameters), r.why) for r in found.left if r.why != VECTORS),
+        *_together([r for r in found.left if r.why == VECTORS]),
+    ]
+    parts = [
+        _aligned(head),
+        "quantized\n" + _aligned([("layer", "in x out", "count", "parameters", "MACs", "what"), *groups]),
+        "left as it is\n" + _aligned([("module", "kind", "count", "parameters", "why"), *left]),
+    ]
+    if found.shared:
+        parts.append("fed the same tensor\n" + "\n".join("  " + ", ".join(names) for names in found.shared))
+    return "\n\n".join(parts)
+
+
+def _together(vectors: list[Rest]) -> list[tuple[str, ...]]:
+    """Norms and the like in one line: there are many, and they weigh nothing."""
+    if not vectors:
+        return []
+    count, parameters = sum(r.count for r in vectors), sum(r.parameters for r in vectors)
+    return [("(in the blocks)", "various", str(count), _many(parameters), VECTORS)]
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> str:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def _many(count: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    return f"{_many(count)}B" if count >= 1000 else f"{count} B"

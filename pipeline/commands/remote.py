@@ -1,0 +1,218 @@
+"""`submit` and `attach`: a run as a job of a cluster that is reached through its dashboard.
+
+What is submitted is checked here first, as far as it can be from a machine that is not the cluster: the command's own
+options, unknown settings, and paths that mean nothing on another machine. A `--config` file travels as its settings.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import tomli_w
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline.commands.shell import STOPPED, fail, plainly
+from adatsq_pipe.pipeline.config import ConfigError
+
+NAME = "adatsq-pipe"
+ROOMS = ("adatsq_pipe.cluster", "adatsq_pipe.pipeline", "adatsq_pipe.stages", "adatsq_pipe.storage")
+SUBMITTED = ("run", "compare")
+LEFT = 130
+"""Exit code of Ctrl-C: no longer following; nothing is said about the job."""
+
+_address = click.option(
+    "--address", required=True, metavar="http://HEAD:8265", help="The dashboard of a running Ray cluster."
+)
+
+
+@click.command()
+@_address
+@click.option("--no-wait", is_flag=True, help="Return when the job is handed in.")
+@click.option("--submission-id", "job", help="The job's name on the cluster [default: one is made].")
+@click.option("--pip/--no-pip", default=True, help="Install what is required on the nodes, or have it there already.")
+@click.option("--working-dir", default="none", show_default=True, help="A folder to send along, to run in.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- run|compare ...")
+@plainly
+@click.pass_context
+def submit(
+    context: click.Context,
+    address: str,
+    no_wait: bool,
+    job: str | None,
+    pip: bool,
+    working_dir: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run on a cluster: `submit --address http://HEAD:8265 -- run --run-dir /shared/run ...`.
+
+    Sends this package along. Follows the log; Ctrl-C stops following, not the job. Exits as the job does.
+    """
+    from adatsq_pipe.cluster import dashboard, wheel
+    from adatsq_pipe.cluster import submit as jobs
+    from adatsq_pipe.cluster.errors import JobRefused
+
+    address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
+    sent = None if working_dir == "none" else Path(working_dir)
+    if sent is not None and not sent.is_dir():
+        raise ConfigError(f"--working-dir {working_dir}: there is no such folder; none sends nothing along")
+    parent = context.find_root().command
+    assert isinstance(parent, click.Group)
+    line = entrypoint(parent, command)
+    try:
+        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
+        with tempfile.TemporaryDirectory() as folder:
+            jobs.submit(
+                client,
+                job=job,
+                command=line,
+                wheel=wheel.pack(NAME, ROOMS, Path(folder)),
+                requirements=wheel.requirements(NAME, but=("ray",), extras=_extras(line)) if pip else (),
+                working_dir=sent,
+            )
+    except JobRefused as error:
+        fail(str(error), 1)
+    click.echo(f"submitted {job}")
+    click.echo(f"follow    {_again(job, address)}")
+    if not no_wait:
+        _follow(client, job, address)
+
+
+@click.command()
+@click.argument("job", metavar="ID")
+@_address
+@plainly
+def attach(job: str, address: str) -> None:
+    """Follow the job ID to its end, from the beginning of its log, and exit as it does."""
+    from adatsq_pipe.cluster import dashboard, wheel
+    from adatsq_pipe.cluster import submit as jobs
+    from adatsq_pipe.cluster.errors import JobRefused
+
+    address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)
+    try:
+        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
+    except JobRefused as error:
+        fail(str(error), 1)
+    _follow(client, job, address)
+
+
+def _follow(client: Any, job: str, address: str) -> None:
+    from adatsq_pipe.cluster import submit as jobs
+    from adatsq_pipe.cluster.errors import JobRefused, LostSight
+
+    try:
+        ended = jobs.follow(
+            client, job, show=lambda text: click.echo(text, nl=False), say=lambda line: click.echo(line, err=True)
+        )
+    except KeyboardInterrupt:
+        click.echo(f"\nno longer following; the job goes on. Follow it again: {_again(job, address)}", err=True)
+        sys.exit(LEFT)
+    except LostSight as error:
+        fail(f"{error}; the job goes on if the cluster does. Follow it again: {_again(job, address)}", 1)
+    except JobRefused as error:
+        fail(str(error), 1)
+    if ended.code == 0:
+        click.echo(f"done      {job}")
+    elif ended.stopped or ended.code == STOPPED:
+        click.echo(f"{job} was stopped; everything finished is kept. Submit it again to go on", err=True)
+        sys.exit(STOPPED)
+    elif ended.code is None:
+        fail(f"{job} did not come to run, or lost its node: {ended.why}; submit it again to go on", 1)
+    else:
+        fail(f"{job} failed with exit code {ended.code}; its log is above", 2 if ended.code == 2 else 1)
+
+
+def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
+    """The shell line of a command to be submitted, checked. Raises ConfigError or click's UsageError."""
+    name = given[0] if given else ""
+    if name not in SUBMITTED:
+        raise ConfigError(f"only {' and '.join(SUBMITTED)} can be submitted, after `--`; given {name or 'nothing'!r}")
+    arguments = list(given[1:])
+    options = parent.commands[name].make_context(name, list(arguments)).params
+    sets = list(options["sets"])
+    if options["file"]:
+        arguments = _without(arguments, "--config")
+        read = list(as_sets(configuration.read_toml(options["file"])))
+        arguments, sets = [*(part for text in read for part in ("--set", text)), *arguments], [*read, *sets]
+    tables = configuration.parse_set(sets)
+    configuration.refuse_unknown(tables)
+    if "stages" in options:
+        planning.choose(options["stages"])
+    cluster = tables.get("cluster", {})
+    if "inline" in (options["executor"], cluster.get("executor")):
+        raise ConfigError("a submitted run uses the cluster it is submitted to; leave the executor inline out")
+    for named in (options["address"], cluster.get("address")):
+        if named not in (None, "auto"):
+            raise ConfigError(f"a submitted run joins the cluster it is submitted to; leave its address {named!r} out")
+    _shared(
+        "--run-dir",
+        str(options["run_dir"]),
+        "an absolute path that all nodes see, e.g. /mnt/shared/run, or s3://bucket/run",
+    )
+    model = options["model"] or tables.get("model", {}).get("path") or ""
+    if model and model not in _built_ins():
+        _shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
+    for table in ("data", "evaluate"):
+        if file := tables.get(table, {}).get("prompts_file"):
+            _shared(f"{table}.prompts_file", str(file), "an absolute path that all nodes see")
+    joined = [] if options["address"] else ["--address", "auto"]
+    return "exec python -m adatsq_pipe.pipeline.cli " + shlex.join([name, *arguments, *joined])
+
+
+def as_sets(tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """TOML tables as texts for `--set`. Raises ConfigError for what `--set` cannot say."""
+    for key, value in tables.items():
+        listed = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+        if "." in key or "=" in key or listed:
+            raise ConfigError(f"the key {key!r} of the --config file cannot be sent along; give it by --set instead")
+        path = (*above, key)
+        if isinstance(value, Mapping):
+            yield from as_sets(value, path)
+        else:
+            written = tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+            on_one_line = re.sub(r"\s*\n\s*", " ", written)
+            yield f"{'.'.join(path)}={on_one_line}"
+
+
+def _without(arguments: Sequence[str], option: str) -> list[str]:
+    kept, left = [], iter(arguments)
+    for argument in left:
+        if argument == option:
+            next(left, None)
+        elif not argument.startswith(f"{option}="):
+            kept.append(argument)
+    return kept
+
+
+def _extras(line: str) -> tuple[str, ...]:
+    """What of our extras the command needs on the nodes."""
+    return ("s3",) if "s3://" in line else ()
+
+
+def _shared(option: str, given: str, expected: str) -> None:
+    if not given.startswith("/") and ":/" not in given:
+        raise ConfigError(f"{option} {given} means nothing on another machine; give {expected}")
+
+
+def _built_ins() -> Mapping[str, Path]:
+    from adatsq_pipe.stages.scenes.shelf import built_ins
+
+    return built_ins()
+
+
+def _again(job: str, address: str) -> str:
+    return f"{NAME} attach {job} --address {address}"
+
+
+def _checked(check: Callable[[str], str], given: str) -> str:
+    try:
+        return check(given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

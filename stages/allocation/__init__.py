@@ -1,0 +1,1 @@
+"""Search: activation bits by timestep and layer."""

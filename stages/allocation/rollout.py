@@ -1,0 +1,203 @@
+"""The search's worker: it extends a path by one step, or rolls a whole one out, on a portion of the captions.
+
+A path is its list of denoiser outputs, so its state at any step comes from teleporting through the pipeline's own loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adatsq_pipe.stages.allocation import batch_slices
+from adatsq_pipe.stages.allocation.batch_slices import Portion, unit_name
+from adatsq_pipe.stages.allocation.trellis import Trellis
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.settings import DataSettings
+from adatsq_pipe.stages.base.units import unit_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adatsq_pipe.stages.denoiser.conditions import Conditions
+    from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
+    from adatsq_pipe.stages.numerics.beam import Choices
+
+OFF = 1e-4
+"""Relative error of the final latents above which a portion is not what was recorded of its captions."""
+
+
+class Ground:
+    """A portion of the captions with its full-precision run: what was recorded, and the latents before every step and
+    at the end. Paths that were walked on it stay here."""
+
+    def __init__(self, denoiser: Denoiser, portion: Portion, batch: Conditions, recorded: Trajectory) -> None:
+        from adatsq_pipe.stages.numerics.metrics import relative_error
+
+        self.captions = cut(batch, portion)
+        self.recorded = [_of(portion, output) for output in recorded.outputs]
+        self.latents = latents_of(portion, recorded.latents)
+        states: dict[int, list[Tensor]] = {}
+
+        def see(j: int, call: Call) -> None:
+            states.setdefault(call.step, [x.clone() for x in denoiser.state(call)])
+
+        latents, _ = denoiser.replay(self.captions, self.recorded, see=see)
+        alike = latents.shape == self.latents.shape
+        if not portion.whole and (not alike or relative_error(latents, self.latents) > OFF):
+            raise StageError(
+                f"captions {portion.start} to {portion.stop - 1} of a batch of {portion.of} do not give on their own "
+                "what was recorded of them: this pipeline's batches cannot be cut; set search.samples=0"
+            )
+        self.states = [states[t] for t in range(len(states))] + [[latents]]
+        self.outputs: dict[Choices, list[Any]] = {}
+        self.arrived: dict[Choices, Any] = {}
+
+    def forget(self, before: int) -> None:
+        """Drop paths shorter than `before` steps."""
+        for kept in (self.outputs, self.arrived):
+            for old in [path for path in kept if len(path) < before]:
+                del kept[old]
+
+
+def cut(batch: Conditions, portion: Portion) -> Conditions:
+    """The captions of a portion of their batch."""
+    from adatsq_pipe.stages.denoiser.conditions import Conditions
+
+    part = slice(portion.start, portion.stop)
+    return Conditions(prompts=batch.prompts[part], seeds=batch.seeds[part], inputs=batch.inputs[part])
+
+
+def latents_of(portion: Portion, latents: Tensor) -> Tensor:
+    """A portion's share of its batch's final latents, [samples, ...] or [samples x frames, ...]."""
+    rows = len(latents) // portion.of
+    return latents if portion.whole else latents[portion.start * rows : portion.stop * rows]
+
+
+def _of(portion: Portion, output: Any) -> Any:
+    from adatsq_pipe.stages.denoiser.outputs import of_samples
+
+    return output if portion.whole else of_samples(output, portion.of, portion.start, portion.stop)
+
+
+class Evaluate(Halving):
+    """The worker: holds the model with its solved weights."""
+
+    stage: ClassVar[str] = "search"
+    ahead: ClassVar[int] = 2
+
+    def __init__(self, context: Context) -> None:
+        from adatsq_pipe.stages.denoiser.conditions import calibration_shards
+        from adatsq_pipe.stages.denoiser.loading import denoiser_of
+        from adatsq_pipe.stages.numerics.policy import uniform
+        from adatsq_pipe.stages.weights.solved import load_solved
+
+        super().__init__()
+        self.context, self.space = context, Trellis(context)
+        survey, data = self.space.survey, context.settings("data", DataSettings)
+        self.denoiser = denoiser_of(context, self.micro, to_change=True)
+        policy = uniform(survey["steps"], len(survey["layers"]), 16)
+        self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
+        self.batches = calibration_shards(context)
+        self.portions = {
+            "path": batch_slices.of_trellis(data, self.space.settings),
+            "rollout": batch_slices.of_rollouts(data, self.space.settings),
+        }
+        self._grounds: dict[int, Ground] = {}
+        self._recorded: dict[int, Trajectory] = {}
+
+    def __call__(self, key: str) -> float:
+        kind, choices, place = batch_slices.read_key(key)
+        return self._extend(choices, place) if kind == "path" else self._roll_out(choices, place)
+
+    def _run_of(self, batch: int) -> Trajectory:
+        from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+
+        if batch not in self._recorded:
+            self._recorded[batch] = read_trajectory(self.context, batch)
+        return self._recorded[batch]
+
+    def _ground(self, place: int) -> Ground:
+        if place not in self._grounds:
+            portion = self.portions["path"][place]
+            recorded = self._run_of(portion.batch)
+            self._grounds[place] = Ground(self.denoiser, portion, self.batches[portion.batch], recorded)
+        return self._grounds[place]
+
+    def _outputs_of(self, choices: Choices, place: int) -> list[Any]:
+        """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
+        from adatsq_pipe.stages.denoiser.outputs import structure, unstacked
+        from adatsq_pipe.storage import tensors
+
+        if not choices:
+            return []
+        ground, unit = self._ground(place), unit_name("path", choices, place)
+        if choices not in ground.outputs:
+            if not self.context.manifest("search").done(unit):
+                self._extend(choices, place)
+                return ground.outputs[choices]
+            before = self._outputs_of(choices[:-1], place)
+            stored = tensors.read_scratch(self.context.read("search", unit)[1])
+            calls = self.space.survey["calls"].count(len(choices) - 1)
+            shapes = [structure(output) for output in ground.recorded[len(before) : len(before) + calls]]
+            ground.outputs[choices] = before + unstacked(stored, shapes, ground.latents.device)
+        return ground.outputs[choices]
+
+    def _extend(self, choices: Choices, place: int) -> float:
+        import torch
+
+        from adatsq_pipe.stages.denoiser.denoiser import Call
+        from adatsq_pipe.stages.denoiser.outputs import stacked
+        from adatsq_pipe.stages.runtime.policy_hook import set_bits
+        from adatsq_pipe.storage import tensors
+
+        step, ground = len(choices) - 1, self._ground(place)
+        ground.forget(step)
+        outputs = list(self._outputs_of(choices[:-1], place))
+        unit_key = unit_name("path", choices, place)
+        with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
+            set_bits(self.layers, self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
+            calls = self.space.survey["calls"].count(step)
+            if choices[:-1] not in ground.arrived:
+                ground.arrived[choices[:-1]] = self.denoiser.teleport(ground.captions, outputs)
+            arrived = ground.arrived[choices[:-1]]
+            for _ in range(calls):
+                assert isinstance(arrived, Call)
+                with unit.timed("model"):
+                    outputs.append(self.denoiser.run(arrived))
+                arrived = self.denoiser.teleport(ground.captions, outputs)
+            ground.arrived[choices] = arrived
+            error = self._error(ground, step, outputs, calls, arrived)
+            tensors.write_scratch(unit.folder, stacked(outputs[-calls:]))
+            samples = self.portions["path"][place].samples
+            unit.value = {"choices": list(choices), "error": error, "calls": calls, "samples": samples}
+        ground.outputs[choices] = outputs
+        return error
+
+    def _error(self, ground: Ground, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
+        from adatsq_pipe.stages.denoiser.outputs import leaves
+        from adatsq_pipe.stages.numerics.metrics import relative_error
+
+        if self.space.settings.error == "state":
+            got, wanted = self.denoiser.state(arrived), ground.states[step + 1]
+        else:
+            place = len(outputs) - calls
+            got = [x for output in outputs[place:] for x in leaves(output)]
+            wanted = [x for output in ground.recorded[place : place + calls] for x in leaves(output)]
+        return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
+
+    def _roll_out(self, choices: Choices, place: int) -> float:
+        from adatsq_pipe.stages.numerics.metrics import mean_log_error
+        from adatsq_pipe.stages.runtime.policy_hook import set_bits
+
+        portion = self.portions["rollout"][place]
+        with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
+            captions = cut(self.batches[portion.batch], portion)
+            rows = [self.space.whole_row(t, self.space.bits_of(t, c)) for t, c in enumerate(choices)]
+            with unit.timed("model"):
+                run = self.denoiser.record(captions, see=lambda j, call: set_bits(self.layers, rows[call.step]))
+            wanted = latents_of(portion, self._run_of(portion.batch).latents)
+            error = mean_log_error(run.latents, wanted, portion.samples)
+            samples = {"calls": len(run.outputs), "samples": portion.samples}
+            unit.value = {"choices": list(choices), "error": error, **samples}
+        return error

@@ -1,0 +1,146 @@
+"""Search: which activation bits every layer has at every timestep, under a budget of mean bits.
+
+The trellis of AdaTSQ (sec. 3.3): one level per scheduler step, a few candidate configurations a step, paths scored by
+(mean bits, summed error against the full-precision run). A hypothesis is its list of denoiser outputs, so its state at
+any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating, and with
+them the paths that have the same candidate at every step (ours).
+Units: `path/<digest>-<portion>` (an extension evaluated on a portion of the captions, and its outputs), `level/<step>`
+(what the beam was told), `rollout/<digest>-<portion>`, and `front` (the policy, and the whole Pareto front as Parquet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.allocation import batch_slices, decoupled
+from adatsq_pipe.stages.allocation.batch_slices import Portion, digest_of, unit_name
+from adatsq_pipe.stages.allocation.front import write_front
+from adatsq_pipe.stages.allocation.rollout import Evaluate
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis, identity_of
+from adatsq_pipe.stages.base.context import Context, Executor, Report
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import DataSettings
+from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.units import Unit, unit_of
+from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.numerics.beam import Choices
+
+
+def drive(executor: Executor, context: Context, report: Report) -> None:
+    """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
+    space, manifest, data = Trellis(context), context.manifest("search"), context.settings("data", DataSettings)
+    trellis, again = batch_slices.of_trellis(data, space.settings), batch_slices.of_rollouts(data, space.settings)
+    if len({part.batch for part in trellis}) < space.settings.batches:
+        raise StageError(
+            f"search.batches is {space.settings.batches}, and the {len(data.prompts)} calibration captions make "
+            f"{trellis[-1].batch + 1} of {data.batch}; lower search.batches or give more captions"
+        )
+    beam = space.beam()
+    while not beam.finished:
+        level = f"level/{beam.level:03d}"
+        paths = beam.ask()
+        if manifest.done(level):
+            told = context.read("search", level)[0].value
+        else:
+            told = _evaluated(context, executor, "path", paths, trellis)
+            with unit_of(context, "search", level) as unit:
+                unit.value = told
+                _count_in(context, unit, list(batch_slices.keys_of("path", paths, trellis).values()), trellis)
+        beam = beam.tell({path: told[digest_of(path)] for path in paths})
+        report(beam.level, len(beam.prices) + 1)
+    survivors = [path.choices for path in beam.paths]
+    survivors += [choices for choices in space.even if choices not in survivors]
+    rollouts = _evaluated(context, executor, "rollout", survivors, again)
+    if not manifest.done("front"):
+        write_front(context, space, beam, rollouts)
+    for scratch in [unit for unit in manifest.units(anew=True) if unit.startswith("path/")]:
+        manifest.discard(scratch)
+    report(len(beam.prices) + 1, len(beam.prices) + 1)
+
+
+def _count_in(context: Context, unit: Unit, parts: list[str], trellis: list[Portion]) -> None:
+    """Put the cost of evaluations, whose own units are scratch, on the level's account, and what did not fit: a call
+    counts by its captions' share of all."""
+    captions = sum(portion.samples for portion in trellis)
+    for part in parts:
+        marker = context.manifest("search").read(part)
+        for kind in ("model", "algebra"):
+            unit.seconds[kind] += marker.seconds[kind]
+        unit.calls += marker.value["calls"] * marker.value["samples"] / captions
+        unit.elsewhere += marker.seconds["total"]
+        if (narrowed := marker.micro_batch) is not None:
+            unit.micro_batch = _narrower(unit.micro_batch, narrowed)
+
+
+def _narrower(one: Mapping[str, int] | None, other: Mapping[str, int]) -> Mapping[str, int]:
+    """Of two halvings the one that went further."""
+    return min((one or other), other, key=lambda found: (found["to"], -found["from"]))
+
+
+def _evaluated(
+    context: Context, executor: Executor, kind: str, paths: list[Choices], parts: list[Portion]
+) -> dict[str, float]:
+    """Errors by digest; what is already committed is not done again."""
+    manifest, keys = context.manifest("search"), batch_slices.keys_of(kind, paths, parts)
+    found = dict[str, float]()
+    for unit in keys.values():
+        if manifest.done(unit):
+            found[unit] = context.read("search", unit)[0].value["error"]
+    for key, error in executor.stream(Evaluate, context, [key for key, unit in keys.items() if unit not in found]):
+        found[keys[key]] = error
+    return {
+        digest_of(path): batch_slices.together(
+            {place: found[unit_name(kind, path, place)] for place in range(len(parts))}, parts
+        )
+        for path in paths
+    }
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    allocation = resolve(context.tables["recipe"]).allocation
+    if allocation == "trellis":
+        executor.conduct(drive, context, report)
+    elif allocation == "decoupled":
+        decoupled.allocate(context, executor, report)
+    else:
+        _uniform(context)
+        report(1, 1)
+
+
+def _uniform(context: Context) -> None:
+    """No search: the recipe's activation bits everywhere."""
+    bits = resolve(context.tables["recipe"]).activation_bits
+    survey = survey_of(context)
+    row = [bits if layer["kind"] == "tokens" else 16 for layer in survey["layers"]]
+    if not context.manifest("search").done("front"):
+        with unit_of(context, "search", "front") as unit:
+            unit.value = {
+                "policy": [row] * survey["steps"],
+                "mean_bits": float(bits),
+                "mac_weighted_bits": float(bits),
+                "rollout_error": None,
+                "front": 1,
+            }
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    recipe = resolve(tables["recipe"])
+    if recipe.allocation == "uniform":
+        return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
+    return {**identity(tables, "compute"), "search": identity_of(tables["search"]), "allocation": recipe.allocation}
+
+
+STAGE = Stage(
+    name="search",
+    version=2,
+    needs=("capture", "fisher", "solve"),
+    reads=_reads,
+    run=run,
+    expected=lambda context: None,
+    settings=SearchSettings,
+)

@@ -1,0 +1,1 @@
+"""Which layers are quantized, whether a pipeline is supported, and whether it fits."""

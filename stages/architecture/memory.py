@@ -1,0 +1,167 @@
+"""Whether a model fits on a worker's device beside what it computes, asked before any work. Imports no torch of itself.
+
+Weights are read from the headers of the model's files. Activations are reckoned from what the survey of a capture has
+found: inputs and outputs of the linear layers, of one block in a forward pass, of all in a backward pass. Until there
+is a survey a quarter of the device is kept free for them. None of this changes a byte of a result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.stages.architecture.support import denoisers
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
+from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes
+
+FREE = 0.25
+"""Share of the device that is left to activations while their size is not known."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+UNKNOWN = "memory: there is no GPU here to ask; each worker asks its own (cluster.gpu_memory says it beforehand)"
+STAGES = ("capture", "fisher", "search", "evaluate")
+"""The stages that run the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes, and what follows from them."""
+
+    device: int
+    """Memory of the device that a worker may use."""
+    weights: int
+    """All models of the pipeline."""
+    largest: int
+    """The largest repeated block of them."""
+    stays: int
+    """What is in no block."""
+    activations: int
+    """A forward pass's."""
+    held: int
+    """What a backward pass holds besides, unless blocks are computed again in it."""
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether the blocks take turns on the device."""
+        return self.weights + self.activations > self.device
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether a backward pass computes blocks again."""
+        return self.blockwise or self.weights + self.activations + self.held > self.device
+
+    @property
+    def needed(self) -> int:
+        """What the device holds at a time."""
+        weights = self.stays + self.largest if self.blockwise else self.weights
+        return weights + self.activations
+
+    def plain(self) -> dict[str, Any]:
+        """For the run's log and reports."""
+        return {**asdict(self), "blockwise": self.blockwise, "recomputed": self.recomputed, "needed": self.needed}
+
+    def said(self) -> str:
+        """The plan in one line."""
+        if not self.blockwise:
+            again = "; the Fisher stage computes blocks again in its backward pass" if self.recomputed else ""
+            return f"memory: {shown(self.weights)} of weights fit in {shown(self.device)} of the device{again}"
+        least = ", which is more still: lower data.batch" if self.needed > self.device else ""
+        return (
+            f"memory: {shown(self.weights)} of weights and {shown(self.activations)} of activations are more than the "
+            f"{shown(self.device)} of the device: blocks take turns on it, which needs {shown(self.needed)}{least}"
+        )
+
+
+def shown(size: int) -> str:
+    """Bytes, in three digits."""
+    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if size >= u or u == 1)
+    return f"{size / unit:.3g} {name}"
+
+
+def device_bytes(device: str, asked: float, share: float) -> int | None:
+    """Bytes that a worker may use of `device`: its share of `asked` GB, or of what the GPU has. None for a CPU, whose
+    memory holds the model anyway, and where there is no GPU to ask."""
+    if asked:
+        return int(share * asked * 1e9)
+    return int(share * gpu_memory(device)) or None if device.startswith("cuda") else None
+
+
+def gpu_memory(device: str = "cuda") -> int:
+    """Bytes of a GPU of this machine; 0 if it has none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+
+
+def plan(
+    sizes: Mapping[str, Mapping[str, int]],
+    *,
+    denoising: Sequence[str],
+    device: int,
+    dtype: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    samples: int = 1,
+) -> MemoryPlan:
+    """Of numbers of parameters by component and tensor; `rows` is a survey's, of `samples` samples in a call."""
+    size, whole = BYTES[dtype], sum(sum(tensors.values()) for tensors in sizes.values())
+    blocks: dict[str, int] = {}
+    for component, tensors in sizes.items():
+        for name, numbers in tensors.items():
+            if block := _block(name, outermost=component in denoising):
+                blocks[f"{component}/{block}"] = blocks.get(f"{component}/{block}", 0) + numbers
+    held = [size * samples * of for of in by_block(rows).values()]
+    known = bool(held) and all(row["macs"] is not None for row in rows)
+    return MemoryPlan(
+        device=device,
+        weights=size * whole,
+        largest=size * max(blocks.values(), default=0),
+        stays=size * (whole - sum(blocks.values())),
+        activations=max(held) if known else int(FREE * device),
+        held=sum(held) - max(held) if known else 0,
+    )
+
+
+def _block(name: str, *, outermost: bool = False) -> str:
+    """The repeated block that a tensor or layer of that name is in; "" if in none."""
+    found = re.match(r"(\w+\.\d+)\." if outermost else r"((?:[A-Za-z_]\w*\.)*?\w+\.\d+)\.", name)
+    return found[1] if found else ""
+
+
+def by_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Numbers in the inputs (shared ones once) and outputs of the linears of each block, for one sample."""
+    found: dict[str, int] = {}
+    for row in rows:
+        tokens = (row["macs"] or 0) // (row["in"] * row["out"])
+        own = tokens * (row["out"] + (row["in"] if row["source"] == row["name"] else 0))
+        found[_block(row["name"])] = found.get(_block(row["name"]), 0) + own
+    return found
+
+
+def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | None:
+    """The plan of a run's full-precision model, with the survey `found` if there is one; None where it takes none."""
+    compute, folder = context.settings("compute", ComputeSettings), Path(context.model)
+    device = device_bytes(compute.device, context.gpu_memory, context.device_share)
+    if device is None:
+        return None
+    return plan(
+        stored_sizes(folder),
+        denoising=denoisers(find_pipeline(folder)),
+        device=device,
+        dtype=compute.dtype,
+        rows=found["layers"] if found else (),
+        samples=context.settings("data", DataSettings).batch,
+    )
+
+
+def surveyed(context: Context) -> Mapping[str, Any] | None:
+    """What the capture's survey found, if it has."""
+    manifest = context.manifest("capture")
+    if not manifest.done("survey"):
+        return None
+    found: Mapping[str, Any] = manifest.read("survey").value
+    return found

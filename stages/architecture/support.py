@@ -1,0 +1,185 @@
+"""Whether a pipeline can be taken at all, asked before any work: `run` and `inspect` share this answer.
+
+What a class takes is read from the source of the installed diffusers, without importing it, and what the transformer
+holds from the headers of its files: `run` must start at once, in a process that never needs torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.stages.architecture.families._family import families
+from adatsq_pipe.stages.base.errors import NotTaken
+from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
+from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
+
+VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
+CONVOLUTION = "a convolution, not nn.Linear"
+TABLE = "a table of vectors, not nn.Linear"
+RAW = "raw parameters (grouped experts, fused projections), not nn.Linear"
+NO_LINEARS = "its transformer has no linear layers inside repeated blocks; there is nothing to quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallSource:
+    """What the source of a class says of a call of it: its arguments, and those passed on that carry a cache."""
+
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
+    """Arguments without a default."""
+    caches: tuple[str, ...]
+    switches: tuple[str, ...]
+    """Arguments that say whether there is to be a cache, which is so unless they say no."""
+    decodes_often: bool
+    """Whether latents are decoded inside a loop: some frames, or one sample, at a time."""
+    others: bool
+    """Whether it takes any argument besides."""
+
+
+@cache
+def _sources() -> dict[str, Path]:
+    """The file of every pipeline and denoiser class of the installed diffusers."""
+    spec = find_spec("diffusers")
+    assert spec is not None and spec.origin is not None
+    root = Path(spec.origin).parent
+    files = [
+        *sorted((root / "models" / "transformers").glob("*.py")),
+        *sorted((root / "models" / "unets").glob("*.py")),
+        *sorted((root / "pipelines").rglob("pipeline*.py")),
+    ]
+    return {name: file for file in files for name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE)}
+
+
+def call_source(name: str) -> CallSource | None:
+    """What the pipeline (or denoiser) class `name` of diffusers takes; None if diffusers has no source of it."""
+    file = _sources().get(name)
+    if file is None:
+        return None
+    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    own = next(node for node in classes if node.name == name)
+    found = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
+    if not found:
+        bases = [base.id for base in own.bases if isinstance(base, ast.Name) and base.id in _sources()]
+        return call_source(bases[0]) if bases else None
+    taken = [*found[0].args.args[1:], *found[0].args.kwonlyargs]
+    defaults = len(found[0].args.defaults)
+    required = found[0].args.args[1 : len(found[0].args.args) - defaults]
+    passed = {word.arg for call in _calls(found[0]) for word in call.keywords if word.arg}
+    given = zip(taken[len(taken) - defaults :], found[0].args.defaults, strict=False)
+    return CallSource(
+        arguments=tuple(argument.arg for argument in taken),
+        required=tuple(argument.arg for argument in required),
+        caches=tuple(sorted(name for name in passed if "kv_cache" in name or "past_key" in name)),
+        switches=tuple(argument.arg for argument, said in given if "cache" in argument.arg and _is_true(said)),
+        decodes_often=any(
+            ast.unparse(call.func) in ("self.vae.decode", "self.decode_latents")
+            for loop in ast.walk(found[0])
+            if isinstance(loop, ast.For | ast.While)
+            for call in _calls(loop)
+        ),
+        others=found[0].args.kwarg is not None,
+    )
+
+
+def _calls(within: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(within) if isinstance(node, ast.Call)]
+
+
+def _is_true(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is True
+
+
+def denoisers(index: Mapping[str, Any]) -> list[str]:
+    """Names of the components that denoise: the transformers of a model_index that are there."""
+    named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    return sorted(name for name in named if "transformer" in name.split("_"))
+
+
+def takes_labels(index: Mapping[str, Any]) -> bool:
+    """Whether the pipeline draws classes, named by their numbers, and takes no prompt."""
+    source = call_source(str(index.get("_class_name", "")))
+    return source is not None and "prompt" not in source.arguments and "class_labels" in source.arguments
+
+
+def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether weights by module name hold matrices inside a list of repeated blocks."""
+    return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
+
+
+def refuse(
+    folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, Any] | None = None
+) -> None:
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, the names of arguments
+    `given` with them and the `call` they share, with the reason in one line; StorageError if it is none."""
+    index = find_pipeline(folder)
+    if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
+        raise NotTaken(
+            f"{index['_class_name']} takes class labels, and {wrong[0]!r} is none; give whole numbers in data.prompts "
+            "and evaluate.prompts (nothing was started)"
+        )
+    for part in denoisers(index):
+        if said := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
+            raise NotTaken(
+                f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
+            )
+    if reason := refusal(index, weight_shapes(folder), given, call):
+        raise NotTaken(f"{folder}: {reason} (nothing was started)")
+
+
+def refusal(
+    index: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    given: Collection[str] = (),
+    call: Mapping[str, Any] | None = None,
+) -> str:
+    """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
+
+    No shapes (a folder without weights) say nothing. `given` are arguments that come with every prompt, `call` the
+    values of those that all share.
+    """
+    name = str(index.get("_class_name", ""))
+    source = call_source(name)
+    if source is not None:
+        if not set(CONDITIONS) & set(source.arguments):
+            return f"{name} takes neither a prompt nor class_labels; it cannot be calibrated"
+        if source.caches and not _without_cache(index, source, given, call or {}):
+            off = f"; set model.call.{source.switches[0]}=false" if source.switches else ""
+            return (
+                f"{name} keeps a cache inside its denoiser ({', '.join(source.caches)}): its calls depend on each "
+                f"other, so they cannot be replayed one by one{off}"
+            )
+        if others := sorted(set(source.required) - set(CONDITIONS) - set(given)):
+            return (
+                f"{name} needs {', '.join(others)} besides its prompt; give it with each prompt in manifests, "
+                "data.prompts_file and evaluate.prompts_file"
+            )
+        unknown = sorted(set(given) - set(source.arguments))
+        if unknown and not source.others:
+            return f"{name} takes no {unknown[0]}; it takes {', '.join(source.arguments)}"
+    for part in denoisers(index):
+        kind = str(index[part][1])
+        called = call_source(kind)
+        told = families()[kind].timestep if kind in families() else ""
+        if called is not None and not {*TIMESTEPS, told} & set(called.arguments):
+            return f"{name}'s {part}, {kind}, takes no timestep: there are no denoising steps to give bits to"
+    if shapes and not has_blocks_of_linears(shapes):
+        return NO_LINEARS
+    return ""
+
+
+def _without_cache(
+    index: Mapping[str, Any], source: CallSource, given: Collection[str], call: Mapping[str, Any]
+) -> bool:
+    """Whether the cache that the pipeline has stays empty as it is called: switched off, or for what is not given."""
+    if any(call.get(switch) is False for switch in source.switches):
+        return True
+    told = [families()[kind].cached_with for part in denoisers(index) if (kind := str(index[part][1])) in families()]
+    return any(told) and not set(told) & set(given)

@@ -1,0 +1,76 @@
+"""What a worker is handed (Context), what it looks like (Worker), and where it runs (Executor)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from adatsq_pipe.stages.base.settings import SettingsT
+from adatsq_pipe.storage.errors import DamagedUnit
+from adatsq_pipe.storage.manifest import Manifest, Marker
+from adatsq_pipe.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a worker needs to know, small enough to send anywhere: plain config, run directory, fingerprints."""
+
+    tables: Mapping[str, Mapping[str, Any]]
+    run: str
+    model: str
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    gpu_memory: float = 0.0
+    """GB of the device's memory; 0 = as it says itself."""
+    device_share: float = 1.0
+    """Share of a device that a worker has."""
+
+    def settings(self, table: str, kind: type[SettingsT]) -> SettingsT:
+        return kind.model_validate(self.tables[table])
+
+    def manifest(self, stage: str) -> Manifest:
+        return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])
+
+    def read(self, stage: str, unit: str, *, tensors: Sequence[str] | None = None) -> tuple[Marker, Path]:
+        """A finished unit's marker and folder, verified against its digests (of the named `tensors` only, if given).
+
+        Raises DamagedUnit.
+        """
+        manifest = self.manifest(stage)
+        try:
+            return manifest.verify(unit, tensors=tensors), manifest.unit_folder(unit)
+        except KeyError as missing:
+            raise DamagedUnit(stage, unit, str(missing.args[0])) from None
+
+
+class Worker(Protocol):
+    """Opened once per process with the context, then called with one unit's key at a time; commits its own units.
+
+    It may have `relieve(key, error)`, asked when a unit fails: whether it has changed so that a further try may pass.
+    """
+
+    stage: ClassVar[str]
+
+    def __init__(self, context: Context) -> None: ...
+
+    def __call__(self, key: str) -> Any: ...
+
+
+Report = Callable[[int, int], None]
+"""Called with (units done, units in all)."""
+
+
+class Executor(Protocol):
+    """Where work runs. Both implementations obey one contract (tests/cluster)."""
+
+    def stream(self, worker: type[Worker], context: Context, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yield (key, result) as workers finish, in any order. Stops between units when a stop was asked for."""
+        ...
+
+    def conduct(self, drive: Callable[[Executor, Context, Report], None], context: Context, report: Report) -> None:
+        """Run `drive`, which dispatches work itself, in one place of its own."""
+        ...

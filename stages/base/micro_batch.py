@@ -1,0 +1,145 @@
+"""Micro-batches: after running out of memory a worker sends fewer samples at a time through its denoiser.
+
+A batch's composition bears on the last bits of the results, so it is cut only where it does not fit, and the unit's
+marker says so. A worker that has halved stays so while it is open: the units of a stage are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.errors import StageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class OutOfMemory(StageError):
+    """The weights, or one sample at a time, are too much for the device."""
+
+
+@dataclass
+class MicroBatch:
+    """At most `size` samples at a time (None: all); `seen` is the largest batch of the unit in hand.
+
+    Samples are rows of a denoiser call: where guidance puts both halves in one call, a caption has two.
+    """
+
+    size: int | None = None
+    seen: int = 0
+
+    def begin(self) -> None:
+        """A unit begins: what it sees and takes is its own."""
+        import torch
+
+        self.seen = 0
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """Most bytes of GPU memory that were allocated at once since the unit began; 0 on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+
+    def ranges(self, count: int) -> list[tuple[int, int]]:
+        """`count` samples in parts (start, stop) that fit."""
+        self.seen = max(self.seen, count)
+        size = count if self.size is None else min(self.size, count)
+        return [(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+
+    def narrowed(self) -> dict[str, int] | None:
+        """What became of the unit's largest batch; None if it went through whole."""
+        return {"from": self.seen, "to": self.size} if self.size is not None and self.size < self.seen else None
+
+    def halve(self) -> bool:
+        """Whether there was anything to halve."""
+        present = self.seen if self.size is None else min(self.size, self.seen)
+        if present > 1:
+            self.size = (present + 1) // 2
+        return present > 1
+
+
+class Halving:
+    """What workers that run a denoiser have: `micro`, handed to the denoiser and to `unit_of`."""
+
+    def __init__(self) -> None:
+        self.micro = MicroBatch()
+
+    def relieve(self, key: str, error: BaseException) -> bool:
+        """Whether `error` was a lack of memory, and a further try at the unit takes half as much at a time.
+
+        Raises OutOfMemory where nothing is left to halve.
+        """
+        import traceback
+
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            return False
+        if not self.micro.halve():
+            raise OutOfMemory(
+                f"unit {key!r} does not fit with one sample at a time ({first_line(error)}); give it a GPU with more "
+                "memory or more of one (cluster.gpus_per_worker), set compute.dtype=bfloat16 or "
+                "fisher.gradient_checkpointing=true, or ask for smaller pictures in [model.call]"
+            ) from error
+        traceback.clear_frames(error.__traceback__)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says of itself, without the advice that follows in torch's."""
+    return " ".join(str(error).split(" If reserved but unallocated", 1)[0].split())[:300] or type(error).__name__
+
+
+def cut(value: Any, of: int, start: int, stop: int) -> Any:
+    """The samples `start` to `stop` of what a denoiser is called with for `of` of them.
+
+    Tensors [of, ...] and lists of `of` items are cut; what all samples share is passed on as it is.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value[start:stop] if value.dim() and value.shape[0] == of else value
+    if isinstance(value, dict):
+        return {key: cut(item, of, start, stop) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(cut(item, of, start, stop) for item in value)
+    if isinstance(value, list):
+        batches = all(isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == of for x in value)
+        return value[start:stop] if len(value) == of and not batches else [cut(x, of, start, stop) for x in value]
+    return value
+
+
+def joined(parts: list[Any], sizes: list[int]) -> Any:
+    """Outputs for parts of a batch as that of the whole. Raises StageError for what is not [samples, ...]."""
+    import torch
+
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        return _joined_tensors(parts, sizes)
+    if isinstance(first, dict):
+        items = {key: joined([part[key] for part in parts], sizes) for key in first}
+        return items if type(first) is dict else type(first)(**items)
+    if isinstance(first, list) and all(len(part) == size for part, size in zip(parts, sizes, strict=True)):
+        return [item for part in parts for item in part]
+    if isinstance(first, list | tuple):
+        return type(first)(joined(list(items), sizes) for items in zip(*parts, strict=True))
+    return first
+
+
+def _joined_tensors(parts: list[Tensor], sizes: list[int]) -> Tensor:
+    import torch
+
+    for part, size in zip(parts, sizes, strict=True):
+        if not part.dim() or part.shape[0] != size:
+            raise StageError(
+                f"memory ran out, and a batch cannot be cut: the denoiser returns a tensor of shape "
+                f"{list(part.shape)} for {size} samples; set data.batch and evaluate.batch to 1"
+            )
+    return torch.cat(parts)

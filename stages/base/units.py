@@ -1,0 +1,88 @@
+"""Units of work: one folder of results each, with a marker that vouches for it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.context import Context, Executor, Report, Worker
+from adatsq_pipe.storage.errors import DamagedUnit
+from adatsq_pipe.storage.manifest import COMPLETE
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.base.micro_batch import MicroBatch
+
+
+def fan_out(context: Context, executor: Executor, worker: type[Worker], keys: Sequence[str], report: Report) -> None:
+    """Do the units of `keys` that have no sound marker."""
+    manifest = context.manifest(worker.stage)
+    missing = manifest.missing(keys)
+    done = len(keys) - len(missing)
+    report(done, len(keys))
+    for _ in executor.stream(worker, context, missing):
+        done += 1
+        report(done, len(keys))
+
+
+class Unit:
+    """One unit being worked on: where its bytes go, and where its seconds went."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.value: Any = None
+        self.seconds = {"model": 0.0, "algebra": 0.0}
+        self.elsewhere = 0.0
+        """Seconds of other units that this one takes on its account."""
+        self.calls = 0.0
+        self.micro_batch: Mapping[str, int] | None = None
+        """Samples at a time, `from` and `to`, if they did not all fit."""
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Count the time inside as "model" compute or linear "algebra"; the rest of a unit is overhead."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+
+@contextmanager
+def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = None) -> Iterator[Unit]:
+    """Work on a unit: its folder is made empty, and its marker is written if and only if the body succeeds.
+
+    Else the reason is kept beside the markers. `micro` is the worker's, if it runs a denoiser.
+    """
+    manifest, start = context.manifest(stage), time.perf_counter()
+    unit = Unit(manifest.open_unit(key))
+    if micro is not None:
+        micro.begin()
+    try:
+        yield unit
+    except DamagedUnit:
+        raise
+    except Exception:
+        manifest.fail(key, traceback.format_exc())
+        raise
+    total = time.perf_counter() - start + unit.elsewhere
+    seconds = {**unit.seconds, "total": total, "calls": unit.calls}
+    narrowed = unit.micro_batch if micro is None else micro.narrowed()
+    peak = 0 if micro is None else micro.peak()
+    manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed, peak=peak)
+
+
+def complete(context: Context, stage: str) -> None:
+    """Mark the stage finished, vouching for the digests of all its units."""
+    manifest = context.manifest(stage)
+    if not manifest.done(COMPLETE):
+        manifest.open_unit(COMPLETE)
+        manifest.commit(COMPLETE, value={unit: marker.digest for unit, marker in manifest.markers().items()})
+
+
+def shards(count: int, size: int) -> list[range]:
+    """`count` items cut into ranges of `size`, the last maybe shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,1 @@
+"""Capture, fisher and hessian: what the model does with calibration captions."""

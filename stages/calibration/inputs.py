@@ -1,0 +1,45 @@
+"""What the capture kept of one layer's input, by scheduler step: sampled rows, and the peak of every channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.survey import batch_count, step_blocks, survey_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
+    """(step, what every batch of captions stored under `name` at it, [calls, ...]) in order of steps and batches."""
+    from adatsq_pipe.storage import tensors
+
+    survey = survey_of(context)
+    for block, steps in enumerate(step_blocks(context, survey["steps"])):
+        parts = []
+        for shard in range(batch_count(context)):
+            _, folder = context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
+            parts.append(tensors.read(folder, [name])[name])
+        place = 0
+        for step in steps:
+            calls = survey["calls"].count(step)
+            yield step, [part[place : place + calls] for part in parts]
+            place += calls
+
+
+def rows(context: Context, source: str) -> Iterator[tuple[int, Tensor]]:
+    """(step, sampled rows of all batches, [rows, in]) in order of steps. `source` is the layer that owns the input."""
+    import torch
+
+    for step, parts in _stored(context, f"rows:{source}"):
+        yield step, torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def peaks(context: Context, source: str) -> Tensor:
+    """The absolute maximum of every input channel at every step, over all tokens and captions, [steps, in]."""
+    import torch
+
+    found = [torch.cat([part.flatten(0, -2) for part in parts]) for _, parts in _stored(context, f"absmax:{source}")]
+    return torch.stack([part.amax(0) for part in found])

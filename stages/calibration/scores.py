@@ -1,0 +1,53 @@
+"""Fisher scores, read back without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.survey import batch_count, survey_of, unit_waves
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
+    """I[t, l], [steps, layers in survey order]: the mean over batches of captions, in their order.
+
+    Read without torch: the search's director has no other use for it.
+    """
+    import numpy as np
+
+    from adatsq_pipe.storage import arrays
+
+    survey = survey_of(context)
+    total = np.zeros((survey["steps"], len(survey["layers"])))
+    for key in score_units(context):
+        folder = context.read("fisher", key)[1]
+        marks = arrays.attributes(folder)
+        total[marks["start"] : marks["stop"]] += arrays.read(folder, "scores")
+    mean: npt.NDArray[np.float64] = total / batch_count(context)
+    return mean
+
+
+def curvature_of(context: Context, layer: str) -> npt.NDArray[np.float64]:
+    """Mean squared gradient of a layer's output channels at every step, [steps, out], summed over batches in order.
+
+    Only recipes with calibrated scales have it written.
+    """
+    import numpy as np
+
+    from adatsq_pipe.storage import arrays
+
+    parts: dict[int, npt.NDArray[np.float64]] = {}
+    for key in score_units(context):
+        folder = context.read("fisher", key, tensors=["scores", f"curvature:{layer}"])[1]
+        found = arrays.read(folder, f"curvature:{layer}").astype(np.float64)
+        start = int(arrays.attributes(folder)["start"])
+        parts[start] = parts[start] + found if start in parts else found
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
+def score_units(context: Context) -> list[str]:
+    return [key.replace("activations/", "scores/") for key in unit_waves(context)[2]]

@@ -1,0 +1,1 @@
+"""Any diffusers pipeline, driven through its own loop."""

@@ -1,0 +1,131 @@
+"""What prompts come with besides their text: pictures and further arguments of the pipeline's call, and seeds.
+
+Pictures lie in the run directory under the digest of their bytes, so every machine finds them and a file that is moved
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import DataSettings
+from adatsq_pipe.stages.base.units import shards
+from adatsq_pipe.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def picture_mode(model: Path) -> str:
+    """How the pipeline in the folder `model` takes pictures: RGB, or RGBA if its autoencoder has four channels."""
+    try:
+        said = json.loads((model / "vae" / "config.json").read_text())
+    except (OSError, ValueError):
+        return "RGB"
+    return "RGBA" if 4 in (said.get("input_channels"), said.get("in_channels")) else "RGB"
+
+
+def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """The call's arguments that one prompt brings: `call` as it is, `images` opened in `mode`, where `find` says; of a
+    file with several frames (GIF) a list of them."""
+
+    def opened(digest: str) -> Image | list[Image]:
+        from PIL import Image, ImageSequence
+
+        with Image.open(find(digest)) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                return [frame.convert(mode) for frame in ImageSequence.Iterator(image)]
+            return image.convert(mode)
+
+    pictures = {
+        name: [opened(one) for one in said] if isinstance(said, list | tuple) else opened(said)
+        for name, said in given.get("images", {}).items()
+    }
+    return {**given.get("call", {}), **pictures}
+
+
+def collated(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call for all prompts of a batch: pictures become lists, anything else must be the same.
+
+    Raises StageError where it is not.
+    """
+    if not batch:
+        return {}
+    if others := [more for more in batch if set(more) != set(batch[0])]:
+        differing = sorted(set(others[0]) ^ set(batch[0]))
+        raise StageError(
+            f"of the prompts of one batch some come with {', '.join(differing)} and some without; give it to all, or "
+            "set data.batch and evaluate.batch to 1"
+        )
+    return {name: _together(name, [more[name] for more in batch]) for name in batch[0]}
+
+
+def _together(name: str, values: list[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    if _pictured(values[0]):
+        return values
+    if any(value != values[0] for value in values):
+        raise StageError(
+            f"{name} differs inside a batch of prompts ({values[0]!r} and others), and a call has one; "
+            "set data.batch and evaluate.batch to 1"
+        )
+    return values[0]
+
+
+def _pictured(value: Any) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(value[0] if isinstance(value, list) and value else value, Image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What is to be drawn: captions (or class labels) with one seed each. A batch; its composition is fixed.
+
+    `inputs` are further arguments of the pipeline's call that each brings; none, or one for each.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    inputs: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.prompts) == len(self.seeds) and len(self.inputs) in (0, len(self.prompts))
+
+
+def calibration_shards(context: Context) -> list[Conditions]:
+    """The calibration captions with their seeds, cut into the batches they are run in."""
+    data = context.settings("data", DataSettings)
+    return batched(asked_for(context, data.prompts, data.inputs, data.seed), data.batch)
+
+
+def asked_for(
+    context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
+) -> list[Conditions]:
+    """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
+    found, find, mode = [], RunDir.at(context.run).given, picture_mode(Path(context.model))
+    for i, prompt in enumerate(prompts):
+        given = inputs[i] if inputs else {}
+        own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i
+        more = (arguments_of(find, given, mode),) if inputs else ()
+        found.append(Conditions(prompts=(prompt,), seeds=(own,), inputs=more))
+    return found
+
+
+def batched(each: list[Conditions], size: int) -> list[Conditions]:
+    """Conditions of one caption each, `size` to a batch."""
+    return [
+        Conditions(
+            prompts=tuple(p for i in part for p in each[i].prompts),
+            seeds=tuple(s for i in part for s in each[i].seeds),
+            inputs=tuple(given for i in part for given in each[i].inputs),
+        )
+        for part in shards(len(each), size)
+    ]

@@ -1,0 +1,1 @@
+"""Evaluate: the quantized model beside full precision."""

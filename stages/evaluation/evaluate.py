@@ -1,0 +1,132 @@
+"""Evaluate: held-out captions, paired seeds, the assembled model against full precision.
+
+Where the model draws the built-in world, each picture is also read back and scored by what was asked for.
+Units: `quantized/<shard>` (the draws through the folder as a user loads it: one row of metrics a sample, one of latent
+error and PSNR a step), and, in the shared folder `reference`, `draw/<shard>` (full-precision latents before every step,
+and pictures), which do not depend on the quantized model and are drawn once for all of a run directory's models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adatsq_pipe.stages.base.context import Context, Executor, Report
+from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.units import fan_out, shards, unit_of
+from adatsq_pipe.stages.evaluation.reference import TRUTH, EvaluateSettings, Reference, drawn, draws
+from adatsq_pipe.storage.fingerprint import Plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Evaluate(Halving):
+    """Worker of the quantized draws."""
+
+    stage: ClassVar[str] = "evaluate"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.batches = draws(context)
+        self.world = context.settings("model", ModelSettings).world
+
+    def _score(self, samples: list[dict[str, Any]], shard: int, pictures: Any, reference: Any) -> dict[str, Tensor]:
+        """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
+        import torch
+
+        from adatsq_pipe.stages.scenes import judge
+        from adatsq_pipe.stages.scenes.worlds import asked
+
+        settings = self.context.settings("evaluate", EvaluateSettings)
+        wanted = [asked(row["prompt"], self.world) for row in samples]
+        verdicts = zip(judge.verdicts(wanted, pictures), judge.verdicts(wanted, reference), strict=True)
+        for i, (row, (got, right)) in enumerate(zip(samples, verdicts, strict=True)):
+            row["entry"] = (shard * settings.batch + i) % len(settings.prompts)
+            row["tasks"], row["right"], row["reference_right"] = list(got), list(got.values()), list(right.values())
+        both = {"features": pictures, "reference_features": reference}
+        return {name: torch.from_numpy(judge.features(each)) for name, each in both.items()}
+
+    def __call__(self, key: str) -> None:
+        from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
+        from adatsq_pipe.storage import tables, tensors
+
+        shard = int(key.partition("/")[2])
+        model = self.context.read("assemble", "model")[1]
+        wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
+            states, pictures = drawn(self.context, self.micro, str(model), self.batches[shard], unit)
+            samples, steps = [], []
+            for i, prompt in enumerate(self.batches[shard].prompts):
+                picture, reference = pictures[i], wanted["pictures"][i]
+                samples.append(
+                    {
+                        "prompt": prompt,
+                        "seed": self.batches[shard].seeds[i],
+                        "latent_error": relative_error(states[-1][i], wanted["latents"][i]),
+                        "latent_psnr": psnr(states[-1][i], wanted["latents"][i], peak=_range(wanted["latents"][i])),
+                        "psnr": min(psnr(picture, reference, peak=1.0), 100.0),
+                        "ssim": _ssim(picture.numpy(), reference.numpy()),
+                    }
+                )
+            kept = {"pictures": pictures}
+            if self.world:
+                kept |= self._score(samples, shard, pictures.numpy(), wanted["pictures"].numpy())
+            for t, (state, reference) in enumerate(zip(states[:-1], wanted["states"], strict=True)):
+                error = relative_error(state, reference)
+                steps.append(
+                    {"step": t, "error": error, "psnr": min(psnr(state, reference, peak=_range(reference)), 100.0)}
+                )
+            tables.write(unit.folder / "samples.parquet", samples)
+            tables.write(unit.folder / "steps.parquet", steps)
+            tensors.write(unit.folder, kept)
+
+
+def _range(x: Tensor) -> float:
+    return float(x.max() - x.min())
+
+
+def _ssim(picture: Any, reference: Any) -> float:
+    """Structural similarity of pictures [H, W, 3], or the mean over the frames of a video."""
+    import numpy as np
+    from skimage.metrics import structural_similarity
+
+    frames = [(picture, reference)] if picture.ndim == 3 else list(zip(picture, reference, strict=True))
+    window = min(7, (min(picture.shape[-3:-1]) - 1) // 2 * 2 + 1)
+    return float(
+        np.mean([structural_similarity(a, b, channel_axis=-1, data_range=1.0, win_size=window) for a, b in frames])
+    )
+
+
+def _units(context: Context, kind: str) -> list[str]:
+    settings = context.settings("evaluate", EvaluateSettings)
+    count = len(shards(len(settings.prompts) * settings.seeds, settings.batch))
+    truth = [TRUTH] if kind == "draw" and context.settings("model", ModelSettings).world else []
+    return [*truth, *(f"{kind}/{i:03d}" for i in range(count))]
+
+
+def run(context: Context, executor: Executor, report: Report) -> None:
+    reference, quantized = _units(context, "draw"), _units(context, "quantized")
+    both = len(reference) + len(quantized)
+    fan_out(context, executor, Reference, reference, lambda done, n: report(done, both))
+    fan_out(context, executor, Evaluate, quantized, lambda done, n: report(len(reference) + done, both))
+
+
+def _reads(tables: Mapping[str, Any], model: str) -> Plain:
+    called = {key: tables["model"][key] for key in ("call", "world")}
+    return {**identity(tables, "compute", "evaluate"), **called, "model": model}
+
+
+STAGE = Stage(
+    name="evaluate",
+    version=4,
+    needs=("assemble",),
+    reads=_reads,
+    run=run,
+    expected=lambda context: len(_units(context, "quantized")),
+    settings=EvaluateSettings,
+    shares={"reference": _reads},
+)

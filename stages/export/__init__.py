@@ -1,0 +1,1 @@
+"""Assemble, and other formats."""

@@ -1,0 +1,83 @@
+"""Which formats there are, and what they share: opening the quantized transformer, writing the folder whole."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.architecture.support import denoisers
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.storage.checkpoint import find_pipeline
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Export = Callable[[Path, Path], str]
+"""Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
+
+
+OF_SEVERAL = ("dequantized", "self-contained")
+"""Formats of pipelines with several denoisers; the others have one place for weights or for a policy."""
+
+
+def formats() -> list[str]:
+    """Names of the formats there are."""
+    import adatsq_pipe.stages.export.formats as package
+
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
+
+
+def _writer(name: str) -> Export:
+    module = importlib.import_module(f"adatsq_pipe.stages.export.formats.{name.replace('-', '_')}")
+    written: Export = module.export
+    return written
+
+
+def export(name: str, source: Path, out: Path) -> str:
+    """Write `source` in the format `name` to `out`, which appears only when it is whole. Raises StageError."""
+    if len(parts := denoisers(find_pipeline(source))) > 1 and name not in OF_SEVERAL:
+        raise StageError(
+            f"{source} has several denoisers ({', '.join(parts)}), and {name} is for pipelines with one; there "
+            f"{'are' if len(OF_SEVERAL) > 1 else 'is'} --format {' and '.join(OF_SEVERAL)}"
+        )
+    for part in parts:
+        if config_of(source, part) is None:
+            raise StageError(f"{source} is not quantized by adatsq-pipe: its {part} has no such quantization_config")
+    if out.exists():
+        raise StageError(f"{out} is there already; remove it, or name another folder with --out")
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        said = _writer(name)(source, unfinished)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return said
+
+
+def config_of(folder: Path, part: str = "transformer") -> dict[str, Any] | None:
+    """The quantization_config of a denoiser in the folder, None if it has none of ours."""
+    config = json.loads((folder / part / "config.json").read_text()).get("quantization_config")
+    return config if config and config.get("quant_method") == "adatsq" else None
+
+
+def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
+    """The quantized transformer, or another denoiser, in bfloat16. Raises StageError if it does not load."""
+    import diffusers
+    import torch
+
+    import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+
+    name = json.loads((folder / part / "config.json").read_text())["_class_name"]
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / part, dtype=torch.bfloat16)
+    except (ValueError, OSError) as error:
+        raise StageError(f"{folder / part} does not load: {error}") from None
+    return opened

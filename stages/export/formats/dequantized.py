@@ -1,0 +1,30 @@
+"""Plain bfloat16 weights that the codes stand for: any engine reads them; nothing is smaller, activations are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from adatsq_pipe.stages.architecture.support import denoisers
+from adatsq_pipe.stages.export.formats._formats import transformer_of
+from adatsq_pipe.storage.checkpoint import find_pipeline, write_part, write_pipeline
+
+_CARD = """# Dequantized
+
+The weights of a model that adatsq-pipe quantized, as plain bfloat16: they have the quantized weights' values (in the
+basis of the original model, rounded to bfloat16) and the original's size. Activations are not rounded.
+"""
+
+
+def export(source: Path, out: Path) -> str:
+    first, *others = denoisers(find_pipeline(source))
+    write_pipeline(source, out, tensors=_tensors(source, first), quantization_config=None, card=_CARD)
+    for part in others:
+        write_part(source, out, part=part, tensors=_tensors(source, part), quantization_config=None)
+    return "plain bfloat16 weights; activations are not rounded, and nothing is smaller"
+
+
+def _tensors(source: Path, part: str) -> dict[str, Any]:
+    model: Any = transformer_of(source, part)
+    model.dequantize()
+    return dict(model.state_dict())

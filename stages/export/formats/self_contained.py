@@ -1,0 +1,94 @@
+"""The quantized folder with the code that runs it inside: `from_pretrained(..., trust_remote_code=True)`, no install.
+
+The code is one file, pipeline.py: the runtime's modules one after another, then the folder's pipeline class under
+another name. diffusers copies that file alone, so it may not be several. The GPU kernel is left out: Triton must not
+be needed to read the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.export.model_card import LOADING
+from adatsq_pipe.storage.files import write_text
+
+_OURS = "adatsq_pipe"
+MODULES = (
+    "names", "numerics.policy", "numerics.packing", "numerics.transform", "numerics.lloyd", "numerics.grid",
+    "runtime.spec", "runtime.clock", "runtime.shared", "runtime.linear", "runtime.policy_hook", "runtime.quantizer",
+)  # fmt: skip
+"""What runs a quantized model, each after what it imports."""
+_LOADING = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("this folder", trust_remote_code=True)
+```
+
+The code that runs it is pipeline.py in this folder: read it before you trust it.
+"""
+_HEAD = '''"""Runs the quantized model in this folder: the runtime of adatsq-pipe (Apache-2.0), in one file."""
+
+from __future__ import annotations
+
+'''
+_TAIL = '''
+
+# --- {pipeline}, with the quantizer known to diffusers
+
+from diffusers import {pipeline}  # noqa: E402
+
+register()
+
+
+class Quantized{pipeline}({pipeline}):
+    """{pipeline}; its transformer is quantized."""
+'''
+
+
+def export(source: Path, out: Path) -> str:
+    shutil.copytree(source, out, dirs_exist_ok=True)
+    index = json.loads((out / "model_index.json").read_text())
+    pipeline = index["_class_name"]
+    write_text(out / "pipeline.py", code(pipeline))
+    index["_class_name"] = ["pipeline", f"Quantized{pipeline}"]
+    write_text(out / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if (out / "README.md").exists():
+        write_text(out / "README.md", (out / "README.md").read_text().replace(LOADING, _LOADING))
+    return "load it with DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True); nothing of ours is needed"
+
+
+def code(pipeline: str) -> str:
+    """The text of pipeline.py. Raises StageError if two modules use one name for different things."""
+    parts, owner = [_HEAD], dict[str, str]()
+    for module in MODULES:
+        body, names = _body(f"{_OURS}.stages.{module}")
+        for name in names:
+            if owner.setdefault(name, module) != module:
+                raise StageError(f"{module} and {owner[name]} both define {name}; one file cannot hold both")
+        parts.append(f"# --- {module}\n\n{body.strip()}\n\n\n")
+    return "".join(parts).rstrip() + "\n" + _TAIL.format(pipeline=pipeline)
+
+
+def _body(module: str) -> tuple[str, list[str]]:
+    """A module's text without its docstring and its imports of ours, and the names it defines."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    text = Path(spec.origin).read_text()
+    tree, lines, names = ast.parse(text), text.splitlines(), list[str]()
+    for i, node in enumerate(tree.body):
+        docstring = i == 0 and isinstance(node, ast.Expr)
+        ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (_OURS, "__future__")
+        if docstring or ours:
+            for line in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[line] = ""
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return "\n".join(lines), names

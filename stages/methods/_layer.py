@@ -1,0 +1,94 @@
+"""Whether a recipe fits a layer: groups that divide its width, a rank below it. Asked before any work, and in solve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.methods import _layer
+from adatsq_pipe.stages.methods._recipe import Recipe
+
+if TYPE_CHECKING:
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
+
+MODULATION = ("norm", "adaln", "modulation", "scale_shift", "time")
+"""What is in the names of layers that are fed one vector a sample, in the models there are."""
+
+
+def fitted(width: int, group: int) -> int:
+    """The largest divisor of `width` that is at most `group`; 0 stays 0 (one group for all channels)."""
+    return next(size for size in range(min(group, width), 0, -1) if width % size == 0) if group else 0
+
+
+def groups_of(recipe: Recipe, row: Mapping[str, Any], *, searched: int | None = None) -> tuple[int, int]:
+    """(weight group, activation group) of the layer of a survey row; `searched` is what was chosen for it."""
+    conditioning = row["kind"] == "conditioning"
+    found = (recipe.conditioning_group, 0) if conditioning else (recipe.weight_group, recipe.activation_group)
+    found = found if searched is None else (searched, searched)
+    return (fitted(row["in"], found[0]), fitted(row["in"], found[1])) if recipe.group_fit else found
+
+
+def misfit(recipe: Recipe, row: Mapping[str, Any]) -> str:
+    """Why the layer of a survey row (name, kind, in, out) cannot be stored under a recipe, and what helps; or ""."""
+    of_weight, of_tokens = groups_of(recipe, row)
+    least = min(row["in"], row["out"])
+    for what, group in (("weight", of_weight), ("activation", of_tokens)):
+        field = "conditioning_group" if what == "weight" and row["kind"] == "conditioning" else f"{what}_group"
+        if group and row["in"] % group:
+            return (
+                f"layer {row['name']}: {field} {group} does not divide the input width {row['in']}; set recipe.{field} "
+                "to a divisor, or 0, or recipe.group_fit = true"
+            )
+    if row["kind"] != "conditioning" and recipe.rank > least:
+        return f"layer {row['name']}: rank {recipe.rank} is above the layer's width {least}; lower recipe.rank"
+    return ""
+
+
+def refuse(recipe: Recipe, model: Path) -> None:
+    """Raise StageError if a linear layer of the model's blocks cannot take the recipe, told from the stored shapes.
+
+    Which layers are fed one vector a sample shows only when the model runs; here their names say it.
+    """
+    from adatsq_pipe.storage.checkpoint import weight_shapes
+
+    for name, shape in weight_shapes(model).items():
+        in_a_block = any(part.isdigit() for part in name.split("."))
+        if len(shape) == 2 and in_a_block:
+            kind = "conditioning" if any(part in name.lower() for part in MODULATION) else "tokens"
+            found = misfit(recipe, {"name": name, "kind": kind, "in": shape[1], "out": shape[0]})
+            if found:
+                raise StageError(f"{found} (nothing was started)")
+
+
+def spec_of(recipe: Recipe, row: Mapping[str, Any], *, group: int | None = None) -> LayerSpec:
+    """How the layer of a survey row is stored under a recipe, in groups of `group` if that was searched for it.
+
+    Raises StageError if it cannot be.
+    """
+    from adatsq_pipe.stages.numerics.transform import block_size
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
+
+    if found := _layer.misfit(recipe, row):
+        raise StageError(found)
+    of_weight, of_tokens = _layer.groups_of(recipe, row, searched=group)
+    if row["kind"] == "conditioning":
+        return LayerSpec(
+            weight_bits=recipe.conditioning_bits, group=of_weight, block=1,
+            symmetric_activations=recipe.activation_symmetric,
+        )  # fmt: skip
+    skipped = bool(recipe.smoothing_skip) and row["name"].endswith(recipe.smoothing_skip)
+    return LayerSpec(
+        weight_bits=recipe.weight_bits,
+        group=of_weight,
+        block=1 if recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
+        symmetric_activations=recipe.activation_symmetric,
+        activation_group=of_tokens,
+        permuted=recipe.permuted,
+        codebook=recipe.codebook,
+        activation_codebook=recipe.codebook,
+        smoothed=recipe.smoothing != "none" and not skipped,
+        rank=recipe.rank,
+        time_groups=recipe.time_groups,
+    )

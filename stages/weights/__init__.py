@@ -1,0 +1,1 @@
+"""Solve: low-bit weights."""

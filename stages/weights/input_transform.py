@@ -1,0 +1,101 @@
+"""The basis in which a layer's codes live: channels put in order, smoothed, rotated; the same for weight and input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration import inputs
+from adatsq_pipe.stages.methods._recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """`tensors` as the layer stores them (order, smooth), and the rotation's block. `folded` [in] is what the layer
+    before multiplies the input's channels by."""
+
+    tensors: dict[str, Tensor]
+    block: int
+    folded: Tensor | None = None
+
+    def of_rows(self, x_NI: Tensor) -> Tensor:
+        """Inputs in this basis, dtype kept."""
+        from adatsq_pipe.stages.numerics import transform
+
+        x = x_NI if self.folded is None else x_NI * self.folded.to(x_NI.dtype)
+        if "order" in self.tensors:
+            x = x[:, self.tensors["order"].long()]
+        if "smooth" in self.tensors:
+            x = x * self.tensors["smooth"].to(x.dtype)
+        return transform.rotate(x, transform.hadamard(self.block, dtype=x.dtype, device=x.device))
+
+    def of_weight(self, w_OI: Tensor, gram_II: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight (float32) and the inputs' Gram matrix (float64) in this basis."""
+        from adatsq_pipe.stages.numerics import transform
+
+        w, gram = w_OI.double(), gram_II.double()
+        if self.folded is not None:
+            factor = self.folded.double()
+            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
+        if "order" in self.tensors:
+            order = self.tensors["order"].long()
+            w, gram = w[:, order], gram[order][:, order]
+        if "smooth" in self.tensors:
+            factor = self.tensors["smooth"].double()
+            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
+        h = transform.hadamard(self.block, dtype=w.dtype, device=w.device)
+        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h)
+
+
+def bases(context: Context, recipe: Recipe, row: Mapping[str, Any], spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
+    """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
+    import numpy as np
+    import torch
+
+    from adatsq_pipe.stages.numerics import smoothing
+
+    fixed, w = dict[str, Any](), w_OI.double()
+    if spec.permuted:
+        random = np.random.default_rng(list(row["name"].encode()))
+        fixed["order"] = torch.from_numpy(random.permutation(w.shape[1])).to(w.device).int()
+        w = w[:, fixed["order"].long()]
+    if not spec.smoothed:
+        return [Basis(tensors=fixed, block=spec.block)]
+    size = channel_sizes(recipe, inputs.peaks(context, row["source"]).to(w.device), w_OI)
+    size = size[fixed["order"].long()] if spec.permuted else size
+    found = []
+    for alpha in exponents(recipe):
+        smooth = (1 / smoothing.smoothquant(size, w, alpha=alpha)).bfloat16()
+        found.append(Basis(tensors={**fixed, "smooth": smooth}, block=spec.block))
+    return found
+
+
+def factor(context: Context, recipe: Recipe, source: str, w_OI: Tensor) -> Tensor:
+    """What smoothing multiplies the channels of the input `source` by, [in] float64, for all of the layers it feeds:
+    `w_OI` are their weights, one below the other."""
+    from adatsq_pipe.stages.numerics import smoothing
+
+    size = channel_sizes(recipe, inputs.peaks(context, source).to(w_OI.device), w_OI)
+    return 1 / smoothing.smoothquant(size, w_OI, alpha=recipe.smoothing_alpha)
+
+
+def exponents(recipe: Recipe) -> list[float]:
+    """The smoothing exponents a recipe tries."""
+    count = recipe.smoothing_grid
+    return [recipe.smoothing_alpha] if count == 1 else [i / (count - 1) for i in range(count)]
+
+
+def channel_sizes(recipe: Recipe, peaks_TI: Tensor, w_OI: Tensor) -> Tensor:
+    """The size of every input channel, [in], from its peaks at every step."""
+    from adatsq_pipe.stages.numerics import smoothing
+
+    if recipe.smoothing_over == "salience":
+        return smoothing.temporal_salience(peaks_TI, w_OI)
+    return peaks_TI[0] if recipe.smoothing_over == "noisiest" else peaks_TI.amax(0)

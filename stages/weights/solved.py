@@ -1,0 +1,29 @@
+"""The solved layers, put into a transformer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.survey import survey_of
+
+if TYPE_CHECKING:
+    pass
+
+
+def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, Any]:
+    """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
+    import torch
+
+    from adatsq_pipe.stages.runtime.linear import replace_linears
+    from adatsq_pipe.stages.runtime.spec import LayerSpec
+    from adatsq_pipe.storage import tensors
+
+    rows = survey_of(context)["layers"]
+    specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}
+    layers = replace_linears(transformer, specs, steps=len(policy.bits))
+    for i, (name, layer) in enumerate(layers.items()):
+        stored = tensors.read(context.manifest("solve").local(f"layer/{name}"))
+        layer.set_tensors(stored)
+        layer.policy.copy_(torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8))
+    return layers

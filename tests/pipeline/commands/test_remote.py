@@ -1,0 +1,92 @@
+"""What may be submitted, and how it is put for another machine. Nothing here reaches a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.remote import as_sets, entrypoint
+from adatsq_pipe.pipeline.config import parse_set
+
+AT = ("submit", "--address", "http://127.0.0.1:1")
+THERE = ("run", "--run-dir", "/mnt/shared/run")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((), "only run and compare"),
+        (("status",), "only run and compare"),
+        (("submit", *THERE), "only run and compare"),
+        (("run",), "--run-dir adatsq-run means nothing on another machine"),
+        (("run", "--run-dir", "runs/mine"), "/mnt/shared/run"),
+        ((*THERE, "--set", "data.prompts_file=captions.txt"), "data.prompts_file captions.txt means nothing"),
+        ((*THERE, "--model", "my-model"), "--model my-model means nothing"),
+        ((*THERE, "--set", "model.path=my-model"), "--model my-model means nothing"),
+        ((*THERE, "--executor", "inline"), "leave the executor inline out"),
+        ((*THERE, "--set", "cluster.executor=inline"), "leave the executor inline out"),
+        ((*THERE, "--address", "ray://head:10001"), "leave its address 'ray://head:10001' out"),
+        ((*THERE, "--set", "cluster.address=local"), "leave its address 'local' out"),
+        ((*THERE, "--set", "serch.budget=3.5"), "did you mean 'search'"),
+        ((*THERE, "--stages", "sarch"), "sarch"),
+        ((*THERE, "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
+        ((*THERE, "--colour", "blue"), "No such option"),
+    ],
+)
+def test_what_cannot_be_submitted(command: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(main, [*AT, "--", *command])
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--address", "ray://head:10001"), "http://head:8265"),
+        (("--address", "http://me:hunter2@head"), "leave it out"),
+        ((*AT[1:], "--submission-id", "../x"), "no submission id"),
+        ((*AT[1:], "--working-dir", "nowhere"), "no such folder"),
+    ],
+)
+def test_wrong_options(options: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(main, ["submit", *options, "--", *THERE])
+    assert done.exit_code == 2 and words in done.output and "hunter2" not in done.output, done.output
+
+
+def test_an_unreachable_head_is_one_line() -> None:
+    done = CliRunner().invoke(main, [*AT, "--", *THERE])
+    assert done.exit_code == 1
+    assert done.output.startswith("error: nothing answers at http://127.0.0.1:1") and done.output.count("\n") == 1
+
+
+def test_the_job_joins_its_cluster_and_the_config_file_travels_before_the_sets(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[search]\nbudget = 3.6\n[data]\nprompts = ["it\'s", "two\\nlines # $HOME"]\n')
+    line = entrypoint(main, [*THERE, "--config", str(file), "--set", "search.budget=3.9", "--model", "scenes/wan"])
+    assert line.startswith("exec python -m adatsq_pipe.pipeline.cli run ") and "\n" not in line
+    words = shlex.split(line)
+    assert str(file) not in line and words[-2:] == ["--address", "auto"]
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert parse_set(sets) == {
+        "search": {"budget": 3.9}, "data": {"prompts": ["it's", "two\nlines # $HOME"]},
+    }  # fmt: skip
+
+
+def test_an_address_that_agrees_stays() -> None:
+    assert entrypoint(main, [*THERE, "--address", "auto"]).count("--address") == 1
+
+
+def test_sets_say_what_the_file_said() -> None:
+    text = 'a.b = 1\na.c = "x = [1]"\na.d = [[0.5, 0.25], [1.0]]\na.e.f = true\na.g = -1.5e-3\na.h = ""\n'
+    assert parse_set(list(as_sets(tomllib.loads(text)))) == tomllib.loads(text)
+
+
+@pytest.mark.parametrize("text", ['[a]\n"b.c" = 1', "[a]\nb = [{ c = 1 }]"])
+def test_what_a_set_cannot_say_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="give it by --set"):
+        list(as_sets(tomllib.loads(text)))

@@ -1,0 +1,171 @@
+"""Every export, loaded by whom it is for: stock diffusers, auto-round, a process without this package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+
+import adatsq_pipe.stages.runtime  # noqa: F401
+from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.export.formats import _formats, self_contained, step_policy
+from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
+from tests.conftest import FAMILIES, PATIENCE
+from tests.stages.runtime.folders import quantize
+
+STEPS = [1.0, 0.5]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def plain(
+    request: pytest.FixtureRequest, family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A family's tiny pipeline, quantized without a rotation."""
+    name: str = request.param
+    return quantize(family(name), tmp_path_factory.mktemp("plain") / name, STEPS, block=1)
+
+
+@pytest.fixture(scope="module")
+def rotated(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantize(family("flux"), tmp_path_factory.mktemp("rotated") / "flux", STEPS)
+
+
+def draw(pipe: Any, folder: Path) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    asked: dict[str, Any] = {"class_labels": [3]} if folder.name == "dit" else {"prompt": "a red circle"}
+    call = json.loads((folder / "sampling.json").read_text())["call"]
+    return torch.as_tensor(pipe(**asked, **call, generator=torch.Generator().manual_seed(0), output_type="np")[0])
+
+
+def weight_only(folder: Path) -> torch.Tensor:
+    """What the quantized folder draws with activations left whole."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    remove_policy_hook(pipe.transformer)
+    return draw(pipe, folder)
+
+
+def test_dequantized_is_a_plain_folder(plain: Path, rotated: Path, tmp_path: Path) -> None:
+    for source in (plain, rotated):
+        out = tmp_path / source.parent.name
+        _formats.export("dequantized", source, out)
+        config = json.loads((out / "transformer" / "config.json").read_text())
+        assert "quantization_config" not in config
+        assert (draw(DiffusionPipeline.from_pretrained(out), source) - weight_only(source)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_auto_round_reads_the_same_weights(bits: int, family: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("auto_round", reason="auto-round is not installed: pip install auto-round")
+    from diffusers import FluxTransformer2DModel
+
+    source = quantize(family("flux"), tmp_path / "flux", STEPS, bits=bits, group=32 if bits == 4 else 0, block=1)
+    layers = {}
+    for format in ("auto-round", "dequantized"):
+        _formats.export(format, source, tmp_path / format)
+        model = FluxTransformer2DModel.from_pretrained(tmp_path / format / "transformer", dtype=torch.bfloat16)
+        layers[format] = dict(model.named_modules())
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    compared = 0
+    for name, layer in layers["auto-round"].items():
+        if type(layer).__name__ == "QuantLinear" and layer.infeatures == 32:
+            got, wanted = layer(x).float(), layers["dequantized"][name](x).float()
+            assert (got - wanted).norm() < 1e-2 * wanted.norm()
+            compared += 1
+    assert compared > 5
+
+
+def test_auto_round_draws_the_same_in_every_family(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("auto_round", reason="auto-round is not installed: pip install auto-round")
+    if plain.name == "wan":
+        with pytest.raises(StageError, match="no layer is of a multiple of 32"):
+            _formats.export("auto-round", plain, tmp_path / "out")
+        return
+    said = _formats.export("auto-round", plain, tmp_path / "out")
+    assert ("left at 16 bits" in said) == (plain.name == "z-image")
+    _formats.export("dequantized", plain, tmp_path / "wanted")
+    drawn = [
+        draw(DiffusionPipeline.from_pretrained(tmp_path / n, dtype=torch.bfloat16), plain) for n in ("out", "wanted")
+    ]
+    assert (drawn[0] - drawn[1]).abs().mean() < 0.02
+
+
+def test_auto_round_refuses_what_it_has_no_place_for(rotated: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"brought into first.*recipe.transform"):
+        _formats.export("auto-round", rotated, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_self_contained_runs_where_this_package_is_not(rotated: Path, tmp_path: Path) -> None:
+    _formats.export("self-contained", rotated, tmp_path / "out")
+    call = json.loads((rotated / "sampling.json").read_text())["call"]
+    script = (
+        "import sys\nsys.modules['adatsq_pipe'] = None\nimport torch\nfrom diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
+        f"drawn = pipe('a red circle', **{call!r}, generator=torch.Generator().manual_seed(0), output_type='np')[0]\n"
+        f"torch.save(torch.as_tensor(drawn), {str(tmp_path / 'drawn.pt')!r})\n"
+    )
+    home = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE, env=home)
+    assert done.returncode == 0, done.stderr
+    wanted = draw(DiffusionPipeline.from_pretrained(rotated), rotated)
+    assert torch.equal(torch.load(tmp_path / "drawn.pt", weights_only=True), wanted)
+
+
+def test_self_contained_code_is_one_sound_file() -> None:
+    text = self_contained.code("FluxPipeline")
+    compile(text, "pipeline.py", "exec")
+    assert "adatsq_pipe" not in text.replace("https://", "").split('"""', 2)[2].replace("adatsq-pipe", "")
+
+
+def test_a_step_policy_says_first_and_last_steps_only() -> None:
+    policy = step_policy.projected({"a": [16, 8, 8, 8, 16], "b": [16, 8, 8, 8, 16], "whole": [16] * 5})
+    assert (policy["first_steps"], policy["last_steps"]) == ({"count": 1, "mode": "a16"}, {"count": 1, "mode": "a16"})
+    assert policy["schema_version"] == 1 and policy["default_mode"] == "native"
+    assert step_policy.projected({"a": [4, 4]})["first_steps"]["count"] == 0
+    with pytest.raises(StageError, match=r"step 1 has layers at \[3, 8\] bits"):
+        step_policy.projected({"a": [4, 3], "b": [4, 8]})
+    with pytest.raises(StageError, match=r"from 1 to 3 have \[4, 8, 16\] bits"):
+        step_policy.projected({"a": [16, 4, 16, 8, 16]})
+
+
+def test_a_step_policy_travels_in_the_config(family: Callable[[str], Path], tmp_path: Path) -> None:
+    source = quantize(family("flux"), tmp_path / "flux", [1.0])
+    _formats.export("step-policy", source, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
+    assert config["quantization_config"]["runtime"]["diffusion_step_policy"]["type"] == "first_last_n"
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipe.transformer.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["quantization_config"] == config["quantization_config"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["{folder}", "--format", "gguf"], 2, "there are auto-round, dequantized, self-contained, step-policy"),
+        (["{empty}", "--format", "dequantized"], 2, "has no quantized model; finish it with"),
+        (["{full}", "--format", "dequantized"], 1, "is not quantized by adatsq-pipe"),
+        (["{folder}", "--format", "dequantized", "--out", "{empty}"], 1, "is there already"),
+        (["{folder}", "--format", "step-policy"], 1, "one native width there"),
+        (["{folder}", "--format", "dequantized", "--out", "{folder}/x"], 2, "lies inside the model"),
+        (["{folder}", "--format", "dequantized"], 0, "plain bfloat16 weights"),
+    ],
+)
+def test_the_command(
+    arguments: list[str], code: int, words: str, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, empty = quantize(family("flux"), tmp_path / "flux", STEPS), tmp_path / "empty"
+    empty.mkdir()
+    given = [word.format(folder=folder, empty=empty, full=family("flux")) for word in arguments]
+    done = CliRunner().invoke(main, ["export", *given])
+    assert done.exit_code == code and words in done.output.replace("\n", " ")
+    assert (tmp_path / "flux-dequantized").is_dir() == (code == 0)
