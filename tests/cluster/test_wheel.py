@@ -41,7 +41,7 @@ def test_it_names_no_dependencies_and_pip_installs_it(packed: Path, tmp_path: Pa
         [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--target", target, packed],
         check=True, capture_output=True,
     )  # fmt: skip
-    assert file_digest(target / "adatsq_pipe/stages/solve.py") == file_digest(ROOT / "stages/weights/solve.py")
+    assert file_digest(target / "adatsq_pipe/stages/weights/solve.py") == file_digest(ROOT / "stages/weights/solve.py")
     assert (target / "adatsq_pipe/pipeline/presets/w4a4.toml").exists()
 
 
