@@ -168,7 +168,7 @@ class Solve:
 
         from adatsq_pipe.stages.numerics import timegroups, weight
 
-        steps, recipe = capture.survey_of(self.context)["steps"], self.recipe
+        steps, recipe = survey_of(self.context)["steps"], self.recipe
         place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
         rows: list[list[Tensor]] = [[] for _ in range(groups)]

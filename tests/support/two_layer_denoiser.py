@@ -70,7 +70,7 @@ class TwoLayerDenoiser:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
         loading._open.cache_clear()
-        monkeypatch.setattr(opened, "Denoiser", lambda *args, **kwargs: self)
+        monkeypatch.setattr(loading, "Denoiser", lambda *args, **kwargs: self)
         return self
 
     def timestep(self, step: int) -> float:
