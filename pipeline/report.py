@@ -12,10 +12,12 @@ from typing import Any
 
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
+from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import left_of
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import twin, write_text
 from adatsq_pipe.storage.manifest import Manifest
@@ -302,12 +304,11 @@ def _wrapped(text: str, width: int = 22) -> str:
 def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mapping[str, Any]) -> None:
     """The policy as a picture (steps by layers), and the latents' PSNR over the steps."""
     plt = pyplot()
-    policy = context.manifest("search").read("front").value["policy"]
-    kept = [i for i in range(len(policy[0])) if any(row[i] < 16 for row in policy)]
+    policy = policy_of(context)
+    by_layer = [policy.of_layer(i) for i in range(policy.layers)]
+    rounded = [bits for bits in by_layer if min(bits) < WEIGHT_ONLY]
     figure, axis = plt.subplots(figsize=(7, 4))
-    image = axis.imshow(
-        [[row[i] for row in policy] for i in kept], aspect="auto", cmap="viridis", interpolation="nearest"
-    )
+    image = axis.imshow(rounded, aspect="auto", cmap="viridis", interpolation="nearest")
     axis.set_xlabel("denoising step")
     axis.set_ylabel("layer")
     figure.colorbar(image, label="activation bits")

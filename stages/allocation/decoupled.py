@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.micro_batch import Halving
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,6 @@ class Sensitivity(Halving):
         from adatsq_pipe.stages.denoiser.conditions import calibration_shards
         from adatsq_pipe.stages.denoiser.denoiser import Call
         from adatsq_pipe.stages.denoiser.loading import denoiser_of
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, uniform
         from adatsq_pipe.stages.weights.solved import load_solved
 
         super().__init__()
@@ -51,7 +51,7 @@ class Sensitivity(Halving):
         self.bits = context.settings("search", SearchSettings).bits
         shards, steps = calibration_shards(context), self.survey["steps"]
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
-        policy = uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
+        policy = Policy.uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         wanted = {round(i * (steps - 1) / (STEPS - 1)) for i in range(STEPS)}
         self.calls = list[Call]()
@@ -65,7 +65,6 @@ class Sensitivity(Halving):
 
     def _unrounded(self) -> list[list[Tensor]]:
         """The outputs with no activation rounded."""
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 
         if self._whole is None:
             row = [WEIGHT_ONLY] * len(self.layers)
@@ -84,7 +83,6 @@ class Sensitivity(Halving):
         import torch
 
         from adatsq_pipe.stages.numerics.metrics import relative_error
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 
         layer = int(key.partition("/")[2])
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
@@ -101,7 +99,6 @@ class Sensitivity(Halving):
 
 def allocate(context: Context, executor: Executor, report: Report) -> None:
     """Measure every layer, spend the budget inside each kind, and commit the policy as the stage's `front`."""
-    from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily
 
     settings, survey = context.settings("search", SearchSettings), survey_of(context)
     rows: Sequence[Mapping[str, Any]] = survey["layers"]

@@ -10,10 +10,10 @@ from adatsq_pipe.stages.allocation.batch_slices import digest_of
 from adatsq_pipe.stages.allocation.trellis import Trellis
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.numerics.policy import Policy
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
-    from adatsq_pipe.stages.numerics.policy import Policy
 
 
 def write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[str, float]) -> None:
@@ -25,23 +25,22 @@ def write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[
     with unit_of(context, "search", "front") as unit:
         rows = list[dict[str, Any]]()
         for choices, error in errors.items():
-            policy = space.policy(choices)
             rows.append(
                 {
                     "digest": digest_of(choices),
                     "choices": list(choices),
-                    "mean_bits": policy.mean,
-                    "mac_weighted_bits": space.mac_weighted(policy),
+                    "mean_bits": space.mean_bits(choices),
+                    "mac_weighted_bits": space.mac_weighted_bits(choices),
                     "trellis_error": error,
                     "rollout_error": geometric_mean(rollouts.get(digest_of(choices))),
-                    "bits": [b for row in policy.bits for b in row],
+                    "bits": [b for row in space.rounded_bits(choices) for b in row],
                 }
             )
         tables.write(unit.folder / "front.parquet", rows)
         tried = [row for row in rows if row["rollout_error"] is not None]
         best = min(tried, key=lambda row: (row["rollout_error"], row["mean_bits"], row["choices"]))
         unit.value = {
-            "policy": [list(row) for row in space.whole(space.policy(tuple(best["choices"]))).bits],
+            "policy": [list(row) for row in space.policy(tuple(best["choices"])).bits],
             **{name: best[name] for name in ("mean_bits", "mac_weighted_bits", "rollout_error")},
             "front": len(rows),
         }
@@ -54,7 +53,5 @@ def geometric_mean(mean_log: float | None) -> float | None:
 
 def policy_of(context: Context) -> Policy:
     """The chosen policy over all layers in survey order (16 = weight-only)."""
-    from adatsq_pipe.stages.numerics.policy import Policy
-
     marker, _ = context.read("search", "front")
     return Policy(tuple(tuple(row) for row in marker.value["policy"]))

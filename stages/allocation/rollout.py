@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import Halving
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,14 +90,13 @@ class Evaluate(Halving):
     def __init__(self, context: Context) -> None:
         from adatsq_pipe.stages.denoiser.conditions import calibration_shards
         from adatsq_pipe.stages.denoiser.loading import denoiser_of
-        from adatsq_pipe.stages.numerics.policy import uniform
         from adatsq_pipe.stages.weights.solved import load_solved
 
         super().__init__()
         self.context, self.space = context, Trellis(context)
         survey, data = self.space.survey, context.settings("data", DataSettings)
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
-        policy = uniform(survey["steps"], len(survey["layers"]), 16)
+        policy = Policy.uniform(survey["steps"], len(survey["layers"]), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         self.batches = calibration_shards(context)
         self.portions = {

@@ -25,6 +25,7 @@ from adatsq_pipe.stages.base.stage import Stage, identity
 from adatsq_pipe.stages.base.units import Unit, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _uniform(context: Context) -> None:
     """No search: the recipe's activation bits everywhere."""
     bits = resolve(context.tables["recipe"]).activation_bits
     survey = survey_of(context)
-    row = [bits if layer["kind"] == "tokens" else 16 for layer in survey["layers"]]
+    row = [bits if layer["kind"] == "tokens" else WEIGHT_ONLY for layer in survey["layers"]]
     if not context.manifest("search").done("front"):
         with unit_of(context, "search", "front") as unit:
             unit.value = {

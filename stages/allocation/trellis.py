@@ -11,11 +11,11 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import active_steps, survey_of
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, bits_by_fisher
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
-    from adatsq_pipe.stages.numerics.policy import Policy
 
 
 class SearchSettings(Settings):
@@ -69,8 +69,6 @@ class Trellis:
     """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, bits_by_fisher
-
         self.settings = context.settings("search", SearchSettings)
         self.survey = survey_of(context)
         rows = self.survey["layers"]
@@ -109,22 +107,26 @@ class Trellis:
             row[i] = b
         return tuple(row)
 
+    def rounded_bits(self, choices: Choices) -> tuple[tuple[int, ...], ...]:
+        """Bits along a path, [step][rounded layer]: steps may differ in their layers."""
+        return tuple(self.bits_of(t, c) for t, c in enumerate(choices))
+
     def policy(self, choices: Choices) -> Policy:
-        """The policy of a whole path, over the rounded layers."""
-        from adatsq_pipe.stages.numerics.policy import Policy
+        """The policy of a whole path, over all layers."""
+        return Policy(tuple(self.whole_row(t, row) for t, row in enumerate(self.rounded_bits(choices))))
 
-        return Policy(tuple(self.bits_of(t, c) for t, c in enumerate(choices)))
+    def mean_bits(self, choices: Choices) -> float:
+        """Mean bits of a path over its steps and rounded layers."""
+        rows = self.rounded_bits(choices)
+        return sum(map(sum, rows)) / sum(map(len, rows))
 
-    def whole(self, policy: Policy) -> Policy:
-        from adatsq_pipe.stages.numerics.policy import Policy
-
-        return Policy(tuple(self.whole_row(t, row) for t, row in enumerate(policy.bits)))
-
-    def mac_weighted(self, policy: Policy) -> float:
-        """Mean bits of a path's policy, every layer weighted by its multiply-accumulates."""
+    def mac_weighted_bits(self, choices: Choices) -> float:
+        """Mean bits of a path, every rounded layer weighted by its multiply-accumulates."""
         macs = [[self._macs[i] for i in here] for here in self.rounded]
         spent: float = sum(
-            b * m for row, of in zip(policy.bits, macs, strict=True) for b, m in zip(row, of, strict=True)
+            b * m
+            for row, weights in zip(self.rounded_bits(choices), macs, strict=True)
+            for b, m in zip(row, weights, strict=True)
         )
         total: float = sum(map(sum, macs))
         return spent / total

@@ -81,7 +81,7 @@ class Assemble:
             parts = {
                 **solved,
                 "codes": pack(solved["codes"], spec["weight_bits"]),
-                "policy": torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8),
+                "policy": torch.tensor(policy.of_layer(i), dtype=torch.uint8),
             }
             if "bias" in parts:
                 parts["bias"] = parts["bias"].to(stored[f"{name}.bias"].dtype)
@@ -93,7 +93,7 @@ class Assemble:
             after += sum(tensor.nbytes for tensor in parts.values())
         rest = sum(t.numel() * 2 for name, t in stored.items() if name.rpartition(".")[0] not in specs)
         rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)
-        steps_of = len(policy.bits) * len(specs)
+        steps_of = policy.steps * len(specs)
         bits = 8 * (after - steps_of) / weights
         sizes = {
             "layers": len(specs),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.numerics.policy import Policy
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
+
+    from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
 
-def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, Any]:
+def load_solved(context: Context, transformer: nn.Module, policy: Policy) -> dict[str, QuantizedLinear]:
     """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
     import torch
 
@@ -21,9 +24,9 @@ def load_solved(context: Context, transformer: Any, policy: Any) -> dict[str, An
 
     rows = survey_of(context)["layers"]
     specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}
-    layers = replace_linears(transformer, specs, steps=len(policy.bits))
+    layers = replace_linears(transformer, specs, steps=policy.steps)
     for i, (name, layer) in enumerate(layers.items()):
         stored = tensors.read(context.manifest("solve").local(f"layer/{name}"))
         layer.set_tensors(stored)
-        layer.policy.copy_(torch.tensor([step[i] for step in policy.bits], dtype=torch.uint8))
+        layer.policy.copy_(torch.tensor(policy.of_layer(i), dtype=torch.uint8))
     return layers

@@ -14,6 +14,7 @@ from typing import Any
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats._formats import config_of, transformer_of
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage.files import write_text
 
 
@@ -36,8 +37,6 @@ def projected(bits: dict[str, list[int]]) -> dict[str, Any]:
 
     Layers whose activations are never rounded are not part of it.
     """
-    from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
-
     rounded = [row for row in bits.values() if min(row) < WEIGHT_ONLY]
     steps = [sorted(set(step)) for step in zip(*rounded, strict=True)]
     for t, widths in enumerate(steps):

@@ -11,7 +11,7 @@ import torch
 
 from adatsq_pipe.stages.numerics.beam import Beam, Choices, Path, nearest_origin, pareto_front
 from adatsq_pipe.stages.numerics.metrics import mean_log_error, psnr, relative_error
-from adatsq_pipe.stages.numerics.policy import Policy, allocate_greedily, bits_by_fisher, rounding_error, uniform
+from adatsq_pipe.stages.numerics.policy import Policy, allocate_greedily, bits_by_fisher, rounding_error
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, squared_gradient_mean, temporal_weights
 
 
@@ -90,7 +90,7 @@ def test_spending_is_that_of_a_slow_obvious_loop() -> None:
 
 def test_policies_are_values() -> None:
     a, b = Policy(((3, 4), (8, 3))), Policy(((3, 4), (8, 3)))
-    assert a == b and a.digest == b.digest != uniform(2, 2, 3).digest
+    assert a == b and a.digest == b.digest != Policy.uniform(2, 2, 3).digest
     assert a.mean == 4.5
     assert a.weighted_mean([3.0, 1.0]) == pytest.approx((3 * 3 + 4 + 8 * 3 + 3) / 8)
 
