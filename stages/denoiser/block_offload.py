@@ -97,7 +97,7 @@ class Turns:
             self.resident -= size
             for module in modules:
                 if isinstance(module, QuantizedLinear):
-                    module.forget()
+                    module.drop_cache()
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

@@ -6,7 +6,6 @@ fixed zero 2^(b-1). Weight grids are per output channel, or per group of input c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -151,25 +150,6 @@ def _token_codes(x_NI: Tensor, qmax: Tensor | float, symmetric: bool, group: int
     scale = high.sub_(low).div_(qmax).clamp_(min=1e-12)
     ceiling = low.div_(scale).round_().add_(qmax)
     return torch.div(x, scale).round_().clamp_(max=ceiling), scale
-
-
-_ROUNDED_AT_ONCE = 2**18
-"""Elements worked on at once: what stays in a core's cache between one operation and the next."""
-
-
-def by_rows(work: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
-    """`work(x)`, for work that does to every row of `x` [..., in] the same; a large `x` on a CPU goes through it in
-    chunks of rows, which gives the same values sooner."""
-    if x.numel() <= 2 * _ROUNDED_AT_ONCE or x.device.type != "cpu" or torch.compiler.is_compiling():
-        return work(x)
-    rows, step = x.reshape(-1, x.shape[-1]), max(1, _ROUNDED_AT_ONCE // x.shape[-1])
-    outs: list[Tensor] = []
-    for start in range(0, len(rows), step):
-        parts = work(rows[start : start + step])
-        outs = outs or [part.new_empty(len(rows), part.shape[-1]) for part in parts]
-        for out, part in zip(outs, parts, strict=True):
-            out[start : start + step] = part
-    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def rows_of(tensor: Tensor, part: slice) -> Tensor:

@@ -1,14 +1,15 @@
-"""What a user imports to run a quantized model: `import adatsq_pipe.stages.runtime`, then `from_pretrained` as ever.
+"""What a user imports to run a quantized model: `import adatsq_pipe.stages.runtime`, then `from_pretrained`.
 
-`execute(pipe.transformer, "simulate")` chooses how its layers compute; see `EXECUTIONS`.
+Importing it registers the quantizer with diffusers, and the GPU kernels where there are a GPU and Triton.
+`execute(pipe.transformer, "simulate")` chooses how the model's layers compute: one of `EXECUTIONS`.
 """
 
 from importlib.util import find_spec
 
 import torch
 
-from adatsq_pipe.stages.runtime import linear
-from adatsq_pipe.stages.runtime.linear import EXECUTIONS, execute
+from adatsq_pipe.stages.runtime.linear import EXECUTIONS, use_gpu_kernels
+from adatsq_pipe.stages.runtime.model import execute
 from adatsq_pipe.stages.runtime.quantizer import AdatsqConfig, register
 
 __all__ = ["EXECUTIONS", "AdatsqConfig", "execute"]
@@ -17,4 +18,4 @@ register()
 if torch.cuda.is_available() and find_spec("triton"):
     from adatsq_pipe.stages.runtime import kernels
 
-    linear.kernels = kernels
+    use_gpu_kernels(kernels)

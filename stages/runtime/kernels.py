@@ -281,19 +281,16 @@ def takes(layer: QuantizedLinear) -> bool:
 
 
 def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
-    """The layer's packed execution for an input [..., in]. Layers that share an input round it once, as elsewhere."""
+    """The layer's packed execution for an input [..., in]. Layers with the same input round it once, as elsewhere."""
     spec = layer.spec
-    fused = spec.block >= 16 and not spec.rank and x.dtype.itemsize == 2
-    key = (layer.bits, spec.block, spec.symmetric_activations, "int8")
-    shared = None if spec.permuted or spec.smoothed or spec.rank or x.is_inference() else layer.shared
-    tokens: TokenCodes | None = shared.rounded(x, key) if shared is not None else None
-    ready = None
-    if tokens is None:
-        ready = layer.arranged(x) if fused else layer.transformed(x)
-        turn = layer.turn(x) if fused else None
-        tokens = token_codes(ready, turn, levels=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
-        if shared is not None:
-            shared.keep(x, key, tokens)
+    unrounded = layer.transform(x) if spec.rank else None
+    if unrounded is not None:
+        tokens = token_codes(unrounded, None, levels=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
+    elif layer.shared is None or layer.has_own_input or x.is_inference():
+        tokens = _codes_of_input(layer, x)
+    else:
+        key = (TokenCodes, layer.bits, spec.block, spec.symmetric_activations)
+        tokens = layer.shared.rounded(x, key, lambda: _codes_of_input(layer, x))
     shifted = layer.bits == 8 and not spec.symmetric_activations
     if shifted and (layer.code_sums is None or layer.code_sums.device != layer.codes.device):
         layer.code_sums = code_sums(layer.codes, bits=spec.weight_bits, width=layer.in_features)
@@ -301,4 +298,12 @@ def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
     out = packed_product(
         tokens, layer.codes, layer.scale, layer.zero, sums, layer.bias, bits=spec.weight_bits, dtype=x.dtype
     ).reshape(*x.shape[:-1], layer.out_features)
-    return out.add_(layer.branch(ready)) if spec.rank and ready is not None else out
+    return out if unrounded is None else out.add_(layer.low_rank_branch(unrounded))
+
+
+def _codes_of_input(layer: QuantizedLinear, x: Tensor) -> TokenCodes:
+    """The input of a layer, transformed and rounded; the kernel rotates where it can."""
+    fused = layer.spec.block >= 16 and x.dtype.itemsize == 2
+    ready = layer.permute_and_smooth(x) if fused else layer.transform(x)
+    h_BB = layer.rotation(x) if fused else None
+    return token_codes(ready, h_BB, levels=2.0**layer.bits - 1, symmetric=layer.spec.symmetric_activations)

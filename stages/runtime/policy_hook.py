@@ -13,7 +13,8 @@ from torch import nn
 
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
-from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.model import quantized_layers
 
 
 def set_bits(layers: Iterable[QuantizedLinear], row: Iterable[int]) -> None:
@@ -55,7 +56,7 @@ class PolicyHook:
             first, self._steps = self._steps is None, steps
             for layer, policy in zip(self._layers, self._policies, strict=True):
                 if first or layer.spec.time_groups or layer.bits != max(policy[step] for step in steps):
-                    layer.at(steps, policy)
+                    layer.set_step(steps, policy)
         for layer in self._layers[:1]:
             drop_shared_input(layer)
 

@@ -17,7 +17,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.runtime.linear import execute, quantized_layers, replace_linears, suited_execution
+from adatsq_pipe.stages.runtime.model import default_execution, execute, quantized_layers, replace_linears
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook, remove_policy_hook
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 
@@ -158,10 +158,10 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         for layer in quantized_layers(model).values():
-            for name in layer.of_the_step:
+            for name in layer.step_buffers:
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
         attach_policy_hook(model, self.quantization_config.timesteps, self.quantization_config.timestep)
-        execute(model, suited_execution(model))
+        execute(model, default_execution(model))
         for entry in ("add_adapter", "load_lora_adapter"):
             if hasattr(model, entry):
                 setattr(model, entry, _no_adapter)

@@ -1,33 +1,41 @@
-"""One rounded input for all layers that are fed it."""
+"""SharedInput: layers with the same input (q, k, v) round it once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TypeVar, cast
 
 from torch import Tensor
 
-Rounded = tuple[Tensor, "Tensor | None"]
-"""A rounded input: values and None, or codes and what they are to be multiplied by."""
+T = TypeVar("T")
 
 
 class SharedInput:
-    """The last rounded input, so that layers fed the same tensor (q, k, v) at the same bits round it once."""
+    """The last input of a model's quantized layers, with what it was rounded to.
+
+    An input is recognized by its identity and its version counter. Writes through `.data` do not raise the counter:
+    `clear` before every call of the denoiser.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
+        """Forget the input, and free its memory."""
         self._input: Tensor | None = None
         self._version = -1
-        self._rounded: dict[tuple[object, ...], Any] = {}
+        self._rounded: dict[Hashable, object] = {}
 
-    def rounded(self, x: Tensor, key: tuple[object, ...]) -> Any:
-        """What was kept for `x` under `key`, or None."""
+    def rounded(self, x: Tensor, key: Hashable, compute: Callable[[], T]) -> T:
+        """`x` rounded in the way `key`: what `compute` returned for it before, else what it returns now.
+
+        `key` must name everything that the result depends on besides `x`, its type included.
+        """
         same = self._input is x and self._version == x._version
-        return self._rounded.get(key) if same else None
-
-    def keep(self, x: Tensor, key: tuple[object, ...], rounded: Any) -> None:
-        """Keep what `x` was rounded to in the way `key`: a Rounded, or what a GPU's kernels make of it."""
-        if self._input is not x or self._version != x._version:
+        if same and key in self._rounded:
+            return cast(T, self._rounded[key])
+        result = compute()
+        if not same:
             self._input, self._version, self._rounded = x, x._version, {}
-        self._rounded[key] = rounded
+        self._rounded[key] = result
+        return result

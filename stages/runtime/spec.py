@@ -1,11 +1,13 @@
-"""LayerSpec: what a quantized linear is made of, and which tensors it therefore stores."""
+"""LayerSpec: the parts of one quantized linear; StoredTensors: the tensors that it therefore stores."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, get_type_hints
 
 import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.numerics.packing import packed_bytes
 
@@ -14,31 +16,82 @@ FORMAT = 2
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Declares a stored tensor: its axes, its dtype, and which part of a LayerSpec asks for it."""
+
+    axes: tuple[str, ...]
+    dtype: torch.dtype
+    part: str = ""
+    """Field of LayerSpec that must be set; empty: always stored."""
+    unless: str = ""
+    """Field of LayerSpec that must not be set."""
+
+
+class StoredTensors:
+    """The stored tensors of a quantized linear, each declared once: type, shape, dtype and when it is there.
+
+    Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `steps` of the
+    policy, `time_groups`, `rank`, and the `values` of a codebook, 2^weight_bits.
+    """
+
+    codes: Annotated[Tensor, Stored(("out", "packed"), torch.uint8)]
+    """Packed weight codes (`numerics.packing`)."""
+    scale: Annotated[Tensor, Stored(("out", "groups"), torch.bfloat16)]
+    """Weight = (code - zero) scale, or codebook[code] scale."""
+    policy: Annotated[Tensor, Stored(("steps",), torch.uint8)]
+    """Activation bits of every step; 16 = not rounded."""
+    book: Annotated[Tensor, Stored(("values",), torch.float32, "codebook")]
+    """Value of every code."""
+    zero: Annotated[Tensor, Stored(("out", "groups"), torch.uint8, unless="codebook")]
+    order: Annotated[Tensor, Stored(("in",), torch.int32, "permuted")]
+    """Channel i of the transformed input is channel `order[i]` of the input."""
+    smooth: Annotated[Tensor, Stored(("in",), torch.bfloat16, "smoothed")]
+    """What the input's channels are multiplied by, in their new order."""
+    down: Annotated[Tensor, Stored(("rank", "in"), torch.bfloat16, "rank")]
+    up: Annotated[Tensor, Stored(("out", "rank"), torch.bfloat16, "rank")]
+    """The low-rank branch adds `up @ down @ x` of the transformed input x."""
+    time_group: Annotated[Tensor, Stored(("steps",), torch.uint8, "time_groups")]
+    """The group that each step belongs to."""
+    step_scale: Annotated[Tensor, Stored(("time_groups",), torch.float32, "time_groups")]
+    step_zero: Annotated[Tensor, Stored(("time_groups",), torch.float32, "time_groups")]
+    """Calibrated scale and zero point of the activations of each group of steps."""
+
+
+@cache
+def _declarations() -> dict[str, Stored]:
+    hints = get_type_hints(StoredTensors, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """The parts of one quantized linear. An input goes through them in this order: `permuted`, `smoothed`, `block`
-    (rotation), rounding; the low-rank branch takes what is about to be rounded."""
+    """The parts of one quantized linear.
+
+    An input passes through them in this order: `permuted`, `smoothed`, `block` (rotation), rounding. The low-rank
+    branch takes the input just before rounding. Raises ValueError for parts that exclude each other.
+    """
 
     weight_bits: int
     group: int
-    """Input channels a weight scale covers; 0 = all of an output channel's."""
+    """Input channels that share a weight scale; 0 = all of an output channel's."""
     block: int
-    """Size of the Hadamard rotation's blocks; 1 = none."""
+    """Size of the Hadamard rotation's blocks, a power of two; 1 = no rotation."""
     symmetric_activations: bool
     activation_group: int = 0
     """Channels of a token that share an activation scale; 0 = all."""
     permuted: bool = False
-    """Input channels are put in another order first."""
+    """Input channels are reordered first."""
     smoothed: bool = False
-    """Input channels are multiplied by a vector first."""
+    """Input channels are then multiplied by a vector."""
     rank: int = 0
-    """Rank of the branch that runs beside the codes in full precision."""
+    """Rank of the full-precision branch beside the codes; 0 = none."""
     codebook: bool = False
-    """Codes name the values of a table, not the steps of a uniform grid."""
+    """Codes index a table of values instead of a uniform grid."""
     activation_codebook: bool = False
-    """Tokens are rounded to Lloyd-Max levels of a Gaussian of their own root mean square."""
+    """Tokens are rounded to Lloyd-Max levels of a Gaussian with the token's root mean square."""
     time_groups: int = 0
-    """Activation scales that were calibrated, one for each group of timesteps; 0 = each token has its own."""
+    """Number of groups of timesteps with a calibrated activation scale each; 0 = each token has its own scale."""
     regions: bool = False
     """With `time_groups`: the calibrated scale is that of positive values; negative ones have a fixed finer step."""
 
@@ -55,38 +108,31 @@ class LayerSpec:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
 
     def plain(self) -> dict[str, Any]:
-        """What differs from the defaults, for a JSON config."""
+        """The fields that differ from their defaults, for a JSON config: `LayerSpec(**spec.plain()) == spec`."""
         fields = type(self).__dataclass_fields__
         return {name: value for name, value in asdict(self).items() if value != fields[name].default}
 
     def tensors(
         self, in_features: int, out_features: int, steps: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every stored tensor, by name. ValueError if the parts do not fit the layer."""
+        """Shape and dtype of every stored tensor, by name. Raises ValueError if the parts do not fit the layer."""
         for what, size in (("group", self.group), ("activation_group", self.activation_group), ("block", self.block)):
             if size and in_features % size:
                 raise ValueError(f"{what} {size} does not divide the input width {in_features}")
         if self.rank > min(in_features, out_features):
             raise ValueError(f"rank {self.rank} is above the layer's width {min(in_features, out_features)}")
-        groups = in_features // self.group if self.group else 1
-        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "codes": ((out_features, packed_bytes(in_features, self.weight_bits)), torch.uint8),
-            "scale": ((out_features, groups), torch.bfloat16),
-            "policy": ((steps,), torch.uint8),
+        sizes = {
+            "in": in_features,
+            "out": out_features,
+            "packed": packed_bytes(in_features, self.weight_bits),
+            "groups": in_features // self.group if self.group else 1,
+            "values": 2**self.weight_bits,
+            "rank": self.rank,
+            "steps": steps,
+            "time_groups": self.time_groups,
         }
-        if self.codebook:
-            found["book"] = ((2**self.weight_bits,), torch.float32)
-        else:
-            found["zero"] = ((out_features, groups), torch.uint8)
-        if self.permuted:
-            found["order"] = ((in_features,), torch.int32)
-        if self.smoothed:
-            found["smooth"] = ((in_features,), torch.bfloat16)
-        if self.rank:
-            found["down"] = ((self.rank, in_features), torch.bfloat16)
-            found["up"] = ((out_features, self.rank), torch.bfloat16)
-        if self.time_groups:
-            found["time_group"] = ((steps,), torch.uint8)
-            found["step_scale"] = ((self.time_groups,), torch.float32)
-            found["step_zero"] = ((self.time_groups,), torch.float32)
-        return found
+        return {
+            name: (tuple(sizes[axis] for axis in stored.axes), stored.dtype)
+            for name, stored in _declarations().items()
+            if (not stored.part or getattr(self, stored.part)) and not (stored.unless and getattr(self, stored.unless))
+        }

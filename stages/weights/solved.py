@@ -18,7 +18,7 @@ def load_solved(context: Context, transformer: nn.Module, policy: Policy) -> dic
     """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
     import torch
 
-    from adatsq_pipe.stages.runtime.linear import replace_linears
+    from adatsq_pipe.stages.runtime.model import replace_linears
     from adatsq_pipe.stages.runtime.spec import LayerSpec
     from adatsq_pipe.storage import tensors
 

@@ -119,7 +119,7 @@ before = me.memory_full_info().rss
 model = FluxTransformer2DModel.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 runtime.execute(model, "packed")
 with torch.no_grad():
-    for layer in runtime.linear.quantized_layers(model).values():
+    for layer in runtime.model.quantized_layers(model).values():
         layer(torch.randn(1, 64, layer.in_features, dtype=torch.bfloat16))
 gc.collect()
 print(me.memory_full_info().rss - before)

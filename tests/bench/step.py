@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel
 
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.runtime import execute
-from adatsq_pipe.stages.runtime.linear import quantized_layers, replace_linears
+from adatsq_pipe.stages.runtime.model import quantized_layers, replace_linears
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 TEXT = 512

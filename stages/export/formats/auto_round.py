@@ -37,7 +37,7 @@ pipe = DiffusionPipeline.from_pretrained("this folder", dtype=torch.bfloat16)
 def export(source: Path, out: Path) -> str:
     import torch
 
-    from adatsq_pipe.stages.runtime.linear import quantized_layers
+    from adatsq_pipe.stages.runtime.model import quantized_layers
 
     model: Any = transformer_of(source)
     layers = quantized_layers(model)

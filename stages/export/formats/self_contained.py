@@ -19,9 +19,21 @@ from adatsq_pipe.storage.files import write_text
 
 _OURS = "adatsq_pipe"
 MODULES = (
-    "names", "numerics.policy", "numerics.packing", "numerics.transform", "numerics.lloyd", "numerics.grid",
-    "runtime.spec", "runtime.clock", "runtime.shared", "runtime.linear", "runtime.policy_hook", "runtime.quantizer",
-)  # fmt: skip
+    "names",
+    "numerics.policy",
+    "numerics.packing",
+    "numerics.transform",
+    "numerics.lloyd",
+    "numerics.grid",
+    "runtime.spec",
+    "runtime.clock",
+    "runtime.rounding",
+    "runtime.shared",
+    "runtime.linear",
+    "runtime.model",
+    "runtime.policy_hook",
+    "runtime.quantizer",
+)
 """What runs a quantized model, each after what it imports."""
 _LOADING = """```python
 from diffusers import DiffusionPipeline

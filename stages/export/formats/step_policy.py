@@ -19,7 +19,7 @@ from adatsq_pipe.storage.files import write_text
 
 
 def export(source: Path, out: Path) -> str:
-    from adatsq_pipe.stages.runtime.linear import quantized_layers
+    from adatsq_pipe.stages.runtime.model import quantized_layers
 
     layers = quantized_layers(transformer_of(source))
     policy = projected({name: layer.policy.tolist() for name, layer in layers.items()})

@@ -17,7 +17,7 @@ from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves
-from adatsq_pipe.stages.runtime.linear import quantized_layers
+from adatsq_pipe.stages.runtime.model import quantized_layers
 from tests.bench import zoo
 from tests.whole import harness
 

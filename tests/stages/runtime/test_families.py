@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 from safetensors.torch import load_file, save_file
 
 import adatsq_pipe.stages.runtime as runtime
-from adatsq_pipe.stages.runtime.linear import quantized_layers
+from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.conftest import FAMILIES

@@ -10,8 +10,8 @@ import torch
 
 from adatsq_pipe.stages.numerics import grid
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
-from adatsq_pipe.stages.runtime import linear
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import WEIGHT_BITS
 from tests.stages.runtime.test_linear import filled, spec_with
 
@@ -101,7 +101,7 @@ def test_the_layer_takes_the_kernels(
     layer = filled(spec_with(weight_bits=4, **parts), 128, 64, 1).to(DEVICE)
     x, taken = drawn(2, 33, 128, dtype=dtype), []
     packed_linear = kernels.packed_linear
-    monkeypatch.setattr(linear, "kernels", kernels)
+    monkeypatch.setattr(QuantizedLinear, "gpu_kernels", kernels)
     monkeypatch.setattr(kernels, "packed_linear", lambda layer, x: taken.append(1) or packed_linear(layer, x))
     if DEVICE == "cpu":
         monkeypatch.setattr(QuantizedLinear, "_packed", lambda layer, x: kernels.packed_linear(layer, x))
@@ -117,7 +117,7 @@ def test_the_layer_takes_the_kernels(
 
 def test_layers_of_one_input_round_it_once(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = (filled(spec_with(weight_bits=4), 64, 8, seed).to(DEVICE) for seed in (1, 2))
-    one.shared = other.shared = linear.SharedInput()
+    one.shared = other.shared = SharedInput()
     one.bits = other.bits = 4
     rounded, token_codes = [], kernels.token_codes
     monkeypatch.setattr(kernels, "token_codes", lambda *args, **more: rounded.append(1) or token_codes(*args, **more))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.transform import hadamard
-from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear, execute
+from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear
+from adatsq_pipe.stages.runtime.model import execute
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook
 from adatsq_pipe.stages.runtime.spec import WEIGHT_BITS, LayerSpec
 
@@ -117,7 +118,7 @@ def test_the_reference_is_plain_maths(parts: dict[str, Any], step: int) -> None:
     layer, random = filled(spec, 32, 6, 5), torch.Generator().manual_seed(1)
     codes = torch.randint(0, 8, (6, 32), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
     layer.execution = "reference"
-    layer.at([step], layer.policy.tolist())
+    layer.set_step([step], layer.policy.tolist())
     x = torch.randn(5, 32, generator=random)
     assert torch.allclose(layer(x).double(), by_hand(layer, codes, x, step), rtol=1e-4, atol=1e-4)
 
@@ -158,7 +159,7 @@ def cases(draw: st.DrawFn) -> tuple[LayerSpec, int, int, Tensor, int]:
 def test_every_execution_agrees_with_the_reference(case: tuple[LayerSpec, int, int, Tensor, int]) -> None:
     spec, width, out, x, step = case
     layer, found = filled(spec, width, out, 7), {}
-    layer.at([step], layer.policy.tolist())
+    layer.set_step([step], layer.policy.tolist())
     for execution in EXECUTIONS:
         layer.execution = execution
         found[execution] = layer(x)
@@ -182,7 +183,7 @@ def test_large_inputs_go_through_in_chunks_to_the_same_end(bits: int, execution:
 def test_packed_in_float32_gives_the_bits_of_simulate(parts: dict[str, Any]) -> None:
     layer = filled(spec_with(**parts), 64, 24, seed=5)
     x = torch.randn(3, 7, 64, generator=torch.Generator().manual_seed(1))
-    layer.at([2], layer.policy.tolist())
+    layer.set_step([2], layer.policy.tolist())
     got = {}
     for execution in ("simulate", "packed"):
         execute(layer, execution)
@@ -200,7 +201,7 @@ def test_bfloat16_rounds_no_more_than_a_plain_linear_would() -> None:
         wanted = layer(x).float()
         for execution in EXECUTIONS[1:]:
             layer.execution = execution
-            layer.forget()
+            layer.drop_cache()
             assert (layer(x).float() - wanted).norm() <= 1e-2 * wanted.norm()
 
 

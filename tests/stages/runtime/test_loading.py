@@ -17,7 +17,8 @@ import adatsq_pipe.stages.runtime  # noqa: F401
 from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, weight_grid
 from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
-from adatsq_pipe.stages.runtime.linear import QuantizedLinear, quantized_layers
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.conftest import PATIENCE
