@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import zarr
 from safetensors.torch import load_file, save_file
@@ -87,6 +88,6 @@ def read_scratch(folder: Path) -> dict[str, Tensor]:
 def _tensor(array: Any, place: Any = ...) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensor = torch.from_numpy(array[place].copy())
+        tensor = torch.from_numpy(np.array(array[place]))
     viewed = _NAMES.get(array.attrs.get("dtype", ""))
     return tensor.view(viewed) if viewed is not None else tensor

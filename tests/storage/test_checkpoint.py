@@ -1,0 +1,133 @@
+"""Model folders, made by hand with safetensors and numpy, and read back with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from adatsq_pipe.storage.checkpoint import (
+    find_pipeline,
+    read_transformer,
+    stored_sizes,
+    weight_shapes,
+    write_part,
+    write_pipeline,
+)
+from adatsq_pipe.storage.errors import NoTransformer, StorageError
+
+INDEX = {
+    "_class_name": "FluxPipeline",
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "safety_checker": [None, None],
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    for part in ("transformer", "vae", "safety_checker", "unused", ".cache"):
+        (folder / part).mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps(INDEX))
+    (folder / "transformer" / "config.json").write_text('{"layers": 2, "quantization_config": {"bits": 8}}')
+    name = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
+    save_file({"b.weight": np.ones((2, 3), "f4"), "b.bias": np.ones(2, "f4")}, folder / "transformer" / name.format(1))
+    save_file({"a.weight": np.full((4, 5), 2, "f4")}, folder / "transformer" / name.format(2))
+    save_file({"w": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    save_file({"w": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    save_file({"w": np.ones(9, "f2")}, folder / "safety_checker" / "model.safetensors")
+    save_file({"w": np.ones(9, "f2")}, folder / "unused" / "model.safetensors")
+    for file in ("README.md", "training.json", "curve.png", "loss.csv", "sampling.json", ".gitattributes", "vae/.x"):
+        (folder / file).write_text(f"{file} of the original")
+    return folder
+
+
+def test_a_pipeline_folder_is_its_index(model: Path) -> None:
+    assert find_pipeline(model) == INDEX
+
+
+def test_a_folder_that_is_no_pipeline_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is not a folder"):
+        find_pipeline(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r"has no model_index\.json"):
+        find_pipeline(tmp_path)
+    (model / "model_index.json").write_text("{")
+    with pytest.raises(StorageError, match="is not JSON"):
+        find_pipeline(model)
+
+
+@pytest.mark.parametrize("gone", ["named", "folder"])
+def test_a_pipeline_without_a_transformer_says_what_it_has(gone: str, model: Path) -> None:
+    if gone == "named":
+        (model / "model_index.json").write_text(json.dumps({"_class_name": "X", "vae": ["d", "V"], "unet": ["d", "U"]}))
+    else:
+        (model / "transformer").rename(model / "unet")
+    with pytest.raises(NoTransformer, match="unet, vae" if gone == "named" else "safety_checker, transformer, vae"):
+        find_pipeline(model)
+
+
+def test_a_quantized_copy_has_the_other_parts_and_none_of_the_originals_story(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    tensors = {"z": torch.ones(2, 3).bfloat16().T, "a": torch.tensor([1, 2], dtype=torch.uint8)}
+    write_pipeline(model, target, tensors=tensors, quantization_config={"bits": 4}, card="a card")
+    assert sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()) == [
+        "README.md", "model_index.json", "safety_checker/model.safetensors", "sampling.json", "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors", "unused/model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    assert (target / "README.md").read_text() == "a card"
+    assert (target / "transformer/config.json").read_text() == (
+        '{\n  "layers": 2,\n  "quantization_config": {\n    "bits": 4\n  }\n}\n'
+    )
+    weights = target / "transformer/diffusion_pytorch_model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        assert sorted(file.keys()) == ["a", "z"] and file.metadata() == {"format": "pt"}
+        assert file.get_tensor("z").dtype == torch.bfloat16 and file.get_tensor("z").shape == (3, 2)
+    again = tmp_path / "again"
+    again.mkdir()
+    write_pipeline(model, again, tensors=dict(reversed(tensors.items())), quantization_config=None, card="a card")
+    assert (again / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == weights.read_bytes()
+    assert json.loads((again / "transformer/config.json").read_text()) == {"layers": 2}
+
+
+def test_a_part_replaces_the_one_that_was_there(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "target" / "vae").mkdir(parents=True)
+    (tmp_path / "target" / "vae" / "of-before").touch()
+    (model / "vae" / "config.json").write_text("{}")
+    write_part(model, tmp_path / "target", part="vae", tensors={"w": torch.ones(1)}, quantization_config=None)
+    names = {path.name for path in (tmp_path / "target" / "vae").iterdir()}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+def test_the_transformer_is_read_from_all_its_shards(model: Path) -> None:
+    tensors = read_transformer(model)
+    assert {name: (tuple(x.shape), float(x.flatten()[0])) for name, x in tensors.items()} == {
+        "a.weight": ((4, 5), 2.0),
+        "b.weight": ((2, 3), 1.0),
+        "b.bias": ((2,), 1.0),
+    }
+    with pytest.raises(StorageError, match="no safetensors weights"):
+        read_transformer(model, "transformer_2")
+
+
+def test_sizes_are_numbers_by_tensor_of_the_parts_that_are_loaded(model: Path) -> None:
+    assert stored_sizes(model) == {"transformer": {"a.weight": 20, "b.bias": 2, "b.weight": 6}, "vae": {"w": 7}}
+
+
+def test_shapes_are_those_of_the_weights_by_module(model: Path) -> None:
+    assert weight_shapes(model) == {"a": (4, 5), "b": (2, 3)}
+
+
+def test_a_damaged_file_of_weights_is_named(model: Path) -> None:
+    path = model / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    for reader in (read_transformer, stored_sizes, weight_shapes):
+        with pytest.raises(StorageError, match="00001-of-00002"):
+            reader(model)

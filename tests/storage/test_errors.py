@@ -1,0 +1,19 @@
+"""A damaged unit names itself, and survives the way from a worker to the driver."""
+
+from __future__ import annotations
+
+import copy
+
+from adatsq_pipe.storage.errors import DamagedUnit, NoTransformer, StorageError
+
+
+def test_a_damaged_unit_names_its_stage_and_what_is_wrong() -> None:
+    error = DamagedUnit("solve", "blocks.0", "x has 4 bytes")
+    assert str(error) == "unit 'blocks.0' of stage solve is damaged: x has 4 bytes"
+    assert (error.stage, error.unit, error.what) == ("solve", "blocks.0", "x has 4 bytes")
+    assert isinstance(error, StorageError) and issubclass(NoTransformer, StorageError)
+
+
+def test_a_damaged_unit_is_the_same_after_it_was_sent() -> None:
+    back = copy.copy(DamagedUnit("solve", "blocks.0", "gone"))
+    assert (back.stage, back.unit, back.what) == ("solve", "blocks.0", "gone")

@@ -1,0 +1,139 @@
+"""Files are whole or absent, links turn in one step, trees are cloned without touching their original."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from adatsq_pipe.storage.files import point, stays_inside, twin, write_bytes, write_text
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, full_disk: None) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_written_beside_its_place_and_then_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "a" / "b" / "f", os.replace
+    moves: list[tuple[bytes, Path]] = []
+
+    def recorded(source: str, target: Path) -> None:
+        moves.append((Path(source).read_bytes(), Path(source).parent))
+        assert target == path and Path(source).name.startswith("."), "listings leave hidden names out"
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", recorded)
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert moves == [(b"one", path.parent), (b"two", path.parent)]
+    assert path.read_bytes() == b"two" and list(path.parent.iterdir()) == [path]
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        write_bytes(tmp_path / "f", b"x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+
+
+def test_text_is_written_in_utf8(tmp_path: Path) -> None:
+    write_text(tmp_path / "f", "é\n")
+    assert (tmp_path / "f").read_bytes() == b"\xc3\xa9\n"
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "a..b/c..", "..a", "a/.hidden", "rows:0"])
+def test_a_name_that_stays_inside(name: str) -> None:
+    assert stays_inside(name)
+
+
+@pytest.mark.parametrize("name", ["", "/a", "..", "../a", "a/../b", "a/..", "a\\b", "a\0b"])
+def test_a_name_that_leads_out(name: str) -> None:
+    assert not stays_inside(name)
+
+
+def test_a_link_is_relative_and_follows_its_last_target(tmp_path: Path) -> None:
+    for name in ("runs/one", "runs/two"):
+        (tmp_path / name).mkdir(parents=True)
+    link = tmp_path / "model"
+    (tmp_path / ".model.partial").symlink_to("nowhere")
+    point(link, tmp_path / "runs/one")
+    assert os.readlink(link) == "runs/one"
+    point(link, tmp_path / "runs/two")
+    assert os.readlink(link) == "runs/two" and sorted(os.listdir(tmp_path)) == ["model", "runs"]
+
+
+def test_a_link_never_vanishes(tmp_path: Path, full_disk: None) -> None:
+    (tmp_path / "model").symlink_to("one")
+    with pytest.raises(OSError, match="No space"):
+        point(tmp_path / "model", tmp_path / "two")
+    assert os.readlink(tmp_path / "model") == "one"
+
+
+def test_a_folder_in_the_place_of_a_link_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(FileExistsError, match="not a link of this program"):
+        point(tmp_path / "model", tmp_path / "two")
+    assert (tmp_path / "model").is_dir() and not (tmp_path / "model").is_symlink()
+
+
+def _tree(folder: Path) -> Path:
+    (folder / "vae" / "empty").mkdir(parents=True)
+    (folder / "small").write_bytes(b"s")
+    (folder / "edge").write_bytes(bytes(2**20))
+    (folder / "vae" / "large").write_bytes(bytes(2**20 + 1))
+    return folder
+
+
+def test_a_clone_copies_small_files_and_shares_large_ones(tmp_path: Path) -> None:
+    source, target = _tree(tmp_path / "source"), tmp_path / "target"
+    (tmp_path / "target.unfinished" / "torn").mkdir(parents=True)
+    (target / "of-before").mkdir(parents=True)
+    twin(source, target, {"card/README.md": b"hello", "small": b"other", "vae/large": b"mine"})
+    twin(source, target, {"card/README.md": b"hello", "small": b"other"})
+    assert sorted(str(p.relative_to(target)) for p in target.rglob("*")) == [
+        "card", "card/README.md", "edge", "small", "vae", "vae/empty", "vae/large",
+    ]  # fmt: skip
+    assert (target / "card/README.md").read_bytes() == b"hello" and (target / "small").read_bytes() == b"other"
+    assert (source / "small").read_bytes() == b"s" and (source / "vae/large").stat().st_size == 2**20 + 1
+    assert (target / "vae/large").stat().st_ino == (source / "vae/large").stat().st_ino
+    assert (target / "edge").stat().st_ino != (source / "edge").stat().st_ino
+    assert (target / "edge").read_bytes() == bytes(2**20) and sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+
+def test_a_file_added_to_a_clone_is_not_written_through_to_the_original(tmp_path: Path) -> None:
+    source = _tree(tmp_path / "source")
+    twin(source, tmp_path / "target", {"vae/large": b"mine"})
+    assert (tmp_path / "target/vae/large").read_bytes() == b"mine"
+    assert (source / "vae/large").read_bytes() == bytes(2**20 + 1)
+
+
+def test_a_clone_copies_where_it_cannot_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refused)
+    twin(_tree(tmp_path / "source"), tmp_path / "target", {})
+    assert (tmp_path / "target/vae/large").read_bytes() == bytes(2**20 + 1)
+
+
+def test_a_clone_that_fails_leaves_the_old_one(tmp_path: Path, full_disk: None) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "old").touch()
+    with pytest.raises(OSError, match="No space"):
+        twin(_tree(tmp_path / "source"), tmp_path / "target", {"new": b"x"})
+    assert os.listdir(tmp_path / "target") == ["old"]

@@ -1,0 +1,103 @@
+"""Tensors lie on disk as their own bits, uncompressed, and come back as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from safetensors import safe_open
+
+from adatsq_pipe.storage import tensors
+
+PLAIN = [torch.float32, torch.float16, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool]
+VIEWED = [(torch.bfloat16, "uint16"), (torch.float8_e4m3fn, "uint8")]
+
+
+@pytest.mark.parametrize("dtype", [*PLAIN, *(dtype for dtype, _ in VIEWED)])
+def test_tensors_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = (torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    tensors.write(tmp_path, {"b.c:d": x, "a": torch.zeros(4)}, {"n": [1, 2]})
+    back = tensors.read(tmp_path)
+    assert list(back) == ["a", "b.c:d"] and back["b.c:d"].dtype == dtype
+    assert torch.equal(back["b.c:d"].float(), x.float()) and torch.equal(back["a"], torch.zeros(4))
+    assert list(tensors.read(tmp_path, ["b.c:d"])) == ["b.c:d"]
+
+
+def test_the_file_of_an_array_holds_its_numbers_and_nothing_else(tmp_path: Path) -> None:
+    x = torch.tensor([[1.0, -2.5], [3.0, 0.0]])
+    tensors.write(tmp_path, {"x": x.T, "zeros": torch.zeros(3)}, {"n": 1})
+    folder = tmp_path / "tensors.zarr"
+    assert (folder / "x/c/0/0").read_bytes() == np.array([[1.0, 3.0], [-2.5, 0.0]], "<f4").tobytes()
+    assert (folder / "zeros/c/0").read_bytes() == bytes(12), "a chunk of zeros is written too"
+    group = zarr.open_group(folder, mode="r")
+    assert dict(group.attrs) == {"n": 1} and dict(group["x"].attrs) == {}
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
+        "x/c/0/0", "x/zarr.json", "zarr.json", "zeros/c/0", "zeros/zarr.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "bits"), VIEWED)
+def test_what_zarr_has_no_type_for_is_stored_as_its_bits(dtype: torch.dtype, bits: str, tmp_path: Path) -> None:
+    tensors.write(tmp_path, {"x": torch.tensor([1.0, -2.0]).to(dtype)})
+    array = zarr.open_group(tmp_path / "tensors.zarr", mode="r")["x"]
+    by_hand = {"uint16": [0x3F80, 0xC000], "uint8": [0x38, 0xC0]}[bits]
+    assert str(array.dtype) == bits and list(array[...]) == by_hand  # type: ignore[union-attr, arg-type, index]
+    assert dict(array.attrs) == {"dtype": str(dtype).removeprefix("torch.")}
+
+
+def test_empty_tensors_and_single_numbers_come_back(tmp_path: Path) -> None:
+    tensors.write(tmp_path, {"none": torch.zeros(0, 3), "one": torch.tensor(7)})
+    back = tensors.read(tmp_path)
+    assert back["none"].shape == (0, 3) and back["one"].shape == () and int(back["one"]) == 7
+    tensors.write_stacked(tmp_path, {"a": torch.tensor(7), "b": torch.tensor(8)})
+    assert {name: x.tolist() for name, x in tensors.read(tmp_path).items()} == {"a": 7, "b": 8}
+
+
+def test_writing_again_leaves_nothing_of_before(tmp_path: Path) -> None:
+    tensors.write(tmp_path, {"old": torch.ones(2), "x": torch.ones(3)}, {"old": 1})
+    tensors.write(tmp_path, {"x": torch.zeros(2)})
+    assert list(tensors.read(tmp_path)) == ["x"] and tensors.read(tmp_path)["x"].tolist() == [0.0, 0.0]
+    assert not (tmp_path / "tensors.zarr" / "old").exists()
+
+
+def _stacked(tmp_path: Path) -> dict[str, torch.Tensor]:
+    written = {f"rows:{i}": torch.full((2, 3 + i % 2), float(i)).bfloat16() for i in (4, 0, 1, 2, 3)}
+    written["plain"] = torch.full((2, 3), 9.0)
+    tensors.write_stacked(tmp_path, written, {"start": 3})
+    return written
+
+
+def test_stacked_tensors_come_back_by_name(tmp_path: Path) -> None:
+    written = _stacked(tmp_path)
+    assert list(tensors.read(tmp_path)) == sorted(written)
+    for back in (tensors.read(tmp_path), tensors.read(tmp_path, list(written))):
+        assert all(back[name].dtype == x.dtype and torch.equal(back[name], x) for name, x in written.items())
+    assert list(tensors.read(tmp_path, ["rows:3"])) == ["rows:3"]
+
+
+def test_tensors_of_one_shape_and_type_are_one_array_of_a_chunk_each(tmp_path: Path) -> None:
+    _stacked(tmp_path)
+    folder = tmp_path / "tensors.zarr"
+    members = json.loads((folder / "zarr.json").read_text())["attributes"]
+    assert members == {
+        "start": 3,
+        "members": {
+            "rows:4": ["stack0", 0], "rows:0": ["stack0", 1], "rows:2": ["stack0", 2],
+            "rows:1": ["stack1", 0], "rows:3": ["stack1", 1], "plain": ["stack2", 0],
+        },
+    }  # fmt: skip
+    assert (folder / "stack0/c/2/0/0").read_bytes() == np.full(6, 0x4000, "<u2").tobytes(), "rows:2 in bf16"
+    assert sorted(path.name for path in (folder / "stack0/c").iterdir()) == ["0", "1", "2"]
+
+
+def test_scratch_is_one_safetensors_file(tmp_path: Path) -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    tensors.write_scratch(tmp_path, {"b": x.T, "a": torch.tensor([1], dtype=torch.int64)})
+    with safe_open(tmp_path / "scratch.safetensors", framework="numpy") as file:
+        assert np.array_equal(file.get_tensor("b"), np.array([[0, 3], [1, 4], [2, 5]], "f4"))
+    back = tensors.read_scratch(tmp_path)
+    assert list(back) == ["a", "b"] and torch.equal(back["b"], x.T) and back["a"].dtype == torch.int64
