@@ -107,7 +107,7 @@ class RunConfig:
 
 def model_folder(given: str) -> Path:
     """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
-    from adatsq_pipe.stages.scenes.shelf import built_ins
+    from adatsq_pipe.stages.scenes.builtin_models import built_ins
 
     known, name = built_ins(), given or BUILT_IN
     if name in known:
@@ -279,7 +279,7 @@ def sampling(model: Path) -> dict[str, Any]:
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
     """Refuse captions (or labels) that the built-in world has no pictures of."""
-    from adatsq_pipe.stages.scenes.worlds import asked
+    from adatsq_pipe.stages.scenes.world.prompts import asked
 
     for prompt in prompts:
         try:
@@ -290,10 +290,10 @@ def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
 
 def _captions(table: Mapping[str, Any], world: str, held_out: bool) -> Sequence[str]:
     if world:
-        from adatsq_pipe.stages.scenes import worlds
+        from adatsq_pipe.stages.scenes.world import prompts
 
         split = "held_out" if held_out else "train"
-        return worlds.prompts(table["count"], world=world, split=split, seed=table["seed"])
+        return prompts.prompts(table["count"], world=world, split=split, seed=table["seed"])
     lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
     return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
 

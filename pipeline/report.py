@@ -172,7 +172,7 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
         return None
     import numpy as np
 
-    from adatsq_pipe.stages.scenes.tally import compare, frechet
+    from adatsq_pipe.stages.scenes.world.metrics import compare, frechet
 
     folders = [context.manifest("evaluate").local(unit) for unit in _quantized_units(context)]
     quantized, reference = (

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from transformers import Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 
 Built = tuple[Any, dict[str, object]]
 

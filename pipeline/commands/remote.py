@@ -202,7 +202,7 @@ def _shared(option: str, given: str, expected: str) -> None:
 
 
 def _built_ins() -> Mapping[str, Path]:
-    from adatsq_pipe.stages.scenes.shelf import built_ins
+    from adatsq_pipe.stages.scenes.builtin_models import built_ins
 
     return built_ins()
 

@@ -38,17 +38,17 @@ class Evaluate(Halving):
         """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
         import torch
 
-        from adatsq_pipe.stages.scenes import judge
-        from adatsq_pipe.stages.scenes.worlds import asked
+        from adatsq_pipe.stages.scenes.world import scorer
+        from adatsq_pipe.stages.scenes.world.prompts import asked
 
         settings = self.context.settings("evaluate", EvaluateSettings)
         wanted = [asked(row["prompt"], self.world) for row in samples]
-        verdicts = zip(judge.verdicts(wanted, pictures), judge.verdicts(wanted, reference), strict=True)
+        verdicts = zip(scorer.verdicts(wanted, pictures), scorer.verdicts(wanted, reference), strict=True)
         for i, (row, (got, right)) in enumerate(zip(samples, verdicts, strict=True)):
             row["entry"] = (shard * settings.batch + i) % len(settings.prompts)
             row["tasks"], row["right"], row["reference_right"] = list(got), list(got.values()), list(right.values())
         both = {"features": pictures, "reference_features": reference}
-        return {name: torch.from_numpy(judge.features(each)) for name, each in both.items()}
+        return {name: torch.from_numpy(scorer.features(each)) for name, each in both.items()}
 
     def __call__(self, key: str) -> None:
         from adatsq_pipe.stages.numerics.metrics import psnr, relative_error

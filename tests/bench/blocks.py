@@ -24,7 +24,7 @@ from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests import tiny
 from tests.bench import zoo
 from tests.bench.runtime import medians

@@ -18,9 +18,9 @@ from typing import Any
 import click
 import numpy as np
 
-from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import judge, tally
-from adatsq_pipe.stages.scenes.shelf import built_ins
+from adatsq_pipe.stages.scenes.builtin_models import built_ins
+from adatsq_pipe.stages.scenes.world import captions as grammar
+from adatsq_pipe.stages.scenes.world import metrics, scorer
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -69,7 +69,7 @@ def over(
 ) -> dict[str, float]:
     """What `rows` show more of as asked than `others`, paired by caption and seed: mean and standard error."""
     paired = [{**row, "reference_right": others[key]["right"]} for key, row in sorted(rows.items())]
-    difference: dict[str, float] = tally.compare(paired)["difference"]
+    difference: dict[str, float] = metrics.compare(paired)["difference"]
     return difference
 
 
@@ -87,14 +87,14 @@ def cleanness(run_dir: Path, evaluation: str) -> tuple[dict[tuple[int, int], flo
     got, wanted = dict[tuple[int, int], float](), dict[tuple[int, int], float]()
     for unit in drawn_by(run_dir, evaluation):
         keys = [(row["entry"], row["seed"]) for row in tables.read(unit / "samples.parquet")]
-        got |= dict(zip(keys, judge.overlap(arrays.read(unit, "pictures")).tolist(), strict=True))
-        wanted |= dict(zip(keys, judge.overlap(drawn_for(run_dir, unit)).tolist(), strict=True))
+        got |= dict(zip(keys, scorer.overlap(arrays.read(unit, "pictures")).tolist(), strict=True))
+        wanted |= dict(zip(keys, scorer.overlap(drawn_for(run_dir, unit)).tolist(), strict=True))
     return got, wanted
 
 
 def over_seeds(values: dict[tuple[int, int], float]) -> dict[str, float]:
     """Mean and standard error of what there is by caption and seed."""
-    return tally.over_captions((entry, value) for (entry, _), value in values.items())
+    return metrics.over_captions((entry, value) for (entry, _), value in values.items())
 
 
 def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:

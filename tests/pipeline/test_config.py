@@ -11,7 +11,7 @@ from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError
 from adatsq_pipe.stages.base.stage import STAGES, all_stages
 from adatsq_pipe.stages.methods._recipe import methods, resolve
-from adatsq_pipe.stages.scenes.captions import SHAPES
+from adatsq_pipe.stages.scenes.world.captions import SHAPES
 from adatsq_pipe.storage.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ OURS = {
     "pipeline": "compare inspect plan remote report runner screen",
     "stages": "assemble basis capture denoiser draw evaluate fisher hessian runtime search solve",
     "stages.numerics": "beam gptq grid lowrank metrics packing policy sensitivity weight",
-    "stages.scenes": "judge scorer tally",
+    "stages.scenes.world": "detector metrics scorer",
     "storage": "arrays checkpoint tables tensors",
 }
 

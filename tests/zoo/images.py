@@ -40,7 +40,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.parts import (
     SQUARE,
     T5,

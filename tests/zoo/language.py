@@ -23,7 +23,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.parts import (
     SQUARE,
     T5,

@@ -45,7 +45,7 @@ from transformers import (
     Siglip2VisionModel,
 )
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.tiny import flux
 from tests.zoo.parts import (
     CHAT,

@@ -29,7 +29,7 @@ from diffusers import (
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.parts import (
     SQUARE,
     T5,

@@ -32,7 +32,7 @@ from diffusers import (
 )
 from diffusers.schedulers import FlowMapEulerDiscreteScheduler
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.parts import (
     SQUARE,
     T5,

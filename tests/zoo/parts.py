@@ -46,7 +46,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 
 Built = tuple[Any, dict[str, object]]
 WIDTH = 16

@@ -23,7 +23,7 @@ from diffusers import (
 from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
 from diffusers.schedulers import FlowMapEulerDiscreteScheduler
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.language import flux2_klein
 from tests.zoo.latest import qwen_image21
 from tests.zoo.latest_videos import helios_of

@@ -38,7 +38,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.zoo.parts import SQUARE, T5, WIDTH, Built, autoencoder_wan, clip, gemma2, llama, qwen_vl, umt5, words
 
 CLIP = {**SQUARE, "num_frames": 5, "max_sequence_length": 12}

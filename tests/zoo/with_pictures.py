@@ -51,7 +51,7 @@ from diffusers import (
 )
 from transformers import Siglip2ImageProcessorPil
 
-from adatsq_pipe.stages.scenes import components
+from adatsq_pipe.stages.scenes.train import components
 from tests.tiny import flux, z_image
 from tests.zoo.images import chroma, sana, sana_sprint, sd3, sd3_pag
 from tests.zoo.language import cogview4, flux2_klein, longcat, qwen_image

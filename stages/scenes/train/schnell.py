@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from adatsq_pipe.stages.scenes import components, flux, world
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons
-from adatsq_pipe.stages.scenes.walks import Route, Walks, learn
+from adatsq_pipe.stages.scenes.train import components, flux
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons
+from adatsq_pipe.stages.scenes.train.trajectories import Route, Walks, learn
+from adatsq_pipe.stages.scenes.world import rendering
 
 STEPS = 4
 OWN = Route(levels=(1.0, 0.75, 0.5, 0.25, 0.0), within=(1, 1, 1, 1), often=(0.4, 0.25, 0.2, 0.15))
@@ -64,8 +65,8 @@ def pipeline(teacher: FluxPipeline, denoiser: FluxTransformer2DModel) -> FluxPip
 def call() -> dict[str, int | float]:
     """As flux-dev's, in four steps and without guidance."""
     return {
-        "height": world.SIZE,
-        "width": world.SIZE,
+        "height": rendering.SIZE,
+        "width": rendering.SIZE,
         "num_inference_steps": STEPS,
         "guidance_scale": 0.0,
         "max_sequence_length": components.TEXT_LENGTH,

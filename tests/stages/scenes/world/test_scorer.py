@@ -7,22 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adatsq_pipe.stages.scenes import captions, judge, scorer, tally, world
-from adatsq_pipe.stages.scenes.captions import COLOURS, RELATIONS, SHAPES, Request
+from adatsq_pipe.stages.scenes.world import captions, detector, metrics, rendering, scorer
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, RELATIONS, SHAPES, Request
 
 COUNT = 2000
 
 
-def _pictures(scenes: list[tuple[world.Thing, ...]]) -> scorer.Array:
-    return ((world.render(scenes) + 1) / 2).permute(0, 2, 3, 1).numpy()
+def _pictures(scenes: list[tuple[rendering.Thing, ...]]) -> detector.Array:
+    return ((rendering.render(scenes) + 1) / 2).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
-def truth() -> tuple[list[Request], list[tuple[world.Thing, ...]], list[tuple[scorer.Found, ...]]]:
+def truth() -> tuple[list[Request], list[tuple[rendering.Thing, ...]], list[tuple[detector.Found, ...]]]:
     rng = np.random.default_rng(11)
     wanted = [captions.draw_request(rng, split=captions.SPLITS[i % 2]) for i in range(COUNT)]
-    scenes = [world.place(request, rng) for request in wanted]
-    return wanted, scenes, scorer.read(_pictures(scenes))
+    scenes = [rendering.place(request, rng) for request in wanted]
+    return wanted, scenes, detector.read(_pictures(scenes))
 
 
 def test_rendered_scenes_are_read_right(truth) -> None:  # type: ignore[no-untyped-def]
@@ -77,7 +77,7 @@ def test_wrong_pictures_are_called_wrong(truth) -> None:  # type: ignore[no-unty
 
 def test_one_object_is_not_two() -> None:
     """A red circle alone is no answer to "a red circle and a blue square", nor to two red circles."""
-    found = scorer.read(_pictures([(world.Thing(colour="red", shape="circle", x=16, y=16),)]))[0]
+    found = detector.read(_pictures([(rendering.Thing(colour="red", shape="circle", x=16, y=16),)]))[0]
     things = (("red", "circle"), ("blue", "square"))
     assert not scorer.right(Request(task="attribution", things=things), found)
     assert not scorer.right(Request(task="counting", things=things[:1], count=2), found)
@@ -88,13 +88,13 @@ def test_one_object_is_not_two() -> None:
 def test_pictures_of_nothing_hold_no_named_object(what: str) -> None:
     rng = np.random.default_rng(3)
     picture = {
-        "empty": np.broadcast_to(np.array(world.BACKGROUND), (32, 32, 3)),
+        "empty": np.broadcast_to(np.array(rendering.BACKGROUND), (32, 32, 3)),
         "noise": rng.random((32, 32, 3)),
         "grey": np.full((32, 32, 3), 0.4),
         "black": np.zeros((32, 32, 3)),
         "flat red": np.broadcast_to(np.array(COLOURS["red"]), (32, 32, 3)),
     }[what]
-    assert not [f for f in scorer.read(picture[None].astype(np.float32))[0] if f.shape]
+    assert not [f for f in detector.read(picture[None].astype(np.float32))[0] if f.shape]
 
 
 def test_a_blurred_picture_still_reads_and_a_smeared_one_does_not() -> None:
@@ -102,10 +102,10 @@ def test_a_blurred_picture_still_reads_and_a_smeared_one_does_not() -> None:
 
     rng = np.random.default_rng(5)
     requests = [r for r in captions.EVERY_REQUEST if r.task == "colours"]
-    pictures = _pictures([world.place(r, rng) for r in requests])
+    pictures = _pictures([rendering.place(r, rng) for r in requests])
     for sigma, least, most in ((0.5, 0.95, 1.0), (6.0, 0.0, 0.2)):
         soft = np.stack([ndimage.gaussian_filter(p, (sigma, sigma, 0)) for p in pictures])
-        right = np.mean([scorer.right(r, f) for r, f in zip(requests, scorer.read(soft), strict=True)])
+        right = np.mean([scorer.right(r, f) for r, f in zip(requests, detector.read(soft), strict=True)])
         assert least <= right <= most, (sigma, right)
 
 
@@ -116,7 +116,7 @@ def test_relations_follow_genevals_lean(relation: str) -> None:
     for angle, right in ((0, True), (50, True), (75, False), (180, False)):
         turn = np.deg2rad(base + angle)
         a, b = (
-            scorer.Found(colour="red", shape="circle", x=x, y=y, radius=0.5, fit=1.0)
+            detector.Found(colour="red", shape="circle", x=x, y=y, radius=0.5, fit=1.0)
             for x, y in ((16 + 12 * np.cos(turn), 16 + 12 * np.sin(turn)), (16, 16))
         )
         assert scorer.stands(relation, a, b) is right, (relation, angle)
@@ -124,20 +124,20 @@ def test_relations_follow_genevals_lean(relation: str) -> None:
 
 def test_pictures_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
-        scorer.read(np.zeros((32, 32, 3), np.float32))
+        detector.read(np.zeros((32, 32, 3), np.float32))
 
 
 def test_the_total_is_the_mean_of_tasks_and_seeds_of_a_caption_are_one_observation() -> None:
     rows = [{"task": "single", "entry": 0, "right": 1} for _ in range(3)]
     rows += [{"task": "counting", "entry": e, "right": int(e == 1)} for e in (1, 2) for _ in range(3)]
-    told = tally.tally(rows, "right")
+    told = metrics.tally(rows, "right")
     assert told["tasks"]["counting"] == {"mean": 0.5, "standard_error": pytest.approx(0.5), "captions": 2}
     assert told["total"] == {"mean": 0.75, "standard_error": pytest.approx(0.25)}
 
 
 def test_the_paired_difference_has_its_own_error() -> None:
     same = [{"entry": e, "tasks": ["two"], "right": [e % 2], "reference_right": [e % 2]} for e in range(20)]
-    told = tally.compare(same)
+    told = metrics.compare(same)
     assert told["difference"] == {"mean": 0.0, "standard_error": 0.0}
     assert told["quantized"]["total"]["standard_error"] > 0.05
 
@@ -153,25 +153,25 @@ def test_captions_are_parsed_back() -> None:
 def test_frechet_distance_of_gaussians_is_the_formula() -> None:
     rng = np.random.default_rng(8)
     a, b = rng.normal(0, 1, (40_000, 2)), rng.normal((3, 0), (2, 1), (40_000, 2))
-    assert tally.frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert tally.frechet(a, b) == pytest.approx(9 + 1, abs=0.15)
-    assert tally.frechet(a, b) == pytest.approx(tally.frechet(b, a))
+    assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet(a, b) == pytest.approx(9 + 1, abs=0.15)
+    assert metrics.frechet(a, b) == pytest.approx(metrics.frechet(b, a))
 
 
 def test_features_tell_a_wrong_colour_from_a_second_draw() -> None:
     rng = np.random.default_rng(9)
     red, blue = (Request(task="colours", things=((colour, "circle"),)) for colour in ("red", "blue"))
-    sets = [scorer.features(_pictures([world.place(r, rng) for _ in range(300)])) for r in (red, red, blue)]
-    assert tally.frechet(sets[0], sets[2]) > 3 * tally.frechet(sets[0], sets[1])
+    sets = [detector.features(_pictures([rendering.place(r, rng) for _ in range(300)])) for r in (red, red, blue)]
+    assert metrics.frechet(sets[0], sets[2]) > 3 * metrics.frechet(sets[0], sets[1])
 
 
 def test_overlap_falls_as_pictures_get_less_clean() -> None:
     rng = np.random.default_rng(5)
-    clean = _pictures([world.place(captions.draw_request(rng, split="train"), rng) for _ in range(40)])
+    clean = _pictures([rendering.place(captions.draw_request(rng, split="train"), rng) for _ in range(40)])
     soft = (clean + np.roll(clean, 1, 1) + np.roll(clean, 1, 2) + np.roll(clean, (1, 1), (1, 2))) / 4
     noisy = (clean + 0.15 * rng.standard_normal(clean.shape)).clip(0, 1).astype(np.float32)
-    shown = [judge.overlap(pictures) for pictures in (clean, soft, noisy, np.zeros_like(clean))]
+    shown = [scorer.overlap(pictures) for pictures in (clean, soft, noisy, np.zeros_like(clean))]
     assert shown[0].shape == (40,) and shown[0].min() > 0.9
     assert (shown[0] - shown[1]).mean() > 0.02 and (shown[0] - shown[2]).mean() > 0.05
     assert not shown[3].any()
-    assert judge.overlap(np.stack([clean[:3], soft[:3]], 1)) == pytest.approx((shown[0][:3] + shown[1][:3]) / 2)
+    assert scorer.overlap(np.stack([clean[:3], soft[:3]], 1)) == pytest.approx((shown[0][:3] + shown[1][:3]) / 2)

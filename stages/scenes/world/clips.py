@@ -1,6 +1,6 @@
 """Reads clips of the moving world back and says whether they show what was asked for, and whether they hold together.
 
-Each frame is read as a picture is (`scorer.read`); what is judged from there are the places of one thing over time.
+Each frame is read as a picture is (`detector.read`); what is judged from there are the places of one thing over time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adatsq_pipe.stages.scenes import scorer, world
-from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
-from adatsq_pipe.stages.scenes.scorer import Array, Found
+from adatsq_pipe.stages.scenes.world import detector, rendering
+from adatsq_pipe.stages.scenes.world.detector import Array, Found
+from adatsq_pipe.stages.scenes.world.motions import DIRECTIONS, SPEEDS, Motion
 
 JERK = 1.5
 """Pixels by which a frame's step may differ from the clip's mean step and still be smooth."""
@@ -27,7 +27,7 @@ def read(clips_NFHW3: Array) -> list[tuple[tuple[Found, ...], ...]]:
     if clips_NFHW3.ndim != 5:
         raise ValueError(f"clips have shape {clips_NFHW3.shape}; expected [count, frames, height, width, 3]")
     count, frames = clips_NFHW3.shape[:2]
-    found = scorer.read(clips_NFHW3.reshape(-1, *clips_NFHW3.shape[2:]))
+    found = detector.read(clips_NFHW3.reshape(-1, *clips_NFHW3.shape[2:]))
     return [tuple(found[i * frames : (i + 1) * frames]) for i in range(count)]
 
 
@@ -59,14 +59,14 @@ def verdicts(motion: Motion, found: Sequence[Sequence[Found]], clip_FHW3: Array)
 
 def _quiet(clip_FHW3: Array) -> bool:
     """Whether what no thing ever covers is the world's background, in every frame."""
-    away = np.abs(clip_FHW3.astype(np.float32) - np.array(world.BACKGROUND, np.float32)).max(-1)
-    cover = scorer.covered(clip_FHW3).max(0)
+    away = np.abs(clip_FHW3.astype(np.float32) - np.array(rendering.BACKGROUND, np.float32)).max(-1)
+    cover = detector.covered(clip_FHW3).max(0)
     rest = np.median(cover) < _COVERED and cover < _COVERED
     return bool(np.any(rest)) and bool(away[:, rest].mean(1).max() < QUIET)
 
 
 def features(clips_NFHW3: Array) -> Array:
     """Fixed features for a Frechet distance: those of the first picture, and how the last one differs."""
-    first, last = scorer.features(clips_NFHW3[:, 0]), scorer.features(clips_NFHW3[:, -1])
+    first, last = detector.features(clips_NFHW3[:, 0]), detector.features(clips_NFHW3[:, -1])
     joined: Array = np.concatenate([first, last - first], 1)
     return joined

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adatsq_pipe.stages.scenes import captions, correction, judge, scorer, world
-from adatsq_pipe.stages.scenes.captions import parse
-from adatsq_pipe.stages.scenes.scorer import Array, Found
-from adatsq_pipe.stages.scenes.world import Thing
+from adatsq_pipe.stages.scenes.train import correction
+from adatsq_pipe.stages.scenes.world import captions, detector, rendering, scorer
+from adatsq_pipe.stages.scenes.world.captions import parse
+from adatsq_pipe.stages.scenes.world.detector import Array, Found
+from adatsq_pipe.stages.scenes.world.rendering import Thing
 
 
 def _shown(*scenes: tuple[Thing, ...]) -> Array:
-    picture: Array = ((world.render(scenes) + 1) / 2).movedim(1, -1).numpy()
+    picture: Array = ((rendering.render(scenes) + 1) / 2).movedim(1, -1).numpy()
     return picture
 
 
 def _found(*things: Thing) -> tuple[Found, ...]:
-    return scorer.read(_shown(things))[0]
+    return detector.read(_shown(things))[0]
 
 
 LEFT = Thing(colour="red", shape="circle", x=8, y=16, radius=5.2)
@@ -29,10 +30,10 @@ def test_whatever_was_found_the_scene_is_what_was_asked_for(task: str) -> None:
     rng = np.random.default_rng(0)
     asked = [r for r in captions.requests(240, split="held_out", seed=3) if r.task == task]
     others = captions.requests(len(asked), split="train", seed=4)
-    found = [() if i % 5 == 0 else f for i, f in enumerate(scorer.read(judge.truth(others, rng)))]
+    found = [() if i % 5 == 0 else f for i, f in enumerate(detector.read(scorer.truth(others, rng)))]
     scenes = [correction.nearest(*each, rng) for each in zip(asked, found, strict=True)]
-    assert all(world.obeyed(request, scene) for request, scene in zip(asked, scenes, strict=True))
-    right = [all(verdict.values()) for verdict in judge.verdicts(asked, _shown(*scenes))]
+    assert all(rendering.obeyed(request, scene) for request, scene in zip(asked, scenes, strict=True))
+    right = [all(verdict.values()) for verdict in scorer.verdicts(asked, _shown(*scenes))]
     assert np.mean(right) >= 0.97, "the scorer may take two squares for one whose corners touch"
 
 
@@ -40,7 +41,7 @@ def test_a_right_picture_stays() -> None:
     rng = np.random.default_rng(0)
     asked = captions.requests(60, split="train", seed=0)
     for request in asked:
-        scene = world.place(request, rng)
+        scene = rendering.place(request, rng)
         again = correction.nearest(request, _found(*scene), rng)
         assert len(scene) == len(again)
         assert np.abs(_shown(scene) - _shown(again)).max() < 0.35, request.caption

@@ -21,10 +21,21 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes import captions as grammar
-from adatsq_pipe.stages.scenes import components, dit, flux, language, latents, schnell, walks, wan, worlds, zimage
-from adatsq_pipe.stages.scenes.shelf import SHELF
-from adatsq_pipe.stages.scenes.training import Lessons, train_part
+from adatsq_pipe.stages.scenes.builtin_models import SHELF
+from adatsq_pipe.stages.scenes.train import (
+    components,
+    dit,
+    flux,
+    latents,
+    schnell,
+    text_encoder,
+    trajectories,
+    wan,
+    zimage,
+)
+from adatsq_pipe.stages.scenes.train.training import Lessons, make_deterministic, train_part
+from adatsq_pipe.stages.scenes.world import captions as grammar
+from adatsq_pipe.stages.scenes.world import prompts
 from adatsq_pipe.storage.files import write_text
 
 
@@ -74,7 +85,7 @@ class Plan:
 
 Made = tuple[DiffusionPipeline, dict[str, int | float], str]
 """A pipeline, what its call needs to be told, and the world it draws."""
-ReaderT = TypeVar("ReaderT", language.Reader, language.CausalReader)
+ReaderT = TypeVar("ReaderT", text_encoder.Reader, text_encoder.CausalReader)
 
 
 def train_reader(kind: type[ReaderT], work: Path, *, steps: int, seed: int, longest: int) -> ReaderT:
@@ -84,7 +95,7 @@ def train_reader(kind: type[ReaderT], work: Path, *, steps: int, seed: int, long
 
     def loss(step: int) -> Tensor:
         size, length = (24, longest) if step % 8 == 7 else (256, components.TEXT_LENGTH)
-        return language.loss(reader, (seed, 2, step), size, length)
+        return text_encoder.loss(reader, (seed, 2, step), size, length)
 
     smooth = train_part("reader", reader, loss, steps=steps, rate=3e-3, work=work, average=0.99)
     assert isinstance(smooth, kind)
@@ -92,10 +103,10 @@ def train_reader(kind: type[ReaderT], work: Path, *, steps: int, seed: int, long
     return smooth
 
 
-def _say_how_it_reads(reader: language.Reader | language.CausalReader, longest: int) -> None:
+def _say_how_it_reads(reader: text_encoder.Reader | text_encoder.CausalReader, longest: int) -> None:
     asked = list(grammar.requests(400, split="held_out", seed=0))
     for length in sorted({components.TEXT_LENGTH, longest}):
-        words, whole = language.accuracy(reader, asked, length)
+        words, whole = text_encoder.accuracy(reader, asked, length)
         click.echo(f"held-out captions read right at {length} tokens: words {words:.3f}, whole captions {whole:.3f}")
 
 
@@ -121,14 +132,14 @@ class Job:
             steps=plan.steps, rate=plan.rate, batch=plan.batch, seed=plan.seed, compile=self.compile, half=plan.half
         )
 
-    def corrected(self, model: Any, texts: flux.Texts, vae: AutoencoderKL, route: walks.Route) -> Any:
+    def corrected(self, model: Any, texts: flux.Texts, vae: AutoencoderKL, route: trajectories.Route) -> Any:
         """`model` after the plan's rounds on its own walks, at a quarter of the training's rate."""
         plan = self.plan
         how = replace(self.how, steps=plan.round_steps, rate=plan.rate / 4)
-        return walks.correct(model, texts, vae, route, self.work, how, rounds=plan.rounds, count=plan.walks)
+        return trajectories.correct(model, texts, vae, route, self.work, how, rounds=plan.rounds, count=plan.walks)
 
 
-FLUX_DEV = walks.Route(
+FLUX_DEV = trajectories.Route(
     levels=tuple(flux.shifted(1 - i / 16) for i in range(17)),
     within=(1,) * 16,
     often=(1.0,) * 16,
@@ -142,11 +153,11 @@ def flux_dev(job: Job) -> Made:
     """50 steps with an embedded guidance scale; at last corrected on its own pictures."""
     plan, work, longest = job.plan, job.work, flux.LONG_TEXT
     if job.start:
-        reader, vae = language.Reader(), job.start.vae
+        reader, vae = text_encoder.Reader(), job.start.vae
         reader.text_encoder, reader.text_encoder_2 = job.start.text_encoder, job.start.text_encoder_2
         reader.requires_grad_(False)
     else:
-        reader = train_reader(language.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=longest)
+        reader = train_reader(text_encoder.Reader, work, steps=plan.reader_steps, seed=plan.seed, longest=longest)
         vae = latents.train_autoencoder(work, steps=plan.autoencoder_steps, seed=plan.seed)
     student = job.denoiser
     if student is None or plan.steps or plan.guidance_steps:
@@ -157,7 +168,7 @@ def flux_dev(job: Job) -> Made:
         student = flux.train_guidance(teacher, batches, work, told)
     student = job.corrected(student, flux.Texts(reader), vae, FLUX_DEV)
     if not job.start:
-        reader = language.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
+        reader = text_encoder.lengthen(reader, work, steps=plan.long_steps, seed=plan.seed, longest=longest)
         _say_how_it_reads(reader, longest)
     return flux.pipeline(vae, reader.cpu(), student), flux.call(), "scenes"
 
@@ -176,10 +187,12 @@ def z_image(job: Job) -> Made:
     """10 steps, single stream, on the autoencoder of the flux-dev that ships."""
     plan, length = job.plan, components.TEXT_LENGTH
     if job.start:
-        reader, vae = language.CausalReader(), job.start.vae
+        reader, vae = text_encoder.CausalReader(), job.start.vae
         reader.text_encoder = job.start.text_encoder
     else:
-        reader = train_reader(language.CausalReader, job.work, steps=plan.reader_steps, seed=plan.seed, longest=length)
+        reader = train_reader(
+            text_encoder.CausalReader, job.work, steps=plan.reader_steps, seed=plan.seed, longest=length
+        )
         vae = FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False)
     scenes = latents.training_set(vae, job.work, seed=plan.seed, scenes=plan.scenes)
     denoiser = zimage.train(reader, scenes, job.work, job.how, start=job.denoiser)
@@ -247,7 +260,7 @@ def grid(folder: Path, count: int) -> None:
         asked = [" ".join(thing) for thing in grammar.CLASSES[:count]]
         pictures = pipeline(class_labels=list(range(len(asked))), **call)[0]
     else:
-        asked = list(worlds.prompts(count, world=said["world"], split="held_out", seed=0))
+        asked = list(prompts.prompts(count, world=said["world"], split="held_out", seed=0))
         pictures = pipeline(asked, **call)[0]
     rows = -(-len(asked) // 8)
     figure, axes = plt.subplots(rows, 8, figsize=(12, 1.65 * rows), squeeze=False)
@@ -322,6 +335,7 @@ def main(
     compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run again to go on."""
+    make_deterministic()
     train, plan = FAMILIES[family]
     made_by = history(start)
     plan = replace(plan, seed=plan.seed + len(made_by))

@@ -12,9 +12,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import components, flux, latents, world
-from adatsq_pipe.stages.scenes.language import CausalReader
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train import components, flux, latents
+from adatsq_pipe.stages.scenes.train.text_encoder import CausalReader
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.world import rendering
 
 STEPS = 10
 GUIDANCE = 1.0
@@ -102,8 +103,8 @@ def pipeline(vae: AutoencoderKL, reader: CausalReader, denoiser: ZImageTransform
 def call() -> dict[str, int | float]:
     """What a call of this pipeline needs to be told."""
     return {
-        "height": world.SIZE,
-        "width": world.SIZE,
+        "height": rendering.SIZE,
+        "width": rendering.SIZE,
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,
         "max_sequence_length": components.TEXT_LENGTH,

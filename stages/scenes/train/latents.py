@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes import components, world
-from adatsq_pipe.stages.scenes.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.train import components
+from adatsq_pipe.stages.scenes.train.training import DEVICE, generator, train_part
+from adatsq_pipe.stages.scenes.world import rendering
 from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 8
@@ -24,7 +25,7 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
     vae = components.autoencoder(CHANNELS)
 
     def loss(step: int) -> Tensor:
-        picture = world.batch((seed, 1, step), 24)[1].to(DEVICE)
+        picture = rendering.batch((seed, 1, step), 24)[1].to(DEVICE)
         posterior = vae.encode(picture).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator(seed, "autoencoder", step)).to(DEVICE)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -34,7 +35,7 @@ def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
     smooth = train_part("autoencoder", vae, loss, steps=steps, rate=2.4e-3, work=work, average=0.99, decay=0.0)
     assert isinstance(smooth, AutoencoderKL)
     with torch.no_grad():
-        latents = smooth.encode(world.batch((seed, 3), 512)[1]).latent_dist.mean
+        latents = smooth.encode(rendering.batch((seed, 3), 512)[1]).latent_dist.mean
     smooth.register_to_config(
         scaling_factor=round(1 / latents.std().item(), 4), shift_factor=round(latents.mean().item(), 4)
     )
@@ -59,7 +60,7 @@ def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCE
     vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     latents, ids = [], []
     for chunk in range(scenes // _CHUNK):
-        captions, picture = world.batch((seed, 4, chunk), _CHUNK)
+        captions, picture = rendering.batch((seed, 4, chunk), _CHUNK)
         latents.append(encoded(vae, picture.to(memory_format=torch.channels_last)).half().contiguous())
         ids.append(components.ids(captions))
     made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}

@@ -7,17 +7,15 @@ objects as connected components of one colour, shapes by comparison with the wor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from adatsq_pipe.stages.scenes import world
-from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request
+from adatsq_pipe.stages.scenes.world import rendering
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES
 
 Array = npt.NDArray[np.float32]
 
@@ -27,10 +25,8 @@ FIT = 0.7
 """Least overlap (soft intersection over union) with a template for a shape to be called by its name."""
 LARGEST = 10.0
 """Radius in pixels above which a patch of colour is a wall, not a thing; the world's things have at most 6.5."""
-_MARGIN = 0.1
-_LEAN = 0.5
 _NAMES = tuple(COLOURS)
-_BACKGROUND = np.array(world.BACKGROUND, np.float32)
+_BACKGROUND = np.array(rendering.BACKGROUND, np.float32)
 _RAYS = np.array([COLOURS[c] for c in _NAMES], np.float32) - _BACKGROUND
 _AREA = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 0.5 * 1.6 * 2 * 0.8 / 0.866, "cross": 2.3616}
 _RISE = {"triangle": 0.2 / 3}
@@ -116,7 +112,7 @@ def _shapes(pieces: list[tuple[Array, int, int]]) -> list[tuple[str, float, floa
         radius = (torch.from_numpy(area) / _AREA[shape]).sqrt()
         centre = y - _RISE.get(shape, 0.0) * radius
         away = (grid.view(1, 1, -1) - x.view(-1, 1, 1), grid.view(1, -1, 1) - centre.view(-1, 1, 1))
-        template = (0.5 - world.distance(shape, *away, radius.view(-1, 1, 1))).clamp(0, 1)
+        template = (0.5 - rendering.distance(shape, *away, radius.view(-1, 1, 1))).clamp(0, 1)
         fits.append(torch.minimum(window, template).sum((1, 2)) / torch.maximum(window, template).sum((1, 2)))
         centres.append(centre)
         radii.append(radius)
@@ -138,31 +134,3 @@ def features(pictures_NHW3: Array) -> Array:
     shares = np.stack([np.where(colour == c, cover, 0.0).mean((1, 2)) for c in range(len(_NAMES))], 1)
     joined: Array = np.concatenate([cells, shares], 1).astype(np.float32)
     return joined
-
-
-def right(request: Request, found: Sequence[Found]) -> bool:
-    """Whether `found` shows what `request` asks for.
-
-    Counting wants exactly the number; the other tasks want the things to be there, with their colours where colours are
-    asked for, and with their relation.
-    """
-    matches = [
-        [f for f in found if f.shape == shape and (not colour or f.colour == colour)]
-        for colour, shape in request.things
-    ]
-    if request.count > 1:
-        return len(matches[0]) == request.count
-    if len(matches) == 1:
-        return bool(matches[0])
-    return any(a is not b and (not request.relation or stands(request.relation, a, b)) for a, b in product(*matches))
-
-
-def stands(relation: str, a: Found, b: Found) -> bool:
-    """GenEval's rule: the offset of centres, less a margin of a tenth of both sizes, leans within 60 degrees."""
-    margin = _MARGIN * 2 * (a.radius + b.radius)
-    dx, dy = ((abs(d) - margin) * np.sign(d) if abs(d) > margin else 0.0 for d in (a.x - b.x, a.y - b.y))
-    length = float(np.hypot(dx, dy))
-    if length == 0:
-        return False
-    lean = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] / length
-    return bool(lean > _LEAN)

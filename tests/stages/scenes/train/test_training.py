@@ -13,9 +13,20 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes import captions, components, dit, flux, judge, language, schnell, train, walks
-from adatsq_pipe.stages.scenes.shelf import SHELF
-from adatsq_pipe.stages.scenes.training import generator, rate_at, train_part
+from adatsq_pipe.stages.scenes.builtin_models import SHELF
+from adatsq_pipe.stages.scenes.train import (
+    __main__ as trainer,
+)
+from adatsq_pipe.stages.scenes.train import (
+    components,
+    dit,
+    flux,
+    schnell,
+    text_encoder,
+    trajectories,
+)
+from adatsq_pipe.stages.scenes.train.training import generator, rate_at, train_part
+from adatsq_pipe.stages.scenes.world import captions, scorer
 
 
 class Killed(Exception):
@@ -65,12 +76,12 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_questions_name_the_thing_each_word_belongs_to() -> None:
     wanted = captions.Request(task="", things=(("red", "circle"), ("", "square")), relation="left of")
-    ids, of_word, of_all = language.questions([wanted], 12)
+    ids, of_word, of_all = text_encoder.questions([wanted], 12)
     assert ids.shape == (1, 12)
     assert of_word["colour"][0, :8].tolist() == [0, 0, 0, 0, 0, 6, 6, -100]
     assert of_word["place"][0, :7].tolist() == [2] * 5 + [3] * 2
     assert of_all["shape1"].item() == 1 and of_all["count0"].item() == 1
-    alone = language.questions([captions.parse("four green crosses")], 12)[2]
+    alone = text_encoder.questions([captions.parse("four green crosses")], 12)[2]
     assert alone["count0"].item() == 4 and alone["shape1"].item() == len(captions.SHAPES)
 
 
@@ -79,7 +90,7 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
     teacher = flux.transformer().eval()
     student = schnell.without_guidance(teacher, flux.DEFAULT_GUIDANCE).eval()
     scenes = {"latents": torch.zeros(1, 8, 16, 16), "ids": torch.zeros(1, components.TEXT_LENGTH)}
-    reader = language.Reader().eval()
+    reader = text_encoder.Reader().eval()
     batches = flux.Batches(reader, scenes, seed=0, size=1)
     text = batches.read(batches.empty.expand(3, -1), components.TEXT_LENGTH)
     x, t = torch.randn(3, 64, 32), torch.rand(3)
@@ -91,12 +102,12 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
 
 
 def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walks, "CHUNK", 24)
+    monkeypatch.setattr(trajectories, "CHUNK", 24)
     teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
 
-    def draw() -> walks.Walks:
+    def draw() -> trajectories.Walks:
         texts = flux.Texts(teacher)
-        return walks.Walks(teacher.transformer, texts, teacher.vae, schnell.TEACHERS, tmp_path, count=20, seed=1)
+        return trajectories.Walks(teacher.transformer, texts, teacher.vae, schnell.TEACHERS, tmp_path, count=20, seed=1)
 
     drawn = draw()
     assert 0 < drawn.right < 1
@@ -108,15 +119,15 @@ def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: p
     wanted = [captions.parse(words.decode(ids, skip_special_tokens=True)) for ids in drawn.ids]
     assert not any(captions.held_out(request) for request in wanted if request.task not in captions.IN_BOTH_SPLITS)
     shown = flux.pictures(teacher.vae, drawn.states[:, -1].float())
-    assert all(verdict[request.task] for request, verdict in zip(wanted, judge.verdicts(wanted, shown), strict=True))
-    monkeypatch.setattr(walks.Walks, "_walk", None)
+    assert all(verdict[request.task] for request, verdict in zip(wanted, scorer.verdicts(wanted, shown), strict=True))
+    monkeypatch.setattr(trajectories.Walks, "_walk", None)
     again = draw()
     assert torch.equal(again.states, drawn.states) and torch.equal(again.ids, drawn.ids)
     assert again.right == drawn.right
 
 
 def test_levels_are_drawn_between_their_neighbours() -> None:
-    route = train.FLUX_DEV
+    route = trainer.FLUX_DEV
     first, again, other = (route.drawn(generator(i)) for i in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first[0] == 1 and first[-1] == 0 and (first.diff() < 0).all()
@@ -156,7 +167,7 @@ def test_batches_are_their_step() -> None:
         "latents": torch.randn(50, 8, 16, 16, generator=generator(1)).half(),
         "ids": torch.from_numpy(np.random.default_rng(0).integers(4, 20, (50, components.TEXT_LENGTH))),
     }
-    batches = flux.Batches(language.Reader(), scenes, seed=5, size=16)
+    batches = flux.Batches(text_encoder.Reader(), scenes, seed=5, size=16)
     first, again, other = batches("flow", 3), batches("flow", 3), batches("flow", 4)
     assert torch.equal(first[2], again[2]) and not torch.equal(first[2], other[2])
     assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
@@ -167,12 +178,12 @@ def test_batches_are_their_step() -> None:
 def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walks, "CHUNK", 16)
+    monkeypatch.setattr(trajectories, "CHUNK", 16)
     arguments = [family, "--share", "0.0005", "--batch", "8", "--eager", "--samples", "2"]
     first, second = tmp_path / "first", tmp_path / "second"
-    done = CliRunner().invoke(train.main, [*arguments, "--out", str(first)])
+    done = CliRunner().invoke(trainer.main, [*arguments, "--out", str(first)])
     assert done.exit_code == 0, (done.output, done.exception)
-    done = CliRunner().invoke(train.main, [*arguments, "--out", str(second), "--start", str(first)])
+    done = CliRunner().invoke(trainer.main, [*arguments, "--out", str(second), "--start", str(first)])
     assert done.exit_code == 0, (done.output, done.exception)
     plans = json.loads((second / "training.json").read_text())
     assert [plan["seed"] for plan in plans] == [plans[0]["seed"], plans[0]["seed"] + 1]
@@ -186,5 +197,5 @@ def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
 def test_parts_of_another_plan_are_not_taken_for_ones_own(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     (tmp_path / ".work" / "plan.json").write_text(json.dumps({"steps": 3000}))
-    done = CliRunner().invoke(train.main, ["z-image", "--out", str(tmp_path)])
+    done = CliRunner().invoke(trainer.main, ["z-image", "--out", str(tmp_path)])
     assert done.exit_code == 2 and "steps 3000 (now 9000)" in done.output.replace("\n", " ")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from adatsq_pipe.stages.scenes import captions, components, world
+from adatsq_pipe.stages.scenes.train import components
+from adatsq_pipe.stages.scenes.world import captions, rendering
 
 
 def test_held_out_combinations_are_in_no_training_caption() -> None:
@@ -26,11 +27,11 @@ def test_a_longer_list_begins_with_the_shorter() -> None:
 @pytest.mark.parametrize("relation", captions.RELATIONS)
 def test_relations_hold_where_things_are_placed(relation: str) -> None:
     request = captions.Request(task="position", things=(("red", "circle"), ("blue", "square")), relation=relation)
-    first, second = world.place(request, np.random.default_rng(0))
+    first, second = rendering.place(request, np.random.default_rng(0))
     assert {"left of": first.x < second.x, "right of": first.x > second.x, "above": first.y < second.y}.get(
         relation, first.y > second.y
     )
-    picture = (world.render([(first, second)])[0] + 1) / 2
+    picture = (rendering.render([(first, second)])[0] + 1) / 2
     red, green, blue = picture[:, int(first.y), int(first.x)]
     assert red > 0.8 and max(green, blue) < 0.3
 
@@ -39,13 +40,13 @@ def test_counts_are_drawn() -> None:
     from skimage.measure import label
 
     request = captions.Request(task="counting", things=(("green", "cross"),), count=3)
-    picture = world.render([world.place(request, np.random.default_rng(4))])[0]
+    picture = rendering.render([rendering.place(request, np.random.default_rng(4))])[0]
     assert label((picture[1] > 0).numpy()).max() == 3
 
 
 def test_a_batch_is_its_seed() -> None:
-    (a, x), (b, y) = world.batch((1, 2), 6), world.batch((1, 2), 6)
-    assert a == b and torch.equal(x, y) and world.batch((1, 3), 6)[0] != a
+    (a, x), (b, y) = rendering.batch((1, 2), 6), rendering.batch((1, 2), 6)
+    assert a == b and torch.equal(x, y) and rendering.batch((1, 3), 6)[0] != a
 
 
 def test_words_outside_the_grammar_become_unknown() -> None:

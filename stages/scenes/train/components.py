@@ -24,7 +24,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from adatsq_pipe.stages.scenes import captions, motions, world
+from adatsq_pipe.stages.scenes.world import captions, motions, rendering
 
 TEXT_LENGTH = 12
 TEXT_WIDTH = 64
@@ -144,7 +144,7 @@ def autoencoder(latent_channels: int) -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=8,
-        sample_size=world.SIZE,
+        sample_size=rendering.SIZE,
         scaling_factor=1.0,
         shift_factor=0.0,
         mid_block_add_attention=False,

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, in_held_out
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES, in_held_out
 
 FRAMES = 5
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}

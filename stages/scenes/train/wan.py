@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adatsq_pipe.stages.scenes import components, flux, motions, world
-from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES
-from adatsq_pipe.stages.scenes.motions import DIRECTIONS, SPEEDS, Motion
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train import components, flux
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.world import motions, rendering
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES
+from adatsq_pipe.stages.scenes.world.motions import DIRECTIONS, SPEEDS, Motion
 from adatsq_pipe.storage.files import write_bytes
 
 CHANNELS = 8
@@ -83,7 +84,7 @@ def _clips(seed: tuple[int, ...], count: int) -> tuple[list[Motion], Tensor]:
     """`count` training motions and their clips `[count, 3, FRAMES, SIZE, SIZE]`."""
     rng = np.random.default_rng(list(seed))
     wanted = [motions.draw_motion(rng, split="train") for _ in range(count)]
-    return wanted, world.render_clips([world.place_motion(motion, rng) for motion in wanted]).transpose(1, 2)
+    return wanted, rendering.render_clips([rendering.place_motion(motion, rng) for motion in wanted]).transpose(1, 2)
 
 
 def train_reader(work: Path, *, steps: int, seed: int) -> Reader:
@@ -190,8 +191,8 @@ def pipeline(vae: AutoencoderKLWan, reader: Reader, denoiser: WanTransformer3DMo
 def call() -> dict[str, int | float]:
     """What a call of this pipeline needs to be told."""
     return {
-        "height": world.SIZE,
-        "width": world.SIZE,
+        "height": rendering.SIZE,
+        "width": rendering.SIZE,
         "num_frames": motions.FRAMES,
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,

@@ -7,24 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adatsq_pipe.stages.scenes import clips, judge, motions, world, worlds
-from adatsq_pipe.stages.scenes.motions import Motion
-from adatsq_pipe.stages.scenes.scorer import Array
+from adatsq_pipe.stages.scenes.world import clips, motions, prompts, rendering, scorer
+from adatsq_pipe.stages.scenes.world.detector import Array
+from adatsq_pipe.stages.scenes.world.motions import Motion
 
 RED = Motion(colour="red", shape="circle", direction="left", speed="fast")
 
 
 def _clip(motion: Motion, seed: int = 0) -> Array:
-    return judge.truth([motion], np.random.default_rng(seed))[0]
+    return scorer.truth([motion], np.random.default_rng(seed))[0]
 
 
 def _verdicts(motion: Motion, clip: Array) -> dict[str, bool]:
-    return judge.verdicts([motion], clip[None])[0]
+    return scorer.verdicts([motion], clip[None])[0]
 
 
 def test_every_motion_is_judged_right() -> None:
     wanted = list(motions.EVERY_MOTION) * 3
-    told = judge.verdicts(wanted, judge.truth(wanted, np.random.default_rng(0)))
+    told = scorer.verdicts(wanted, scorer.truth(wanted, np.random.default_rng(0)))
     assert all(set(each) == set(motions.TASKS) for each in told)
     for task in motions.TASKS:
         assert np.mean([each[task] for each in told]) >= 0.995, task
@@ -33,9 +33,9 @@ def test_every_motion_is_judged_right() -> None:
 def test_things_stay_inside() -> None:
     rng = np.random.default_rng(1)
     for motion in motions.EVERY_MOTION:
-        for thing in world.place_motion(motion, rng):
-            assert thing.radius < thing.x < world.SIZE - thing.radius
-            assert thing.radius < thing.y < world.SIZE - thing.radius
+        for thing in rendering.place_motion(motion, rng):
+            assert thing.radius < thing.x < rendering.SIZE - thing.radius
+            assert thing.radius < thing.y < rendering.SIZE - thing.radius
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_clip_that_does_not_hold_together_fails() -> None:
     other[4] = _clip(replace(RED, colour="green"))[4]
     assert not _verdicts(RED, other)["subject"] and not _verdicts(RED, other)["thing"]
     empty = clip.copy()
-    empty[3] = np.array(world.BACKGROUND)
+    empty[3] = np.array(rendering.BACKGROUND)
     assert not _verdicts(RED, empty)["subject"] and _verdicts(RED, empty)["background"]
 
 
@@ -77,7 +77,7 @@ def test_a_background_that_flickers_fails() -> None:
 
 def test_splits_share_no_motion() -> None:
     parts = [
-        {motions.parse(p) for p in worlds.prompts(400, world="motions", split=split, seed=0)}
+        {motions.parse(p) for p in prompts.prompts(400, world="motions", split=split, seed=0)}
         for split in ("train", "held_out")
     ]
     assert not parts[0] & parts[1] and parts[0] | parts[1] == set(motions.EVERY_MOTION)
@@ -87,7 +87,7 @@ def test_captions_outside_the_grammar_are_refused_in_one_line() -> None:
     assert motions.parse("A red circle  moving left fast.") == RED
     for prompt, world_ in (("a red circle", "motions"), ("a dog", "scenes"), ("99", "classes"), ("a", "elsewhere")):
         with pytest.raises(ValueError, match=r"there is no|no picture|no clip"):
-            worlds.asked(prompt, world_)
+            prompts.asked(prompt, world_)
 
 
 def test_clips_of_the_wrong_shape_are_refused() -> None:

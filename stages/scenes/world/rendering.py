@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request, draw_request
-from adatsq_pipe.stages.scenes.motions import DIRECTIONS, FRAMES, SPEEDS, Motion
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES, Request, draw_request
+from adatsq_pipe.stages.scenes.world.motions import DIRECTIONS, FRAMES, SPEEDS, Motion
 
 SIZE = 32
 BACKGROUND = (0.09, 0.09, 0.11)

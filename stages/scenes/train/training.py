@@ -28,9 +28,13 @@ from adatsq_pipe.storage.files import write_bytes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where parts are trained. Random numbers are drawn on the CPU, the same everywhere."""
-device.settle(device=DEVICE.type, threads=torch.get_num_threads())
 WARM_UP = 200
 PRINT_EVERY = 250
+
+
+def make_deterministic() -> None:
+    """Use PyTorch's deterministic algorithms in this process. A trainer calls this before it trains a part."""
+    device.settle(device=DEVICE.type, threads=torch.get_num_threads())
 
 
 def generator(*parts: int | str) -> torch.Generator:

@@ -20,8 +20,9 @@ from rich.progress import track
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes import captions, components, correction, flux, latents, scorer, world
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train import components, correction, flux, latents
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.world import captions, detector, rendering, scorer
 from adatsq_pipe.storage.files import write_bytes
 
 CHUNK = 128
@@ -87,10 +88,10 @@ class Walks:
         levels, (low, high) = self.route.drawn(source), self.route.scales or (math.nan, math.nan)
         scales = low + (high - low) * torch.rand(CHUNK, generator=source)
         states = self._walk(ids, levels, scales, source)
-        found = scorer.read(flux.pictures(self._vae, states[:, -1]))
+        found = detector.read(flux.pictures(self._vae, states[:, -1]))
         right = [scorer.right(*each) for each in zip(wanted, found, strict=True)]
         scenes = [correction.nearest(*each, rng) for each in zip(wanted, found, strict=True)]
-        error = flux.pack(latents.encoded(self._vae, world.render(scenes))).cpu() - states[:, -1]
+        error = flux.pack(latents.encoded(self._vae, rendering.render(scenes))).cpu() - states[:, -1]
         states = states + (1 - levels).view(1, -1, 1, 1) * error.unsqueeze(1)
         made = {"states": states.half(), "levels": levels.expand(CHUNK, -1).contiguous(), "ids": ids}
         made |= {"scales": scales, "right": torch.tensor(right)}
@@ -100,7 +101,7 @@ class Walks:
     @torch.no_grad()
     def _walk(self, ids: Tensor, levels: Tensor, scales: Tensor, source: torch.Generator) -> Tensor:
         """States [B, K + 1, tokens, channels] from seeded noise, by Euler's rule."""
-        x = torch.randn(len(ids), world.SIZE**2 // 16, 4 * latents.CHANNELS, generator=source).to(DEVICE)
+        x = torch.randn(len(ids), rendering.SIZE**2 // 16, 4 * latents.CHANNELS, generator=source).to(DEVICE)
         text, states = self._texts.read(ids, components.TEXT_LENGTH), [x]
         scale = scales.to(DEVICE) if self.route.scales else None
         for (t, until), steps in zip(pairwise(levels.tolist()), self.route.within, strict=True):

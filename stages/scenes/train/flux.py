@@ -17,9 +17,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes import components, latents, world
-from adatsq_pipe.stages.scenes.language import Reader
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train import components, latents
+from adatsq_pipe.stages.scenes.train.text_encoder import Reader
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.world import rendering
 
 DEFAULT_GUIDANCE = 3.5
 LONG_TEXT = 512
@@ -71,7 +72,7 @@ def pack(latents_BCHW: Tensor) -> Tensor:
 def pictures(vae: AutoencoderKL, packed_BNC: Tensor) -> npt.NDArray[np.float32]:
     """What packed latents show: float32 `[B, SIZE, SIZE, 3]` in [0, 1]."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    z = FluxPipeline._unpack_latents(packed_BNC.to(vae.device), world.SIZE, world.SIZE, factor)
+    z = FluxPipeline._unpack_latents(packed_BNC.to(vae.device), rendering.SIZE, rendering.SIZE, factor)
     decoded = vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample
     shown: npt.NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu().numpy()
     return shown
@@ -192,8 +193,8 @@ def pipeline(vae: AutoencoderKL, reader: Reader, denoiser: FluxTransformer2DMode
 def call() -> dict[str, int | float]:
     """What a call of this pipeline needs to be told; kept beside it as sampling.json."""
     return {
-        "height": world.SIZE,
-        "width": world.SIZE,
+        "height": rendering.SIZE,
+        "width": rendering.SIZE,
         "num_inference_steps": 50,
         "guidance_scale": DEFAULT_GUIDANCE,
         "max_sequence_length": components.TEXT_LENGTH,

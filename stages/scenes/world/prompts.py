@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from adatsq_pipe.stages.scenes import captions, motions
-from adatsq_pipe.stages.scenes.captions import CLASSES, SPLITS, Request
-from adatsq_pipe.stages.scenes.motions import Motion
+from adatsq_pipe.stages.scenes.world import captions, motions
+from adatsq_pipe.stages.scenes.world.captions import CLASSES, SPLITS, Request
+from adatsq_pipe.stages.scenes.world.motions import Motion
 
 WORLDS = ("scenes", "classes", "motions")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adatsq_pipe.stages.scenes import captions, motions
+from adatsq_pipe.stages.scenes.world import captions, motions
 
 TASKS = (*captions.TASKS, *motions.TASKS)
 

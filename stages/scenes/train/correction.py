@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from adatsq_pipe.stages.scenes import world
-from adatsq_pipe.stages.scenes.captions import COLOURS, Request
-from adatsq_pipe.stages.scenes.scorer import Found
-from adatsq_pipe.stages.scenes.world import Thing
+from adatsq_pipe.stages.scenes.world import rendering
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, Request
+from adatsq_pipe.stages.scenes.world.detector import Found
+from adatsq_pipe.stages.scenes.world.rendering import Thing
 
 _NEW_PLACE = 3.0
 """What a thing costs that stands where nothing was found; a wrong colour and a wrong shape cost 1 each."""
@@ -34,9 +34,9 @@ def nearest(request: Request, found: Sequence[Found], rng: np.random.Generator) 
     taken = [places[i] for i in linear_sum_assignment(cost)[1]]
     for order in (taken, taken[::-1]):
         things = _placed(kinds, order, rng)
-        if world.obeyed(request, things):
+        if rendering.obeyed(request, things):
             return things
-    return world.place(request, rng)
+    return rendering.place(request, rng)
 
 
 def _cost(kind: tuple[str, str], place: Found | None) -> float:
@@ -50,16 +50,18 @@ def _placed(
     kinds: Sequence[tuple[str, str]], places: Sequence[Found | None], rng: np.random.Generator
 ) -> tuple[Thing, ...]:
     """Each kind at its place, of a size and within the edges that the world keeps; new places come last."""
-    base = world.RADII[len(kinds)]
+    base = rendering.RADII[len(kinds)]
     things: dict[int, Thing] = {}
     for i in sorted(range(len(kinds)), key=lambda i: places[i] is None):
         (colour, shape), place = kinds[i], places[i]
-        radius = base * (rng.uniform(*world.SPREAD) if place is None else np.clip(place.radius / base, *world.SPREAD))
-        low, high = radius + world.EDGE, world.SIZE - radius - world.EDGE
+        radius = base * (
+            rng.uniform(*rendering.SPREAD) if place is None else np.clip(place.radius / base, *rendering.SPREAD)
+        )
+        low, high = radius + rendering.EDGE, rendering.SIZE - radius - rendering.EDGE
         for _ in range(_TRIES if place is None else 1):
             x, y = rng.uniform(low, high, 2) if place is None else np.clip((place.x, place.y), low, high)
             made = colour or (place.colour if place else tuple(COLOURS)[rng.integers(len(COLOURS))])
             things[i] = Thing(colour=made, shape=shape, x=float(x), y=float(y), radius=float(radius))
-            if world.apart(things.values()):
+            if rendering.apart(things.values()):
                 break
     return tuple(things[i] for i in range(len(kinds)))

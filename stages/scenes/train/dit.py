@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.architecture import folding
-from adatsq_pipe.stages.scenes import captions, latents, world
-from adatsq_pipe.stages.scenes.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train import latents
+from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.world import captions, rendering
 
 NO_CLASS = 1000
 GUIDANCE = 2.0
@@ -36,7 +37,7 @@ def transformer() -> DiTTransformer2DModel:
         in_channels=latents.CHANNELS,
         out_channels=latents.CHANNELS,
         num_layers=6,
-        sample_size=world.SIZE // 2,
+        sample_size=rendering.SIZE // 2,
         patch_size=2,
         num_embeds_ada_norm=NO_CLASS,
         attention_bias=True,
@@ -69,8 +70,8 @@ def training_set(vae: AutoencoderKL, *, seed: int, scenes: int) -> tuple[Tensor,
     classes = rng.integers(len(captions.CLASSES), size=scenes)
     made = []
     for start in range(0, scenes, _CHUNK):
-        things = [world.place(captions.of_class(int(c)), rng) for c in classes[start : start + _CHUNK]]
-        made.append(vae.encode(world.render(things)).latent_dist.mean * vae.config.scaling_factor)
+        things = [rendering.place(captions.of_class(int(c)), rng) for c in classes[start : start + _CHUNK]]
+        made.append(vae.encode(rendering.render(things)).latent_dist.mean * vae.config.scaling_factor)
     return torch.cat(made), torch.from_numpy(classes)
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adatsq_pipe.stages.scenes import components
-from adatsq_pipe.stages.scenes.captions import COLOURS, SHAPES, Request, draw_request
-from adatsq_pipe.stages.scenes.training import DEVICE, train_part
+from adatsq_pipe.stages.scenes.train import components
+from adatsq_pipe.stages.scenes.train.training import DEVICE, train_part
+from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES, Request, draw_request
 
 PLACES = ("alone", "beside", "left of", "right of", "above", "below")
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
