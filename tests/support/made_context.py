@@ -27,7 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What differs from the real defaults of all settings. Capture's blocks are the steps 0-1 and 2."""
 
 
-def made_context(run: Path, model: Path, **overrides: Mapping[str, Any]) -> Context:
+def made_context(run: Path, model: Path, /, **overrides: Mapping[str, Any]) -> Context:
     """A Context with all defaults, DEFAULTS and `overrides`, and a fingerprint for each stage.
 
     An override is a table of keys, e.g. `hessian={"temporal": False}`.

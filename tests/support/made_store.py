@@ -22,7 +22,7 @@ from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
 
 
 def make_store(
-    folder: Path, *, calls: Sequence[int] = (0, 1, 2), seed: int = 0, **overrides: Mapping[str, Any]
+    folder: Path, /, *, calls: Sequence[int] = (0, 1, 2), seed: int = 0, **overrides: Mapping[str, Any]
 ) -> MadeStore:
     """A store in `folder`, with nothing but the run's format in it. `calls` names the step of every denoiser call."""
     context = made_context(folder / "run", folder / "model", **overrides)

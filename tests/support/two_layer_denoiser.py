@@ -6,6 +6,7 @@ worker must find. Its layers have the names and shapes of `made_store`, and it m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,8 +70,7 @@ class TwoLayerDenoiser:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
-        loading._open.cache_clear()
-        monkeypatch.setattr(loading, "Denoiser", lambda *args, **kwargs: self)
+        monkeypatch.setattr(opened, "_open", functools.lru_cache(maxsize=1)(lambda *args: self))
         return self
 
     def timestep(self, step: int) -> float:
