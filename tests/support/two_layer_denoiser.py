@@ -70,7 +70,7 @@ class TwoLayerDenoiser:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
-        monkeypatch.setattr(opened, "_open", functools.lru_cache(maxsize=1)(lambda *args: self))
+        monkeypatch.setattr(loading, "_open", functools.lru_cache(maxsize=1)(lambda *args: self))
         return self
 
     def timestep(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""What comes with the prompts of a batch becomes the arguments of one call, or is refused with what to do."""
+"""Prompts are cut into batches with their seeds; what comes with them becomes arguments of one call, or is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.denoiser.conditions import arguments_of, collated, picture_mode
+from adatsq_pipe.stages.denoiser.conditions import arguments_of, asked_for, calibration_shards, collated, picture_mode
+from tests.support.made_store import make_store
 
 RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 
@@ -54,3 +55,27 @@ def test_transparency_is_kept_for_autoencoders_that_take_it(said: object, mode: 
     Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(tmp_path / "a.png")
     found = arguments_of(lambda name: tmp_path / name, {"images": {"image": "a.png"}}, mode)["image"]
     assert found.mode == mode
+
+
+def test_captions_are_cut_into_batches_in_their_order_each_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    store = make_store(tmp_path, data={"prompts": ["a", "b", "c", "d", "e"], "batch": 2, "seed": 3})
+    found = calibration_shards(store.context)
+    assert [batch.prompts for batch in found] == [("a", "b"), ("c", "d"), ("e",)]
+    first = 3 * 1_000_003
+    assert [batch.seeds for batch in found] == [(first, first + 1), (first + 2, first + 3), (first + 4,)]
+    assert all(batch.inputs == () for batch in found)
+
+
+def test_what_captions_come_with_goes_with_them_and_a_seed_of_their_own_goes_first(tmp_path: Path) -> None:
+    given = [{"call": {"height": 8}, "seed": 70}, {"call": {"height": 9}}, {"seed": 90}]
+    store = make_store(tmp_path, data={"prompts": ["a", "b", "c"], "inputs": given, "batch": 2, "seed": 1})
+    found = calibration_shards(store.context)
+    assert [batch.seeds for batch in found] == [(70, 1_000_003 + 1), (90,)]
+    assert [batch.inputs for batch in found] == [({"height": 8}, {"height": 9}), ({},)]
+
+
+def test_a_further_draw_moves_a_manifests_seed_and_is_a_seed_for_the_others(tmp_path: Path) -> None:
+    context = make_store(tmp_path).context
+    asked = [asked_for(context, ("a", "b"), ({"seed": 7}, {}), seed, draw) for seed, draw in ((0, 0), (1, 1), (2, 2))]
+    seeds = [[each.seeds[0] for each in captions] for captions in asked]
+    assert seeds == [[7, 1], [7 + 1_000_003, 1_000_003 + 1], [7 + 2 * 1_000_003, 2 * 1_000_003 + 1]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.stages import inputs
+from adatsq_pipe.stages.calibration import inputs
 from tests.support.made_context import FIRST, MODULATION
 from tests.support.made_store import make_store
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages import hessian
+from adatsq_pipe.stages.calibration import hessian
 from adatsq_pipe.storage import tensors
 from tests.support.made_context import FIRST, MODULATION, SECOND
 from tests.support.made_store import MadeStore, make_store

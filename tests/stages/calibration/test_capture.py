@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages import capture
-from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.capture import Capture
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.calibration.capture import Capture
+from adatsq_pipe.stages.calibration.survey import active_steps, left_of, survey_of, unit_waves
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
 from tests.support.made_context import FIRST, MODULATION, TOKENS
@@ -71,7 +71,7 @@ def test_the_survey_says_what_each_layer_is_fed_and_costs(
 ) -> None:
     store, worker = _opened(tmp_path, TwoLayerDenoiser(guided=guided), monkeypatch)
     worker("survey")
-    found = capture.survey_of(store.context)
+    found = survey_of(store.context)
     token = {"kind": "tokens", "source": FIRST, "in": 16}
     assert found["layers"] == [
         {"name": "blocks.0.first", "out": 24, "macs": 5 * 16 * 24, **token},
@@ -90,7 +90,7 @@ def test_a_survey_of_a_batch_that_is_cut_counts_by_sample_all_the_same(
     store, worker = _opened(tmp_path, TwoLayerDenoiser(), monkeypatch)
     worker.micro.size = 1
     worker("survey")
-    assert capture.survey_of(store.context) == store.survey()
+    assert survey_of(store.context) == store.survey()
 
 
 def test_of_two_denoisers_each_is_surveyed_and_has_its_own_steps(
@@ -99,12 +99,12 @@ def test_of_two_denoisers_each_is_surveyed_and_has_its_own_steps(
     names = ("transformer", "transformer_2")
     store, worker = _opened(tmp_path, TwoLayerDenoiser(names=names), monkeypatch)
     worker("survey")
-    found = capture.survey_of(store.context)
+    found = survey_of(store.context)
     assert found["parts"] == {"transformer": [0], "transformer_2": [1, 2]}
     rows = [(row["name"], row["part"], row["source"]) for row in found["layers"]]
     first = [(f"{part}.{name}", part, f"{part}.{store.source[name]}") for part in names for name in store.names]
     assert rows == first
-    assert [capture.active(found, row) for row in found["layers"]] == [[0]] * 3 + [[1, 2]] * 3
+    assert [active_steps(found, row) for row in found["layers"]] == [[0]] * 3 + [[1, 2]] * 3
 
 
 def test_a_second_denoiser_that_is_never_called_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +116,9 @@ def test_a_second_denoiser_that_is_never_called_is_an_error(tmp_path: Path, monk
 
 def test_the_final_projection_is_left_with_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, worker = _opened(tmp_path, TwoLayerDenoiser(), monkeypatch)
-    assert capture.left_of(store.context) == [], "before it is known"
+    assert left_of(store.context) == [], "before it is known"
     worker("left")
-    (left,) = capture.left_of(store.context)
+    (left,) = left_of(store.context)
     assert (left["part"], left["parameters"], left["why"]) == (
         "transformer",
         16 * 16 + 16,
@@ -129,7 +129,7 @@ def test_the_final_projection_is_left_with_its_parameters(tmp_path: Path, monkey
 def _activations(store: MadeStore, worker: Capture) -> Iterator[tuple[int, range, dict[str, Tensor], dict[str, Any]]]:
     """(batch, steps, tensors, attributes) of every unit of activations, done here."""
     worker("survey")
-    for unit in capture.units(store.context)[2]:
+    for unit in unit_waves(store.context)[2]:
         worker(unit)
         block, batch = (int(place) for place in unit.partition("/")[2].split("-"))
         _, folder = store.context.read("capture", unit)
@@ -222,14 +222,3 @@ def test_an_input_that_is_not_finite_is_refused_with_its_layer_and_step(
     worker("survey")
     with pytest.raises(StageError, match=rf"input of layer {MODULATION} at step 2 \(timestep 400\)"):
         worker("activations/001-000")
-
-
-def test_units_follow_from_the_captions_and_from_the_steps_that_the_survey_found(tmp_path: Path) -> None:
-    store = make_store(tmp_path, data={"prompts": ["a", "b", "c"], "batch": 2}, capture={"block": 2})
-    trajectories = ["trajectory/000", "trajectory/001"]
-    assert capture.units(store.context) == (trajectories, ["survey", "left"], [])
-    assert capture.STAGE.expected(store.context) is None
-    store.write_survey(steps=5)
-    activations = [f"activations/{block:03d}-{batch:03d}" for block in range(3) for batch in range(2)]
-    assert capture.units(store.context) == (trajectories, ["survey", "left"], activations)
-    assert capture.STAGE.expected(store.context) == 2 + 2 + 6

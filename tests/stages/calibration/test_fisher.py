@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages import fisher
-from adatsq_pipe.stages.base import StageError
-from adatsq_pipe.stages.capture import Capture
-from adatsq_pipe.stages.fisher import Fisher
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.calibration.capture import Capture
+from adatsq_pipe.stages.calibration.fisher import Fisher
+from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
 from tests.support.made_context import FIRST, MODULATION, SHAPES, TOKENS
@@ -152,23 +152,10 @@ def test_the_curvature_of_a_channel_is_its_mean_squared_output_gradient_at_each_
         worker(f"scores/{unit}")
     runs = [_runs(store, net, batch) for batch in range(2)]
     for name in SHAPES:
-        found = fisher.curvature(store.context, name)
+        found = curvature_of(store.context, name)
         for step in range(3):
             each = [_curvature(net, [r[step] for r in runs[b]], _noise((0, 0, b, step), 2), name) for b in range(2)]
             np.testing.assert_allclose(found[step], (each[0] + each[1]).numpy(), rtol=1e-4)
-
-
-def test_the_mean_over_batches_stands_at_every_scores_own_step(tmp_path: Path) -> None:
-    for block in (1, 2, 3):
-        store = make_store(tmp_path / str(block), capture={"block": block})
-        store.write_survey()
-        store.write_scores(curvature=True)
-        found, by_channel = fisher.fisher_scores(store.context), fisher.curvature(store.context, FIRST)
-        for step in range(3):
-            wanted = (store.scores[0, step] + store.scores[1, step]) / 2
-            np.testing.assert_allclose(found[step], wanted.numpy(), rtol=1e-12)
-            both = store.curvature[FIRST][0, step] + store.curvature[FIRST][1, step]
-            np.testing.assert_allclose(by_channel[step], both.numpy(), rtol=1e-6)
 
 
 def test_a_batch_with_fewer_captions_is_divided_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

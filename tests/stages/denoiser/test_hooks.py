@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.listening import Listener, Sampler, level, listen, survey
+from adatsq_pipe.stages.denoiser.hooks import Listener, Sampler, level, listen, survey
 
 
 def _linears(**widths: tuple[int, int]) -> dict[str, nn.Linear]:
