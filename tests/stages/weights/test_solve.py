@@ -1,0 +1,338 @@
+"""Every layer's unit holds what a slow solve of the same weight under the same Gram matrix gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.weights.solve import STAGE, Solve
+from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage.manifest import Marker
+from tests.support import slow_math
+from tests.support.made_context import FIRST, MODULATION, SECOND
+from tests.support.made_store import MadeStore, make_store
+from tests.support.two_layer_denoiser import TwoLayerDenoiser
+
+GAUSSIAN_4_BITS = (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326)
+"""The positive levels of the optimum 16-level quantizer of a standard normal (Max 1960, table I)."""
+
+
+def _solved(
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    recipe: Mapping[str, Any],
+    names: tuple[str, ...] = (FIRST,),
+    change: Callable[[MadeStore], None] = lambda store: None,
+    **more: Any,
+) -> tuple[MadeStore, Solve]:
+    """A store, changed before it is written, whose layers `names` are solved under `recipe` for the store's weights."""
+    store = make_store(folder, recipe={"conditioning_group": 0, **recipe}, **more)
+    change(store)
+    denoiser = TwoLayerDenoiser().install(patch)
+    for name, weight in store.weights.items():
+        denoiser.transformer.get_submodule(name).weight.data.copy_(weight)
+    store.write_survey()
+    store.write_activations()
+    store.write_grams()
+    store.write_scores(curvature=True)
+    worker = Solve(store.context)
+    for name in names:
+        worker(f"layer/{name}")
+    return store, worker
+
+
+def _unit(store: MadeStore, name: str = FIRST) -> tuple[Marker, dict[str, Tensor]]:
+    marker, folder = store.context.read("solve", f"layer/{name}")
+    return marker, tensors.read(folder)
+
+
+def _assert_nearest(stored: Mapping[str, Tensor], w: Tensor, bits: int, **of_grid: Any) -> Tensor:
+    """Assert that the unit holds `w` rounded to nearest; return its values."""
+    scale, zero = slow_math.grid(w, bits, **of_grid)
+    repeat = w.shape[1] // scale.shape[1]
+    codes = slow_math.codes_of(w.float(), scale.repeat_interleave(repeat, 1), zero.repeat_interleave(repeat, 1), bits)
+    assert torch.equal(stored["scale"].float(), scale)
+    assert torch.equal(stored["zero"].float(), zero)
+    assert torch.equal(stored["codes"].float(), codes)
+    return slow_math.values(codes, scale, zero)
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize(("group", "damping", "bits"), [(0, 0.01, 4), (8, 0.6, 3)])
+def test_adatsq_is_gptq_of_the_rotated_weight_written_out(
+    act_order: bool, group: int, damping: float, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = {"damping": damping, "act_order": act_order}
+    recipe = {"weight_group": group, "weight_bits": bits, "conditioning_bits": 3}
+    names = (FIRST, SECOND, MODULATION)
+    store, _ = _solved(tmp_path, monkeypatch, recipe, names, solve=solve)
+    for name in names:
+        marker, stored = _unit(store, name)
+        tokens = name != MODULATION
+        block, own, size = (16, bits, group) if tokens else (1, 3, 0)
+        w = slow_math.rotated(store.weights[name], block).float()
+        gram = slow_math.rotated(slow_math.rotated(store.grams[name], block).T, block)
+        scale, zero = slow_math.grid(w, own, group=size, clip=True)
+        codes = slow_math.gptq(w, gram, scale, zero, own, damping=damping, act_order=act_order)
+        assert torch.equal(stored["scale"].float(), scale)
+        assert torch.equal(stored["zero"].float(), zero)
+        assert torch.equal(stored["codes"].double(), codes)
+        repeat = w.shape[1] // scale.shape[1]
+        columns = scale.repeat_interleave(repeat, 1), zero.repeat_interleave(repeat, 1)
+        nearest = slow_math.values(slow_math.codes_of(w, *columns, own), scale, zero)
+        value = marker.value
+        held = slow_math.values(codes, scale, zero)
+        assert value["error"] == pytest.approx(slow_math.error(w, held, gram), rel=1e-5)
+        assert value["nearest_error"] == pytest.approx(slow_math.error(w, nearest, gram), rel=1e-5)
+        assert value["damping"] == damping and value["smoothing"] == "none"
+        assert value["error"] < value["nearest_error"]
+        plain = {"weight_bits": own, "group": size, "block": block, "symmetric_activations": False}
+        assert value["spec"] == plain
+
+
+def test_the_damping_and_the_order_decide_codes(tmp_path: Path) -> None:
+    """Without this the comparison above would pass whatever damping and order are."""
+    store = make_store(tmp_path)
+    w, gram = store.weights[FIRST], store.grams[FIRST]
+    scale, zero = slow_math.grid(w, 3)
+
+    def codes(damping: float, act_order: bool) -> Tensor:
+        return slow_math.gptq(w, gram, scale, zero, 3, damping=damping, act_order=act_order)
+
+    right = codes(0.6, True)
+    assert not torch.equal(right, codes(0.01, True))
+    assert not torch.equal(right, codes(0.6, False))
+
+
+def test_a_matrix_that_no_damping_helps_is_refused_with_the_layer_and_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(store: MadeStore) -> None:
+        store.grams[SECOND] = -torch.eye(16)
+
+    store, worker = _solved(tmp_path, monkeypatch, {}, (), spoil)
+    with pytest.raises(StageError, match=rf"layer {SECOND}: Gram matrix .* raise solve\.damping or capture\.rows"):
+        worker(f"layer/{SECOND}")
+    assert not store.manifest("solve").done(f"layer/{SECOND}")
+
+
+@pytest.mark.parametrize(("symmetric", "group", "bits"), [(False, 0, 4), (True, 0, 4), (False, 4, 2), (True, 8, 8)])
+def test_rtn_is_the_nearest_code(
+    symmetric: bool, group: int, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"method": "rtn", "weight_symmetric": symmetric, "weight_group": group, "weight_bits": bits}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    marker, stored = _unit(store)
+    held = _assert_nearest(stored, store.weights[FIRST], bits, symmetric=symmetric, group=group)
+    right = slow_math.error(store.weights[FIRST], held, store.grams[FIRST])
+    assert marker.value["error"] == marker.value["nearest_error"] == pytest.approx(right, rel=1e-5)
+    assert marker.value["damping"] == 0
+    assert set(stored) == {"codes", "scale", "zero"}
+    assert stored["codes"].dtype == stored["zero"].dtype == torch.uint8 and stored["scale"].dtype == torch.bfloat16
+
+
+def test_orbitquant_is_the_nearest_level_of_a_gaussian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {"method": "orbitquant", "transform_block": 4})
+    marker, stored = _unit(store)
+    order = np.random.default_rng(list(FIRST.encode())).permutation(16).tolist()
+    assert stored["order"].tolist() == order and order != list(range(16))
+    assert torch.allclose(
+        stored["book"], torch.tensor([-x for x in GAUSSIAN_4_BITS[::-1]] + [*GAUSSIAN_4_BITS]), atol=2e-3
+    )
+    w = slow_math.rotated(store.weights[FIRST][:, order], 4)
+    gram = slow_math.rotated(slow_math.rotated(store.grams[FIRST][order][:, order], 4).T, 4)
+    held = torch.zeros_like(w)
+    for o, row in enumerate(w):
+        size = float(row.float().square().mean().sqrt().bfloat16())
+        assert float(stored["scale"][o, 0]) == size
+        for i, value in enumerate(row):
+            code = min(range(16), key=lambda k: abs(float(stored["book"][k]) - float(value) / size))
+            assert int(stored["codes"][o, i]) == code
+            held[o, i] = float(stored["book"][code]) * size
+    assert marker.value["error"] == pytest.approx(slow_math.error(w, held, gram), rel=1e-5)
+    assert marker.value["spec"]["codebook"] and marker.value["spec"]["activation_codebook"]
+
+
+def _smooth(peaks: Tensor, w: Tensor, alpha: float) -> Tensor:
+    """What the layer multiplies its input by: max|W|^(1 - alpha) / max|X|^alpha (SmoothQuant, eq. 4)."""
+    sizes = [float(w[:, j].abs().max()) ** (1 - alpha) / float(peaks[j]) ** alpha for j in range(w.shape[1])]
+    return torch.tensor(sizes, dtype=torch.float64).bfloat16().double()
+
+
+@pytest.mark.parametrize("over", ["all", "noisiest", "salience"])
+def test_smoothing_takes_peaks_over_the_steps_that_the_recipe_names(
+    over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    recipe = {"method": "smoothquant", "smoothing_over": over, "smoothing_alpha": 0.75}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    marker, stored = _unit(store)
+    w, steps = store.weights[FIRST], store.peaks[FIRST].amax(0)
+    if over == "salience":
+        rho = np.array([stats.spearmanr(peaks, w.abs().amax(0)).statistic for peaks in steps])
+        peaks = torch.from_numpy(np.exp(-rho) / np.exp(-rho).sum() @ steps.double().numpy())
+    else:
+        peaks = steps[0] if over == "noisiest" else steps.amax(0)
+    smooth = _smooth(peaks, w, 0.75)
+    assert torch.equal(stored["smooth"].double(), smooth)
+    scaled = (w.double() / smooth).float()
+    held = _assert_nearest(stored, scaled, 4)
+    gram = store.grams[FIRST].double() * smooth * smooth.unsqueeze(1)
+    assert marker.value["error"] == pytest.approx(slow_math.error(scaled, held, gram), rel=1e-5)
+    assert marker.value["smoothing"] == "on the fly" and marker.value["spec"]["smoothed"]
+
+
+def test_a_layer_that_smoothing_skips_keeps_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"method": "smoothquant", "smoothing_skip": ["second"]}
+    store, _ = _solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
+    marker, stored = _unit(store, SECOND)
+    _assert_nearest(stored, store.weights[SECOND], 4)
+    assert "smooth" not in stored and marker.value["smoothing"] == "none"
+    assert "smooth" in _unit(store, FIRST)[1]
+
+
+def test_of_several_exponents_the_one_of_least_error_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {"method": "smoothquant", "smoothing_grid": 4, "weight_bits": 3})
+    marker, stored = _unit(store)
+    w, peaks, errors, smooths = store.weights[FIRST], store.peaks[FIRST].amax((0, 1)), [], []
+    for alpha in (0, 1 / 3, 2 / 3, 1):
+        smooth = _smooth(peaks, w, alpha)
+        scaled = (w.double() / smooth).float()
+        scale, zero = slow_math.grid(scaled, 3)
+        held = slow_math.values(slow_math.codes_of(scaled, scale, zero, 3), scale, zero)
+        errors.append(slow_math.error(w, held * smooth, store.grams[FIRST]))
+        smooths.append(smooth)
+    best = errors.index(min(errors))
+    assert 0 < best < 3 and max(errors) > 1.1 * min(errors)
+    assert torch.equal(stored["smooth"].double(), smooths[best])
+    assert marker.value["error"] == pytest.approx(errors[best], rel=1e-4)
+
+
+def test_the_branch_is_the_truncated_svd_and_codes_are_what_it_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {"method": "rtn", "rank": 2, "solver": "rtn"})
+    marker, stored = _unit(store)
+    w = store.weights[FIRST]
+    u, s, v = np.linalg.svd(w.double().numpy(), full_matrices=False)
+    low = stored["up"].double() @ stored["down"].double()
+    best = torch.from_numpy(u[:, :2] * s[:2] @ v[:2])
+    assert torch.allclose(low, best, atol=0.02 * float(best.abs().max()))
+    assert stored["up"].dtype == stored["down"].dtype == torch.bfloat16
+    held = _assert_nearest(stored, (w.double() - low).float(), 4)
+    assert marker.value["error"] == pytest.approx(slow_math.error(w, low + held, store.grams[FIRST]), rel=1e-4)
+
+
+def test_rounds_of_the_branch_stop_at_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"method": "rtn", "rank": 2, "weight_bits": 3}
+    one, _ = _solved(tmp_path / "one", monkeypatch, recipe)
+    many, _ = _solved(tmp_path / "many", monkeypatch, {**recipe, "rank_rounds": 20})
+    w, errors = one.weights[FIRST].double(), []
+    held = torch.zeros_like(w)
+    for _ in range(20):
+        u, s, v = torch.linalg.svd(w - held, full_matrices=False)
+        low = (u[:, :2] * s[:2].sqrt()).bfloat16().double() @ (s[:2].sqrt()[:, None] * v[:2]).bfloat16().double()
+        scale, zero = slow_math.grid((w - low).float(), 3)
+        held = slow_math.values(slow_math.codes_of((w - low).float(), scale, zero, 3), scale, zero)
+        errors.append(slow_math.error(w, low + held, one.grams[FIRST]))
+        if len(errors) > 1 and errors[-1] >= errors[-2]:
+            break
+    assert len(errors) > 2
+    assert _unit(one)[0].value["error"] == pytest.approx(errors[0], rel=1e-4)
+    assert _unit(many)[0].value["error"] == pytest.approx(min(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize(("groups", "place"), [(1, [0, 0, 0]), (2, [0, 0, 1]), (3, [0, 1, 2]), (10, [0, 1, 2])])
+def test_each_group_of_steps_has_the_range_of_its_own_rows(
+    groups: int, place: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"method": "rtn", "time_groups": groups, "activation_bits": 6}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    marker, stored = _unit(store)
+    assert stored["time_group"].tolist() == place
+    rows = store.rows[FIRST]
+    for g in range(max(place) + 1):
+        x = rows[:, [step for step in range(3) if place[step] == g]]
+        scale = (float(x.max()) - float(x.min())) / 63
+        assert float(stored["step_scale"][g]) == pytest.approx(scale, rel=1e-6)
+        assert float(stored["step_zero"][g]) == round(-float(x.min()) / scale)
+    _assert_nearest(stored, store.weights[FIRST], 4)
+    assert marker.value["spec"]["time_groups"] == max(place) + 1
+
+
+def test_calibrated_ranges_are_those_of_the_smoothed_and_rotated_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"method": "smoothquant", "time_groups": 3, "transform": "hadamard", "transform_block": 8}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    _, stored = _unit(store)
+    for step in range(3):
+        x = slow_math.rotated(store.rows[FIRST][:, step].flatten(0, 1).double() * stored["smooth"].double(), 8)
+        assert float(stored["step_scale"][step]) == pytest.approx((float(x.max()) - float(x.min())) / 15, rel=1e-5)
+    _assert_nearest(stored, slow_math.rotated(store.weights[FIRST].double() / stored["smooth"].double(), 8).float(), 4)
+
+
+def test_inputs_after_gelu_have_a_scale_for_positive_values_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def activate(store: MadeStore) -> None:
+        store.rows[FIRST] = torch.nn.functional.gelu(store.rows[FIRST])
+
+    recipe = {"method": "rtn", "time_groups": 3, "regions": True}
+    before, _ = _solved(tmp_path / "before", monkeypatch, recipe)
+    assert "regions" not in _unit(before)[0].value["spec"]
+    store, _ = _solved(tmp_path / "after", monkeypatch, recipe, (FIRST,), activate)
+    marker, stored = _unit(store)
+    assert marker.value["spec"]["regions"]
+    for step in range(3):
+        assert float(stored["step_scale"][step]) == pytest.approx(float(store.rows[FIRST][:, step].max()) / 7, rel=1e-6)
+    assert stored["step_zero"].tolist() == [0, 0, 0]
+
+
+def test_searched_scales_are_least_in_the_error_that_the_curvature_weighs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the multiples of a group's min-max none does better than the stored scale, beside the stored weight."""
+    recipe = {"method": "tq_dit", "time_groups": 2, "regions": False, "weight_bits": 3, "activation_bits": 3}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    _, stored = _unit(store)
+    w, curvature = store.weights[FIRST].double(), store.curvature[FIRST].double().sum(0)
+    held = slow_math.values(stored["codes"], stored["scale"], stored["zero"])
+    multiples = [*np.linspace(0.01, 1.2, 101), 1.0]
+    plain = []
+    for g, steps in enumerate(([0, 1], [2])):
+        x, h = store.rows[FIRST][:, steps].flatten(0, 2).double(), curvature[steps].sum(0)
+        span = (float(x.max()) - float(x.min())) / 7
+        zero = round(-float(x.min()) / span)
+
+        def off(scale: float, x: Tensor = x, h: Tensor = h, zero: int = zero) -> float:
+            rounded = (torch.round(x / scale)).clamp(-zero, 7 - zero) * scale
+            return float(((x @ w.T - rounded @ held.T).square() * h).sum())
+
+        least = min(off(span * m) for m in multiples)
+        assert off(float(stored["step_scale"][g])) <= least * (1 + 1e-4)
+        plain.append(off(span) / least)
+    assert max(plain) > 1.05
+
+
+def test_the_bytes_depend_on_what_the_recipe_uses_of_its_fields() -> None:
+    """Activation bits count for calibrated scales and for searched groups, the allocation never."""
+
+    def of(**recipe: Any) -> Any:
+        tables = {"compute": {"dtype": "float32"}, "solve": {"damping": 0.01}, "recipe": recipe}
+        return STAGE.reads(tables, "model")
+
+    assert of(method="rtn", activation_bits=4) == of(method="rtn", activation_bits=8)
+    assert of(method="rtn", allocation="uniform") == of(method="rtn", allocation="trellis")
+    assert of(method="rtn", weight_bits=4) != of(method="rtn", weight_bits=3)
+    static = {"method": "rtn", "time_groups": 2}
+    assert of(**static, activation_bits=4) != of(**static, activation_bits=8)
+    assert of(**static, time_search=True) != of(**static, time_search=False)
+    assert of(method="q_dit", activation_bits=4) != of(method="q_dit", activation_bits=8)
