@@ -1,1 +1,1 @@
-"""Where work runs: this process or Ray. Cannot name a stage, and imports nothing else of this package."""
+"""Where tasks run: in this process, or on Ray. Imports nothing else of this package and knows no stage."""

@@ -1,4 +1,4 @@
-"""A Ray of one's own that listens to this machine only."""
+"""A local Ray that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def bind() -> None:
-    """Have a Ray that this process starts later listen on 127.0.0.1 alone. Call before Ray is first imported.
+    """Make a Ray that this process starts later listen on 127.0.0.1 only. Call this before Ray is first imported.
 
-    By default every process of a Ray listens on all interfaces of a Linux machine. Ray's name for the switch is that of
-    the systems where it is off by default; a Ray started so takes in no other machine.
+    On Linux, Ray's processes listen on all interfaces by default. Ray names the switch after the systems where it
+    defaults to off. With it, no other machine can join.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -1,4 +1,4 @@
-"""Runs as jobs of a cluster: handing one in, and following it to its end through a connection that may break."""
+"""Jobs of a cluster: submits one, and follows it to its end over a connection that may break."""
 
 from __future__ import annotations
 
@@ -10,39 +10,42 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from adatsq_pipe.cluster.dashboard import LOST, first_line, once, told
-from adatsq_pipe.cluster.errors import JobRefused, LostSight
+from adatsq_pipe.cluster.dashboard import CLIENT_ERRORS, first_line, refusals, request
+from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 
-REOPENED = 5
-"""How often in a row the head may not answer. A log that breaks off while the head answers is opened again for ever."""
-QUIET = 60.0
-"""Seconds without a word after which the connection is opened anew: a dead one may look like a silent one."""
+MAX_RECONNECTS = 5
+"""Failed requests in a row before the connection counts as lost. A log stream that ends early is always reopened."""
+MAX_SILENCE = 60.0
+"""Seconds without output before the log stream is reopened: a dead connection looks like a silent job."""
+POLL_INTERVAL = 0.2
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a job ended: its exit code (None if its command never ran to an end), whether it was stopped, and the last
-    line of what the cluster says of it."""
+class JobOutcome:
+    """How a job ended."""
 
-    code: int | None
+    exit_code: int | None
+    """None if its command did not run to an end."""
     stopped: bool
-    why: str
+    """Whether somebody stopped it through the cluster."""
+    message: str
+    """The last line of the cluster's own message; may be empty."""
 
 
 def check_id(job: str) -> str:
-    """The submission id, if it is one. Raises ValueError."""
+    """The submission id unchanged. Raises ValueError if Ray would not take it."""
     if not _ID.fullmatch(job):
-        raise ValueError(f"{job!r} is no submission id; use letters, digits, '-', '_' and '.', at most 100")
+        raise ValueError(f"{job!r} is not a submission id; use at most 100 letters, digits, '-', '_' and '.'")
     return job
 
 
 def new_id() -> str:
+    """A submission id that no other job has."""
     return f"adatsq-{secrets.token_hex(6)}"
 
 
@@ -55,73 +58,77 @@ def submit(
     requirements: Sequence[str],
     working_dir: Path | None,
 ) -> None:
-    """Hand the job in, with the wheel and what it requires as its environment. Raises JobRefused."""
-    environment: dict[str, Any] = {"py_modules": [str(wheel)]}
+    """Submit `command` as a job whose environment has the wheel and its requirements. Raises JobRefused."""
+    environment: dict[str, str | list[str]] = {"py_modules": [str(wheel)]}
     if requirements:
         environment["pip"] = list(requirements)
     if working_dir is not None:
         environment["working_dir"] = str(working_dir)
-    once(
+    request(
         client.get_address(),
         job,
         lambda: client.submit_job(entrypoint=command, submission_id=job, runtime_env=environment),
     )
 
 
-def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None], say: Callable[[str], None]) -> Ended:
-    """Show the job's log as it grows, nothing twice, until it has ended; say what it waits for.
+def follow(
+    client: JobSubmissionClient, job: str, write: Callable[[str], None], notify: Callable[[str], None]
+) -> JobOutcome:
+    """Pass the job's log to `write` as it grows, no character twice, until the job has ended.
 
-    Raises JobRefused or LostSight.
+    `notify` gets a line about what the job waits for. Raises JobRefused, ConnectionLost.
     """
-    address, shown, lost, said = client.get_address(), 0, 0, False
+    address, written, failures, notified = client.get_address(), 0, 0, False
 
-    def pass_on(text: str) -> None:
-        nonlocal shown
-        show(text)
-        shown += len(text)
+    def write_counted(text: str) -> None:
+        nonlocal written
+        write(text)
+        written += len(text)
 
     while True:
         try:
-            with told(address, job):
-                info, lost = client.get_job_info(job), 0
-                if info.status == JobStatus.PENDING and not said:
-                    said = True
-                    say("the cluster prepares the job's environment (minutes, where packages have to be installed)")
-                if not info.status.is_terminal():
-                    asyncio.run(_tail(client, job, shown, pass_on))
-                    time.sleep(0.2)
+            with refusals(address, job):
+                details, failures = client.get_job_info(job), 0
+                if details.status == JobStatus.PENDING and not notified:
+                    notified = True
+                    notify("the cluster prepares the job's environment (minutes, if packages must be installed)")
+                if not details.status.is_terminal():
+                    asyncio.run(_tail(client, job, written, write_counted))
+                    time.sleep(POLL_INTERVAL)
                     continue
         except JobRefused:
             raise
-        except LOST as error:
-            lost += 1
-            if lost > REOPENED:
-                raise LostSight(f"{address} did not answer {lost} times in a row ({first_line(error)})") from None
-            time.sleep(min(0.5 * 2**lost, 15))
+        except CLIENT_ERRORS as error:
+            failures += 1
+            if failures > MAX_RECONNECTS:
+                raise ConnectionLost(
+                    f"{address} did not answer {failures} times in a row ({first_line(error)})"
+                ) from None
+            time.sleep(min(0.5 * 2**failures, 15))
         else:
-            with suppress(*LOST):
-                pass_on(client.get_job_logs(job)[shown:])
-            return _ended(info)
+            with suppress(*CLIENT_ERRORS):
+                write_counted(client.get_job_logs(job)[written:])
+            return _outcome(details)
 
 
-async def _tail(client: JobSubmissionClient, job: str, skip: int, show: Callable[[str], None]) -> None:
-    """Show what the log says after its first `skip` characters, until the server closes."""
-    parts = client.tail_job_logs(job)
+async def _tail(client: JobSubmissionClient, job: str, skip: int, write: Callable[[str], None]) -> None:
+    """Write the log from character `skip` on, until the server closes the stream or is silent for too long."""
+    chunks = client.tail_job_logs(job)
     while True:
         try:
-            async with asyncio.timeout(QUIET):  # wait_for of Python 3.11 loses an interrupt that comes with a part
-                part = await anext(parts)
+            async with asyncio.timeout(MAX_SILENCE):  # wait_for of Python 3.11 loses a Ctrl-C that comes with a chunk
+                chunk = await anext(chunks)
         except (StopAsyncIteration, TimeoutError):
             return
-        if len(part) > skip:
-            show(part[skip:])
-        skip = max(0, skip - len(part))
+        if len(chunk) > skip:
+            write(chunk[skip:])
+        skip = max(0, skip - len(chunk))
 
 
-def _ended(info: Any) -> Ended:
-    lines = [line for line in (info.message or "").splitlines() if line.strip()]
-    return Ended(
-        code=0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code,
-        stopped=info.status == JobStatus.STOPPED,
-        why=lines[-1].strip()[:300] if lines else "",
+def _outcome(details: JobDetails) -> JobOutcome:
+    lines = [line for line in (details.message or "").splitlines() if line.strip()]
+    return JobOutcome(
+        exit_code=0 if details.status == JobStatus.SUCCEEDED else details.driver_exit_code,
+        stopped=details.status == JobStatus.STOPPED,
+        message=lines[-1].strip()[:300] if lines else "",
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.cluster.errors import UnitFailed
+from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
@@ -304,7 +304,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
         screen.say(f"row {place} of {len(doable)}: {row.name} at {row.bits}")
         try:
             _, context, _ = runner.execute(row.config, run, list(STAGES), executors, screen, publish=False)
-        except (StageError, UnitFailed) as error:
+        except (StageError, TaskFailed) as error:
             failed += 1
             left_out.append(replace(row, refused=str(error)))
             screen.say(f"{row.name} at {row.bits} failed: {error}")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 REPAIRS = 8
 NAMED = 4
 """Kinds of layers left alone that are named on the screen; the report has all."""
-DRIVEN = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
-"""What the search's director needs besides: imported while it waits, not while the workers wait for it."""
+COORDINATOR_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
+"""Modules that the search's coordinator imports while it waits, so that workers do not wait for the imports."""
 
 
 class Screen(Protocol):
@@ -79,19 +79,19 @@ class Executors:
     def _make(self) -> Any:
         cluster = self.config.cluster
         if cluster.executor == "inline":
-            from adatsq_pipe.cluster.inline import Inline
+            from adatsq_pipe.cluster.inline_executor import InlineExecutor
 
-            return Inline()
+            return InlineExecutor()
         if cluster.address == "local":
             from adatsq_pipe.cluster import loopback
 
             loopback.bind()
-        from adatsq_pipe.cluster.pool import Pool
+        from adatsq_pipe.cluster.ray_executor import RayExecutor
         from adatsq_pipe.cluster.resources import Resources
 
         asked = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**asked, gpus_per_worker=self.share)
-        return Pool(resources, digest(self.run.where)[:12], DRIVEN)
+        return RayExecutor(resources, digest(self.run.where)[:12], COORDINATOR_MODULES)
 
     def stop(self) -> None:
         self.stopping = True

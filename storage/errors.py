@@ -14,7 +14,7 @@ class NoTransformer(StorageError):
 class DamagedUnit(StorageError):
     """Bytes that a marker vouches for are missing, truncated or altered; the unit must be done again."""
 
-    hopeless = True
+    fatal = True
     """Every unit that reads it would fail."""
 
     def __init__(self, stage: str, unit: str, what: str) -> None:

@@ -67,14 +67,14 @@ def submit(
     assert isinstance(parent, click.Group)
     line = entrypoint(parent, command)
     try:
-        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
+        client = dashboard.connect(address, wheel.requirement_on(NAME, "ray"))
         with tempfile.TemporaryDirectory() as folder:
             jobs.submit(
                 client,
                 job=job,
                 command=line,
                 wheel=wheel.pack(NAME, ROOMS, Path(folder)),
-                requirements=wheel.requirements(NAME, but=("ray",), extras=_extras(line)) if pip else (),
+                requirements=wheel.requirements(NAME, exclude=("ray",), extras=_extras(line)) if pip else (),
                 working_dir=sent,
             )
     except JobRefused as error:
@@ -97,7 +97,7 @@ def attach(job: str, address: str) -> None:
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)
     try:
-        client = dashboard.connect(address, wheel.accepted(NAME, "ray"))
+        client = dashboard.connect(address, wheel.requirement_on(NAME, "ray"))
     except JobRefused as error:
         fail(str(error), 1)
     _follow(client, job, address)
@@ -105,28 +105,28 @@ def attach(job: str, address: str) -> None:
 
 def _follow(client: Any, job: str, address: str) -> None:
     from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster.errors import JobRefused, LostSight
+    from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 
     try:
-        ended = jobs.follow(
-            client, job, show=lambda text: click.echo(text, nl=False), say=lambda line: click.echo(line, err=True)
+        outcome = jobs.follow(
+            client, job, write=lambda text: click.echo(text, nl=False), notify=lambda line: click.echo(line, err=True)
         )
     except KeyboardInterrupt:
         click.echo(f"\nno longer following; the job goes on. Follow it again: {_again(job, address)}", err=True)
         sys.exit(LEFT)
-    except LostSight as error:
+    except ConnectionLost as error:
         fail(f"{error}; the job goes on if the cluster does. Follow it again: {_again(job, address)}", 1)
     except JobRefused as error:
         fail(str(error), 1)
-    if ended.code == 0:
+    if outcome.exit_code == 0:
         click.echo(f"done      {job}")
-    elif ended.stopped or ended.code == STOPPED:
+    elif outcome.stopped or outcome.exit_code == STOPPED:
         click.echo(f"{job} was stopped; everything finished is kept. Submit it again to go on", err=True)
         sys.exit(STOPPED)
-    elif ended.code is None:
-        fail(f"{job} did not come to run, or lost its node: {ended.why}; submit it again to go on", 1)
+    elif outcome.exit_code is None:
+        fail(f"{job} did not come to run, or lost its node: {outcome.message}; submit it again to go on", 1)
     else:
-        fail(f"{job} failed with exit code {ended.code}; its log is above", 2 if ended.code == 2 else 1)
+        fail(f"{job} failed with exit code {outcome.exit_code}; its log is above", 2 if outcome.exit_code == 2 else 1)
 
 
 def entrypoint(parent: click.Group, given: Sequence[str]) -> str:

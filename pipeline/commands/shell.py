@@ -114,7 +114,7 @@ def load_config(
 
 def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], again: str) -> T:
     """`work(executors, screen)`, which SIGTERM and Ctrl-C stop between units, with exit code 75."""
-    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, UnitFailed, WorkerLost
+    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
     from adatsq_pipe.pipeline import runner
     from adatsq_pipe.pipeline.commands.screen import Screen
 
@@ -131,7 +131,7 @@ def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], aga
     except (Stopped, KeyboardInterrupt):
         screen.say(f"stopped; everything finished is kept. Go on with: {again}")
         sys.exit(STOPPED)
-    except UnitFailed as error:
+    except TaskFailed as error:
         click.echo(error.traceback.rstrip(), err=True)
         fail(str(error), 1)
     except (WorkerLost, ClusterUnreachable) as error:

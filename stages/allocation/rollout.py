@@ -85,7 +85,7 @@ class Evaluate(Halving):
     """The worker: holds the model with its solved weights."""
 
     stage: ClassVar[str] = "search"
-    ahead: ClassVar[int] = 2
+    queue_depth: ClassVar[int] = 2
 
     def __init__(self, context: Context) -> None:
         from adatsq_pipe.stages.denoiser.conditions import calibration_shards

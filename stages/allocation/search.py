@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Choices
 
 
-def drive(executor: Executor, context: Context, report: Report) -> None:
+def search(executor: Executor, context: Context, report: Report) -> None:
     """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
     space, manifest, data = Trellis(context), context.manifest("search"), context.settings("data", DataSettings)
     trellis, again = batch_slices.of_trellis(data, space.settings), batch_slices.of_rollouts(data, space.settings)
@@ -105,7 +105,7 @@ def _evaluated(
 def run(context: Context, executor: Executor, report: Report) -> None:
     allocation = resolve(context.tables["recipe"]).allocation
     if allocation == "trellis":
-        executor.conduct(drive, context, report)
+        executor.coordinate(search, context, report)
     elif allocation == "decoupled":
         decoupled.allocate(context, executor, report)
     else:

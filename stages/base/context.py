@@ -50,7 +50,8 @@ class Context:
 class Worker(Protocol):
     """Opened once per process with the context, then called with one unit's key at a time; commits its own units.
 
-    It may have `relieve(key, error)`, asked when a unit fails: whether it has changed so that a further try may pass.
+    It may have `recover(key, error)`, called when a unit fails: True means that it has changed so that another try may
+    pass.
     """
 
     stage: ClassVar[str]
@@ -68,9 +69,9 @@ class Executor(Protocol):
     """Where work runs. Both implementations obey one contract (tests/cluster)."""
 
     def stream(self, worker: type[Worker], context: Context, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        """Yield (key, result) as workers finish, in any order. Stops between units when a stop was asked for."""
+        """Yield (key, result) as workers finish, in any order. A requested stop takes effect between units."""
         ...
 
-    def conduct(self, drive: Callable[[Executor, Context, Report], None], context: Context, report: Report) -> None:
-        """Run `drive`, which dispatches work itself, in one place of its own."""
+    def coordinate(self, search: Callable[[Executor, Context, Report], None], context: Context, report: Report) -> None:
+        """Run `search(executor, context, report)`, which dispatches tasks itself, in one process."""
         ...

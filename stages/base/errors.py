@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class StageError(RuntimeError):
     """The work cannot go on as configured; the message says what was found and what to do. Everything done is kept."""
 
-    certain: ClassVar[bool] = True
-    """Trying again would find the same."""
+    retryable: ClassVar[bool] = False
+    """Another try would fail the same way."""
 
 
 class NotTaken(StageError):

@@ -67,7 +67,7 @@ class Halving:
     def __init__(self) -> None:
         self.micro = MicroBatch()
 
-    def relieve(self, key: str, error: BaseException) -> bool:
+    def recover(self, key: str, error: BaseException) -> bool:
         """Whether `error` was a lack of memory, and a further try at the unit takes half as much at a time.
 
         Raises OutOfMemory where nothing is left to halve.

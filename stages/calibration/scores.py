@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
     """I[t, l], [steps, layers in survey order]: the mean over batches of captions, in their order.
 
-    Read without torch: the search's director has no other use for it.
+    Read without torch: the search's coordinator has no other use for it.
     """
     import numpy as np
 

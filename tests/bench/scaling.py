@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from adatsq_pipe.cluster.pool import Pool
+from adatsq_pipe.cluster.ray_executor import RayExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.stages.allocation import batch_slices
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
@@ -34,7 +34,7 @@ SETTINGS = {
 }
 
 
-def _wall(pool: Pool, worker: type[Sleeper], keys: list[str], nap: Nap) -> float:
+def _wall(pool: RayExecutor, worker: type[Sleeper], keys: list[str], nap: Nap) -> float:
     start = time.perf_counter()
     for _ in pool.stream(worker, nap, keys):
         pass
@@ -52,7 +52,7 @@ def _made_up(choices: batch_slices.Choices) -> float:
     return (0.5 + noise) / (1 + choices[-1])
 
 
-def _search(pool: Pool, batch: int, settings: SearchSettings, steps: int, forward: float) -> tuple[float, float]:
+def _search(pool: RayExecutor, batch: int, settings: SearchSettings, steps: int, forward: float) -> tuple[float, float]:
     """Wall seconds of a search, and seconds of forwards in it."""
     data = DataSettings(prompts=tuple(map(str, range(CAPTIONS))), batch=batch)
     cuts = {"path": batch_slices.of_trellis(data, settings), "rollout": batch_slices.of_rollouts(data, settings)}
@@ -87,8 +87,8 @@ def main(forward: float, per_unit: int, units: int, steps: int, workers: tuple[i
     names = ("wide stage", *SETTINGS)
     click.echo("| workers | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for count in chosen:
-        pool = Pool(Resources(workers=count, gpus=count, gpus_per_worker=1, cpus_per_worker=0.01), "scaling")
-        while pool.answering < count:
+        pool = RayExecutor(Resources(workers=count, gpus=count, gpus_per_worker=1, cpus_per_worker=0.01), "scaling")
+        while pool.live_workers < count:
             _wall(pool, Sleeper, [str(i) for i in range(4 * count)], Nap(0.05))
         wide = _wall(pool, Sleeper, [str(i) for i in range(units * count)], Nap(forward * per_unit))
         rows[count] = {"wide stage": units * forward * per_unit / wide}

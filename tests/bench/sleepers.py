@@ -38,7 +38,7 @@ def forwards_of(nap: Nap, key: str) -> int:
 class Evaluation(Sleeper):
     """As the search's evaluations: a second one waits at the actor already."""
 
-    ahead: ClassVar[int] = 2
+    queue_depth: ClassVar[int] = 2
 
     def __call__(self, key: str) -> None:
         time.sleep(self.nap.seconds * forwards_of(self.nap, key))

@@ -52,7 +52,7 @@ class Soak:
     def _strike(self, folder: Path, driver: harness.Started) -> harness.Started:
         kind = self.random.choice(KINDS)
         if kind == "worker":
-            found = [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::Host")]
+            found = [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::WorkerActor")]
             if not found:
                 return driver
             self.random.choice(sorted(found, key=lambda p: p.pid)).kill()

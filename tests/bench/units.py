@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import click
 
-from adatsq_pipe.cluster.pool import Pool
+from adatsq_pipe.cluster.ray_executor import RayExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
@@ -31,7 +31,7 @@ class Nothing:
     """The worker whose units are empty."""
 
     stage: ClassVar[str] = "capture"
-    ahead: ClassVar[int] = 2
+    queue_depth: ClassVar[int] = 2
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -56,7 +56,7 @@ def main(units: int, latency: float) -> None:
         run = RunDir.at(f"{scratch}/run")
         run.create()
         context = plan(load(preset=None, file=None, sets=(), model=None, kept=None), run)[1]
-        pool = Pool(Resources(workers=2), "units")
+        pool = RayExecutor(Resources(workers=2), "units")
         fan_out(context, pool, Nothing, keys[:20], lambda done, of: None)
         spent = _seconds(lambda: fan_out(context, pool, Nothing, keys, lambda done, of: None))
         pool.close()

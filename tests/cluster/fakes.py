@@ -21,17 +21,17 @@ class Script:
     fail: tuple[str, ...] = ()
     kills: int = 1
     fails: int = 99
-    certain: tuple[str, ...] = ()
-    hopeless: tuple[str, ...] = ()
+    permanent: tuple[str, ...] = ()
+    fatal: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
 
 
-class Certain(RuntimeError):
-    certain = True
+class NotRetryable(RuntimeError):
+    retryable = False
 
 
-class Hopeless(RuntimeError):
-    hopeless = True
+class Fatal(RuntimeError):
+    fatal = True
 
 
 class Recorder:
@@ -49,10 +49,10 @@ class Recorder:
         tries = self._note(f"call-{key}")
         if key in self.script.fail and tries <= self.script.fails:
             raise ValueError(f"no good: {key}")
-        if key in self.script.certain:
-            raise Certain(f"never: {key}")
-        if key in self.script.hopeless:
-            raise Hopeless(f"all is lost: {key}")
+        if key in self.script.permanent:
+            raise NotRetryable(f"never: {key}")
+        if key in self.script.fatal:
+            raise Fatal(f"all is lost: {key}")
         if key in self.script.slow and tries == 1:
             time.sleep(3600)
         if key in self.script.kill and tries <= self.script.kills:

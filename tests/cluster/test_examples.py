@@ -58,7 +58,7 @@ def test_the_launcher_file_asks_for_a_token_and_opens_no_dashboard(launcher: Any
     assert len(starts) == 2 and all("RAY_AUTH_MODE=token ray start" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
     installed = next(c for c in launcher["setup_commands"] if "ray[default]" in c)
-    assert wheel.accepted(NAME, "ray").specifier.contains(installed.rpartition("==")[2].strip('"'))
+    assert wheel.requirement_on(NAME, "ray").specifier.contains(installed.rpartition("==")[2].strip('"'))
 
 
 def test_the_launcher_files_own_command_can_be_submitted() -> None:
@@ -74,7 +74,7 @@ def test_the_rayjob(rayjob: Any) -> None:
     words = shlex.split(spec["entrypoint"])
     assert words[0] == "adatsq-pipe" and "auto" in words
     entrypoint(main, words[1:])
-    assert wheel.accepted(NAME, "ray").specifier.contains(cluster["rayVersion"])
+    assert wheel.requirement_on(NAME, "ray").specifier.contains(cluster["rayVersion"])
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for pod in (group["template"]["spec"] for group in groups):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from adatsq_pipe.cluster import dashboard, submit
-from adatsq_pipe.cluster.errors import JobRefused, LostSight
+from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 
 RAY = Requirement("ray>=2.54,<2.62")
 
@@ -86,7 +86,7 @@ def test_nobody_there() -> None:
 
 @pytest.mark.parametrize(("said", "words"), [(b"\x00\x00\x12\x04", "does not speak HTTP"), (b"", "no answer within")])
 def test_another_protocol_and_silence(said: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "KNOCK", 0.5)
+    monkeypatch.setattr(dashboard, "PROBE_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def speak() -> None:
@@ -98,7 +98,7 @@ def test_another_protocol_and_silence(said: bytes, words: str, monkeypatch: pyte
                     near.recv(4096)
 
         threading.Thread(target=speak, daemon=True).start()
-        with pytest.raises(JobRefused, match=f"is no Ray dashboard .*{words}"):
+        with pytest.raises(JobRefused, match=f"there is no Ray dashboard at .*{words}"):
             dashboard.connect(f"http://127.0.0.1:{server.getsockname()[1]}", RAY)
 
 
@@ -106,8 +106,8 @@ def test_a_cluster_that_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(submit, "time", SimpleNamespace(sleep=lambda seconds: None))
     with _serving(_version("2.60.0")) as address:
         client = dashboard.connect(address, RAY)
-    with pytest.raises(LostSight, match=f"{address} did not answer 6 times in a row"):
-        submit.follow(client, "any", show=print, say=print)
+    with pytest.raises(ConnectionLost, match=f"{address} did not answer 6 times in a row"):
+        submit.follow(client, "any", write=print, notify=print)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_cluster_that_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> Non
         ("head:8265", "http://head:8265"),
         ("head", "http://head:8265"),
         ("http://", "http://HEAD:8265"),
-        ("http://head:8265?x=1", "not that of a dashboard"),
-        ("http://head:port", "no number as its port"),
+        ("http://head:8265?x=1", "not the address of a dashboard"),
+        ("http://head:port", "is not a number"),
     ],
 )
 def test_what_is_no_address(address: str, words: str) -> None:
@@ -137,5 +137,5 @@ def test_addresses_and_ids() -> None:
     assert dashboard.check_address("https://head.example/ray/") == "https://head.example/ray"
     assert submit.check_id(submit.new_id()).startswith("adatsq-")
     for wrong in ("", "../x", "a b", "a/b", "-a", "x" * 101):
-        with pytest.raises(ValueError, match="no submission id"):
+        with pytest.raises(ValueError, match="not a submission id"):
             submit.check_id(wrong)

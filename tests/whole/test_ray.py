@@ -13,7 +13,7 @@ from tests.whole import harness
 pytestmark = pytest.mark.whole
 
 
-def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigterm(
+def test_two_ray_workers_survive_kills_of_worker_driver_and_coordinator_and_a_sigterm(
     undisturbed: Path, tiny_flux: Path, tmp_path: Path, started: list[harness.Started]
 ) -> None:
     run = tmp_path / "run"
@@ -25,14 +25,14 @@ def test_two_ray_workers_survive_kills_of_worker_driver_and_director_and_a_sigte
 
     first = start()
     harness.wait_for(lambda: harness.count(run, "capture") >= 1, first)
-    harness.ray_process(first, "ray::Host").kill()
+    harness.ray_process(first, "ray::WorkerActor").kill()
     harness.wait_for(lambda: harness.count(run, "solve") >= 2, first)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
 
     second = start()
     harness.wait_for(lambda: harness.count(run, "search") >= 1, second)
-    harness.ray_process(second, "ray::_Director").kill()
+    harness.ray_process(second, "ray::CoordinatorActor").kill()
     os.kill(second.pid, signal.SIGTERM)
     stopped = second.wait()
     assert stopped.returncode == 75, stopped.stderr

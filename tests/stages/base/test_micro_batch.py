@@ -55,14 +55,14 @@ def test_what_cannot_be_joined_is_said() -> None:
 def test_only_a_lack_of_memory_halves_and_one_sample_is_the_end() -> None:
     worker = Halving()
     worker.micro.ranges(5)
-    assert not worker.relieve("u", RuntimeError("CUDA error")) and worker.micro.size is None
+    assert not worker.recover("u", RuntimeError("CUDA error")) and worker.micro.size is None
     sizes = []
     for _ in range(3):
-        assert worker.relieve("u", torch.OutOfMemoryError("CUDA out of memory."))
+        assert worker.recover("u", torch.OutOfMemoryError("CUDA out of memory."))
         sizes.append(worker.micro.size)
     assert sizes == [3, 2, 1] and worker.micro.ranges(5) == [(i, i + 1) for i in range(5)]
     with pytest.raises(OutOfMemory, match="unit 'u' does not fit with one sample at a time"):
-        worker.relieve("u", torch.OutOfMemoryError("CUDA out of memory."))
+        worker.recover("u", torch.OutOfMemoryError("CUDA out of memory."))
 
 
 def test_weights_that_do_not_fit_are_said(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:

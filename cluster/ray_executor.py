@@ -1,0 +1,123 @@
+"""The Ray executor: a pool of worker actors that live as long as the run, and the coordinator of its search."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import ray
+
+from adatsq_pipe.cluster.actor_pool import ActorPool, WorkerActor
+from adatsq_pipe.cluster.coordinator import Coordinator, Report, Search
+from adatsq_pipe.cluster.errors import ClusterUnreachable
+from adatsq_pipe.cluster.resources import Resources
+from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+class RayExecutor:
+    """Runs tasks on a local Ray or a cluster, for the run that `run` names. Raises ClusterUnreachable.
+
+    The coordinator imports `modules` while it waits for its search, so that the workers do not wait for the imports.
+    """
+
+    def __init__(self, resources: Resources, run: str, modules: Sequence[str] = ()) -> None:
+        self._run, self._modules = run, tuple(modules)
+        self._coordinator: Coordinator | None = None
+        self._coordinator_prepared = False
+        self._stopping = False
+        self._resources = resources
+        connect(resources)
+        self._actor_class = ray.remote(WorkerActor).options(
+            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
+        )
+        self._pool = ActorPool(
+            [self._actor_class.remote() for _ in range(self._worker_count())], resources.retries, self._new_actors
+        )
+
+    @property
+    def live_workers(self) -> int:
+        """Workers known to be alive."""
+        return len(self._pool.live)
+
+    def _worker_count(self) -> int:
+        """Workers to ask for: what the settings say, or as many as the cluster can hold now."""
+        if self._resources.address == "local" or self._resources.workers:
+            return self._resources.local_workers
+        return self._resources.workers_on(ray.cluster_resources())
+
+    def _new_actors(self) -> list[ActorHandle]:
+        """Actors for nodes that have joined."""
+        return [self._actor_class.remote() for _ in range(self._worker_count() - len(self._pool.actors))]
+
+    def stop(self) -> None:
+        """Finish the tasks in progress, then raise Stopped."""
+        self._stopping = True
+        self._pool.stop()
+
+    def stream(
+        self, worker_class: WorkerClass[ContextT, ResultT], context: ContextT, keys: Iterable[str]
+    ) -> Iterator[tuple[str, ResultT]]:
+        """Yield (key, result) as tasks finish. Raises Stopped, TaskFailed, WorkerLost, and what is not retryable.
+
+        The first result starts the coordinator's process: by then the workers have opened, and it slows down none.
+        """
+        for result in self._pool.stream(worker_class, context, keys):
+            if not self._coordinator_prepared:
+                self._coordinator_prepared, self._coordinator = True, Coordinator(self._run, self._modules)
+            yield result
+
+    def coordinate(self, search: Search[ContextT], context: ContextT, report: Report) -> None:
+        """Run `search(pool, context, report)` in the coordinator. Raises Stopped, WorkerLost, and its errors."""
+        coordinator, self._coordinator = self._coordinator or Coordinator(self._run, self._modules), None
+        coordinator.run(search, self._pool, context, report, lambda: self._stopping)
+
+    def close(self) -> None:
+        """End a local Ray, or leave the cluster; the actors end with it."""
+        ray.shutdown()
+
+
+def connect(resources: Resources) -> None:
+    """Start a Ray on this machine, or join the one at `resources.address`. Raises ClusterUnreachable."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if resources.address == "local":
+        ray.init(
+            address="local",
+            num_cpus=int(resources.local_workers * max(resources.cpus_per_worker, 1.0)) + 1,
+            num_gpus=int(resources.gpus) or None,
+            object_store_memory=128 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+        return
+    _probe(resources.address)
+    try:
+        ray.init(address=resources.address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _unreachable(resources.address, reason) from None
+
+
+def _probe(address: str) -> None:
+    """Raise ClusterUnreachable at once if nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> ClusterUnreachable:
+    return ClusterUnreachable(
+        f"no Ray cluster answers at {address!r} ({reason}); "
+        "start one with `ray start --head`, or leave out --address to run on this machine"
+    )
