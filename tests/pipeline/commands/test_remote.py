@@ -49,7 +49,7 @@ def test_what_cannot_be_submitted(command: tuple[str, ...], words: str) -> None:
     [
         (("--address", "ray://head:10001"), "http://head:8265"),
         (("--address", "http://me:hunter2@head"), "leave it out"),
-        ((*AT[1:], "--submission-id", "../x"), "no submission id"),
+        ((*AT[1:], "--submission-id", "../x"), "not a submission id"),
         ((*AT[1:], "--working-dir", "nowhere"), "no such folder"),
     ],
 )
