@@ -66,7 +66,7 @@ def run(
     address: str | None,
 ) -> None:
     """Run the stages that are missing. Interrupt it as you like; run it again to go on."""
-    place = RunDir.opened(run_dir)
+    place = RunDir.open(run_dir)
     chosen = planning.choose(stages)
     extra = placed(executor, address)
     config = load_config(place, model, preset, file, (*sets, *extra))
@@ -79,7 +79,7 @@ def run(
     place.create()
     with held(place):
         configuration.keep_config(place, config)
-        place.give(config.images)
+        place.add_prompt_images(config.images)
         sys.exit(_run_locked(config, place, chosen))
 
 
@@ -91,7 +91,7 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> int:
         with executors.closing():
             return ran, report.write(config, place, steps, context)
 
-    ran, finished = working(config, place, work, f"adatsq-pipe run --run-dir {place.shown()}")
+    ran, finished = working(config, place, work, f"adatsq-pipe run --run-dir {place.display()}")
     _closing(place, ran, finished)
     return 0
 
@@ -100,7 +100,7 @@ def _closing(place: RunDir, ran: bool, finished: bool) -> None:
     if not ran:
         click.echo("nothing to do: every stage asked for is done")
     if not finished:
-        click.echo(f"next: adatsq-pipe run --run-dir {place.shown()}   (the remaining stages)")
+        click.echo(f"next: adatsq-pipe run --run-dir {place.display()}   (the remaining stages)")
         return
     summary = json.loads((place.report / "summary.json").read_text())
     quality, bits, size = summary["quality"], summary["bits"], summary["size"]
@@ -111,12 +111,13 @@ def _closing(place: RunDir, ran: bool, finished: bool) -> None:
     )
     if asked := quality["asked_for"]:
         click.echo("shows what was asked for: " + _scores(asked))
-    click.echo(f"model     {place.shown('model')}")
-    click.echo(f"summary   {place.shown('report/summary.json')}")
-    click.echo(f"pictures  {place.shown('report/side_by_side.png')}")
+    click.echo(f"model     {place.display('model')}")
+    click.echo(f"summary   {place.display('report/summary.json')}")
+    click.echo(f"pictures  {place.display('report/side_by_side.png')}")
     click.echo("load it   import adatsq_pipe.stages.runtime; then from_pretrained on the model folder, as ever")
     click.echo(
-        f"next      adatsq-pipe run --run-dir {place.shown()} --set search.budget=3.6   (another budget, same weights)"
+        f"next      adatsq-pipe run --run-dir {place.display()} --set search.budget=3.6   "
+        "(another budget, same weights)"
     )
 
 
@@ -154,7 +155,7 @@ def compare(
     """Run methods on the same captures and judge them alike. Interrupt it as you like; run it again to go on."""
     from adatsq_pipe.pipeline import compare as comparing
 
-    place = RunDir.opened(run_dir)
+    place = RunDir.open(run_dir)
     extra = placed(executor, address)
     first = load_config(place, model, preset, file, (*sets, *extra))
     _accept(first)
@@ -165,7 +166,7 @@ def compare(
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
     place.create()
     with held(place):
-        place.give(first.images)
+        place.add_prompt_images(first.images)
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
         found = working(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
     if not found.rows:
@@ -178,7 +179,7 @@ def compare(
         Console().print(Markdown(text))
     else:
         click.echo(text)
-    click.echo(f"rows      {place.shown('compare.parquet')}\nplot      {place.shown('compare.png')}")
+    click.echo(f"rows      {place.display('compare.parquet')}\nplot      {place.display('compare.png')}")
     if found.failed:
         fail(f"{found.failed} rows failed; the reasons are below the table", 1)
 
@@ -223,7 +224,7 @@ def sample(
 
 
 def _plan_of(run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> Any:
-    place = RunDir.opened(run_dir)
+    place = RunDir.open(run_dir)
     place.check()
     return planning.plan(load_config(place, model, preset, file, sets), place)[0]
 
@@ -277,7 +278,7 @@ def why(run_dir: str, model: str | None, preset: str | None, file: Path | None, 
 @plainly
 def verify(run_dir: str) -> None:
     """Hash again everything that this run directory vouches for."""
-    place = RunDir.opened(run_dir)
+    place = RunDir.open(run_dir)
     place.check()
     checked, wrong = planning.verify(place)
     for stage, unit, what in wrong:

@@ -286,7 +286,7 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
     tables.write(run.path / "compare.parquet", [dict(row) for row in found])
     write_text(run.path / "compare.md", markdown(best(found), refused, model))
     plot(best(found), run.path / "compare.png")
-    run.send("compare.parquet", "compare.md", "compare.png")
+    run.upload("compare.parquet", "compare.md", "compare.png")
 
 
 def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> Outcome:

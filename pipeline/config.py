@@ -314,4 +314,4 @@ def keep_config(run: RunDir, config: RunConfig) -> None:
     text = tomli_w.dumps(config.asked)
     path = run.path / "config.toml"
     if not path.exists() or path.read_text() != text:
-        run.keep("config.toml", text)
+        run.write("config.toml", text)

@@ -47,7 +47,7 @@ def context_of(config: RunConfig, run: RunDir) -> Context:
     cluster = config.cluster
     return Context(
         tables=tables,
-        run=run.where,
+        run=run.uri,
         model=str(config.model),
         gpu_memory=cluster.gpu_memory,
         device_share=cluster.device_share,
@@ -56,7 +56,7 @@ def context_of(config: RunConfig, run: RunDir) -> Context:
 
 def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
     """Every stage in order, and the context that workers get."""
-    model = folder_digest(config.model, run.identity_memory)
+    model = folder_digest(config.model, run.digest_cache)
     context = context_of(config, run)
     steps: list[Step] = []
     for stage in all_stages().values():

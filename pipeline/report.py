@@ -19,7 +19,7 @@ from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage import arrays, tables
-from adatsq_pipe.storage.files import twin, write_text
+from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -40,17 +40,17 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     _plots(context, run.report / "policy.png", run.report / "steps.png", summary)
     _publish(run, context, summary)
     write_text(path, json.dumps(summary, indent=1) + "\n")
-    run.send("report")
+    run.upload("report")
     return True
 
 
 def _publish(run: RunDir, context: Context, summary: Mapping[str, Any]) -> None:
     """The assembled folder with a card that says what it scores; `model` is that from now on."""
     manifest = context.manifest("assemble")
-    place = run.published(context.fingerprints["assemble"], context.fingerprints["evaluate"])
+    place = run.published_folder(context.fingerprints["assemble"], context.fingerprints["evaluate"])
     text = card(context, manifest.read("model").value, summary["quality"])
     added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
-    twin(manifest.local("model"), place, added)
+    clone_tree(manifest.local_folder("model"), place, added)
     run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])
 
 
@@ -67,7 +67,7 @@ def _quantized_units(context: Context) -> list[str]:
 
 def _rows(context: Context, name: str) -> list[dict[str, Any]]:
     manifest = context.manifest("evaluate")
-    return [row for unit in _quantized_units(context) for row in tables.read(manifest.local(unit) / name)]
+    return [row for unit in _quantized_units(context) for row in tables.read(manifest.local_folder(unit) / name)]
 
 
 def samples(context: Context) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def _logged(run: RunDir, context: Context, fact: str) -> dict[str, Any]:
     """What the log has last said of `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
     return {
         entry["stage"]: entry[fact]
-        for entry in run.logged()
+        for entry in run.log_entries()
         if fact in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
     }
 
@@ -174,11 +174,11 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
 
     from adatsq_pipe.stages.scenes.world.metrics import compare, frechet
 
-    folders = [context.manifest("evaluate").local(unit) for unit in _quantized_units(context)]
+    folders = [context.manifest("evaluate").local_folder(unit) for unit in _quantized_units(context)]
     quantized, reference = (
         np.concatenate([arrays.read(folder, name) for folder in folders]) for name in ("features", "reference_features")
     )
-    truth = arrays.read(context.manifest("reference").local("truth"), "features")
+    truth = arrays.read(context.manifest("reference").local_folder("truth"), "features")
     distances = {
         "full_precision_to_truth": frechet(reference, truth),
         "quantized_to_truth": frechet(quantized, truth),
@@ -231,7 +231,7 @@ def capture_cost(context: Context) -> float:
 def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
     """Per stage: wall time over all tries, and the workers' seconds split into model, linear algebra and overhead."""
     walls: dict[str, float] = {}
-    for entry in run.logged():
+    for entry in run.log_entries():
         if context.fingerprints.get(entry["stage"]) == entry["fingerprint"]:
             walls[entry["stage"]] = walls.get(entry["stage"], 0.0) + entry["wall"]
     return {stage: {"wall": walls.get(stage, 0.0), **_spent(context.manifest(stage))} for stage in context.fingerprints}
@@ -250,9 +250,9 @@ def pictures(context: Context, path: Path, title: str) -> None:
     plt = pyplot()
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
     for unit in _quantized_units(context):
-        rows = tables.read(manifest.local(unit) / "samples.parquet")
-        got = arrays.read(manifest.local(unit), "pictures")
-        drawn = context.manifest("reference").local(unit.replace("quantized", "draw"))
+        rows = tables.read(manifest.local_folder(unit) / "samples.parquet")
+        got = arrays.read(manifest.local_folder(unit), "pictures")
+        drawn = context.manifest("reference").local_folder(unit.replace("quantized", "draw"))
         wanted = arrays.read(drawn, "pictures")
         columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
     columns = columns[:PICTURES]

@@ -91,7 +91,7 @@ class Executors:
 
         asked = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**asked, gpus_per_worker=self.share)
-        return RayExecutor(resources, digest(self.run.where)[:12], COORDINATOR_MODULES)
+        return RayExecutor(resources, digest(self.run.uri)[:12], COORDINATOR_MODULES)
 
     def stop(self) -> None:
         self.stopping = True
@@ -133,7 +133,7 @@ def execute(
             owner = error.stage
             stages = [s.stage.name for s in steps if s.stage.name in (*stages, owner) or owner in s.stage.shares]
             ran = True
-    raise StorageError(f"units were found damaged {REPAIRS} times in one run; check what holds {run.shown()}")
+    raise StorageError(f"units were found damaged {REPAIRS} times in one run; check what holds {run.display()}")
 
 
 def _once(
@@ -239,7 +239,7 @@ def _publish(context: Context, run: RunDir) -> None:
     """Point `model` to what was assembled, unless it is there already, or better: with its scores beside it."""
     manifest = context.manifest("assemble")
     if manifest.done("model"):
-        folder, assembled = manifest.local("model"), context.fingerprints["assemble"]
-        scored = run.published(assembled, context.fingerprints["evaluate"])
+        folder, assembled = manifest.local_folder("model"), context.fingerprints["assemble"]
+        scored = run.published_folder(assembled, context.fingerprints["evaluate"])
         if not run.model.exists() or run.model.resolve() not in (folder.resolve(), scored.resolve()):
             run.publish(folder, assembled)

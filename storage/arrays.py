@@ -39,7 +39,7 @@ def read(folder: Path, name: str) -> npt.NDArray[Any]:
     return array  # type: ignore[return-value]
 
 
-def parts(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """What the names of the files begin with, relative to `folder`, that hold the named tensors of its group."""
     members = json.loads((folder / GROUP / "zarr.json").read_text()).get("attributes", {}).get(MEMBERS)
     if members is None:

@@ -56,11 +56,11 @@ def write_pipeline(
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
         elif path.suffix not in (".png", ".csv"):
             shutil.copyfile(path, target / path.name)
-    write_part(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
+    write_component(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
     write_text(target / "README.md", card)
 
 
-def write_part(
+def write_component(
     source: Path,
     target: Path,
     *,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def stays_inside(name: str) -> bool:
+def is_safe_relative(name: str) -> bool:
     """Whether a relative name, read from a file or a store, leads nowhere but below the folder it is joined to."""
     return (
         bool(name)
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def point(link: Path, target: Path) -> None:
+def symlink_atomically(link: Path, target: Path) -> None:
     """Make `link` a relative symbolic link to `target`, in one step."""
     partial = link.with_name(f".{link.name}.partial")
     partial.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ _COPIED = 2**20
 """Files up to this size are copied; larger ones share their bytes with the original."""
 
 
-def twin(source: Path, target: Path, added: Mapping[str, bytes]) -> None:
+def clone_tree(source: Path, target: Path, added: Mapping[str, bytes]) -> None:
     """Make `target` the tree `source` with the files `added` put in, or in the place of its own.
 
     Small files are copied, large ones hard-linked where that can be. `target` is replaced when its successor is whole.

@@ -26,7 +26,7 @@ def digest(value: Plain) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def digest_of_read(value: Plain) -> str:
+def digest_of_json(value: Plain) -> str:
     """The digest of what was just read from JSON, which can hold nothing without identity but a NaN (ValueError)."""
     return hashlib.sha256(_READ.encode(value).encode()).hexdigest()
 
@@ -67,13 +67,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_below(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Every file below `folder`, hidden ones and folders left out, in one fixed order."""
-    return [folder / name for name in names_below(folder)]
+    return [folder / name for name in list_names(folder)]
 
 
-def names_below(folder: Path) -> list[str]:
-    """As `files_below`, as names relative to the folder: where there are many, paths take longer than files."""
+def list_names(folder: Path) -> list[str]:
+    """As `list_files`, as names relative to the folder: where there are many, paths take longer than files."""
     found, above = list[str](), len(str(folder)) + 1
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -92,7 +92,7 @@ def folder_digest(folder: Path, memory: Path) -> str:
     except (OSError, ValueError):
         known = {}
     seen: dict[str, list[Any]] = {}
-    for path in files_below(folder):
+    for path in list_files(folder):
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         old = known.get(str(path))

@@ -21,10 +21,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adatsq_pipe.storage.arrays import parts
+from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import stays_inside, write_text
-from adatsq_pipe.storage.fingerprint import digest, digest_of_read, file_digest, files_below, names_below
+from adatsq_pipe.storage.files import is_safe_relative, write_text
+from adatsq_pipe.storage.fingerprint import digest, digest_of_json, file_digest, list_files, list_names
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
@@ -59,10 +59,10 @@ def _parsed(path: str, stamp: tuple[int, int, int]) -> Marker | None:
         with open(path, "rb", buffering=0) as file:
             body = json.loads(file.read().decode())
         own = body.pop("self")
-        if own != digest_of_read(body):
+        if own != digest_of_json(body):
             return None
         files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
-        if not all(map(stays_inside, (*files, body["unit"]))):
+        if not all(map(is_safe_relative, (*files, body["unit"]))):
             return None
         return Marker(files=files, **body)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -130,7 +130,7 @@ class Manifest:
             _prune(written.parent)
             return self.read(unit)
         files = {
-            str(path.relative_to(written)): (path.stat().st_size, file_digest(path)) for path in files_below(written)
+            str(path.relative_to(written)): (path.stat().st_size, file_digest(path)) for path in list_files(written)
         }
         marker = Marker(
             unit=unit, files=files, value=value, seconds=dict(seconds or {}), host=socket.gethostname(),
@@ -147,10 +147,10 @@ class Manifest:
         }
         _move(written, folder)
         if self.remote is not None:
-            self.remote.send(self._names(*(folder / name for name in files)))
+            self.remote.upload(self._names(*(folder / name for name in files)))
         write_text(self._marker(unit), json.dumps({**body, "self": digest(body)}, indent=1))
         if self.remote is not None:
-            self.remote.send(self._names(self._marker(unit)))
+            self.remote.upload(self._names(self._marker(unit)))
         if self._failure(unit).exists():
             self._remove(self._failure(unit))
         return marker
@@ -159,13 +159,13 @@ class Manifest:
         """Keep why a try at the unit failed, and drop what it wrote."""
         write_text(self._failure(unit), json.dumps({"host": socket.gethostname(), "reason": reason}, indent=1))
         if self.remote is not None:
-            self.remote.send(self._names(self._failure(unit)))
+            self.remote.upload(self._names(self._failure(unit)))
         shutil.rmtree(self.attempt_folder(unit), ignore_errors=True)
 
     def failures(self) -> dict[str, str]:
         """Units whose last try failed and why (the last line of the reason is the error)."""
         root, found = self.folder / "failures", {}
-        for path in files_below(root) if root.is_dir() else []:
+        for path in list_files(root) if root.is_dir() else []:
             try:
                 found[str(path.relative_to(root).with_suffix(""))] = str(json.loads(path.read_text())["reason"])
             except (ValueError, KeyError, TypeError):
@@ -178,7 +178,7 @@ class Manifest:
         In a store a marker is sent last and whole, so that it is there is enough.
         """
         if self.remote is not None:
-            return self.remote.holds(self._names(self._marker(unit))[0])
+            return self.remote.exists(self._names(self._marker(unit))[0])
         try:
             marker = self.read(unit)
         except (DamagedUnit, KeyError):
@@ -192,21 +192,21 @@ class Manifest:
         """
         if self.remote is None:
             return [unit for unit in units if not self.done(unit)]
-        there = set(self.units(anew=not self.remote.current))
-        self.remote.outdate()
+        there = set(self.units(refresh=not self.remote.is_current))
+        self.remote.invalidate()
         return [unit for unit in units if unit not in there]
 
     def markers(self) -> dict[str, Marker]:
         """Those of all units, in order. From a store they are fetched together."""
-        units = list(self.units(anew=True))
+        units = list(self.units(refresh=True))
         if self.remote is not None:
-            self.remote.fetch(self._names(*map(self._marker, units)))
+            self.remote.download(self._names(*map(self._marker, units)))
         return {unit: self.read(unit) for unit in units}
 
     def read(self, unit: str) -> Marker:
         """The unit's marker. KeyError if there is none, DamagedUnit if it cannot be trusted."""
         path = f"{self.folder}/markers/{unit}.json"
-        if self.remote is not None and self.remote.fetch(self._names(self._marker(unit))):
+        if self.remote is not None and self.remote.download(self._names(self._marker(unit))):
             self._marker(unit).unlink(missing_ok=True)
         try:
             stat = os.stat(path)
@@ -233,13 +233,13 @@ class Manifest:
         if self.remote is None:
             return path.stat().st_size if path.is_file() else None
         name = self._names(path)[0]
-        return self.remote.sizes[name] if self.remote.holds(name) else None
+        return self.remote.sizes[name] if self.remote.exists(name) else None
 
-    def local(self, unit: str) -> Path:
+    def local_folder(self, unit: str) -> Path:
         """The finished unit's folder with all its files here, not hashed: for reports and what was just verified."""
         if self.remote is not None:
             folder = self.unit_folder(unit)
-            self.remote.fetch(self._names(*(folder / name for name in self.read(unit).files)))
+            self.remote.download(self._names(*(folder / name for name in self.read(unit).files)))
         return self.unit_folder(unit)
 
     def verify(self, unit: str, *, tensors: Sequence[str] | None = None) -> Marker:
@@ -253,7 +253,7 @@ class Manifest:
         else:
             own = [name for name in marker.files if name.count("/") < 2]
             self._compare(marker, own)
-            wanted = parts(self.unit_folder(unit), tensors)
+            wanted = file_prefixes(self.unit_folder(unit), tensors)
             self._compare(marker, [name for name in marker.files if name.startswith(wanted)])
         return marker
 
@@ -263,10 +263,10 @@ class Manifest:
         wrong = self._wrong_sizes(marker, names)
         if not wrong:
             if self.remote is not None:
-                self.remote.fetch(self._names(*(folder / name for name in names)))
+                self.remote.download(self._names(*(folder / name for name in names)))
             other = self._differing(marker, names)
             if other and self.remote is not None:
-                self.remote.fetch(self._names(*(folder / name for name in other)), anew=True)
+                self.remote.download(self._names(*(folder / name for name in other)), refresh=True)
                 other = self._differing(marker, other)
             wrong = [f"{folder / name} does not have the digest its marker vouches for" for name in other]
         if wrong:
@@ -285,26 +285,26 @@ class Manifest:
         self._remove(self._marker(unit))
         folder = self.unit_folder(unit)
         if self.remote is not None:
-            self.remote.remove(self.remote.below(str(folder.relative_to(self.remote.local))))
+            self.remote.remove(self.remote.list_prefix(str(folder.relative_to(self.remote.local))))
         shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what killed tries left. For who holds the run directory's lock: nobody else is at work then."""
         shutil.rmtree(self.folder / "attempts", ignore_errors=True)
 
-    def units(self, *, anew: bool = False) -> Iterator[str]:
+    def units(self, *, refresh: bool = False) -> Iterator[str]:
         """Names that have a marker file, sound or not, in order; the stage's own mark is left out.
 
-        Of a store, those that were there when it was last listed, or `anew`: other processes may have finished some.
+        Of a store, those that were there when it was last listed, or `refresh`: other processes may have finished some.
         """
         root = self.folder / "markers"
         if self.remote is not None:
             place = str(root.relative_to(self.remote.local))
-            if anew:
-                self.remote.look(place)
-            found = [name.removeprefix(f"{place}/") for name in self.remote.below(place)]
+            if refresh:
+                self.remote.refresh(place)
+            found = [name.removeprefix(f"{place}/") for name in self.remote.list_prefix(place)]
         else:
-            found = names_below(root)
+            found = list_names(root)
         for name in sorted(found):
             unit = name.removesuffix(".json")
             if unit != name and unit != COMPLETE:

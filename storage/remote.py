@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import stays_inside
+from adatsq_pipe.storage.files import is_safe_relative
 from adatsq_pipe.storage.fingerprint import digest
 
 CACHE = "ADATSQ_PIPE_CACHE"
@@ -43,34 +43,34 @@ class Remote:
     def _at(self, name: str) -> str:
         return f"{self.base}/{name}"
 
-    def look(self, below: str = "") -> None:
-        """List what is there (below a name), in the store's pages, and believe that from now on."""
+    def refresh(self, prefix: str = "") -> None:
+        """List what is there (below `prefix`), in the store's pages, and believe that from now on."""
         self.files.invalidate_cache()
-        if not below:
+        if not prefix:
             self._current.add("all")
-        root = self._at(below) if below else self.base
+        root = self._at(prefix) if prefix else self.base
         try:
             found = self.files.find(root, detail=True)
         except FileNotFoundError:
             found = {}
-        for name in [n for n in self.sizes if not below or n.startswith(f"{below}/")]:
+        for name in [n for n in self.sizes if not prefix or n.startswith(f"{prefix}/")]:
             del self.sizes[name]
         for path, entry in found.items():
             name = path.removeprefix(self.base).lstrip("/")
-            if not stays_inside(name):
+            if not is_safe_relative(name):
                 raise StorageError(f"{self.url} holds a file named {name!r}, which leads out of it; remove it there")
             self.sizes[name] = int(entry["size"] or 0)
 
     @property
-    def current(self) -> bool:
+    def is_current(self) -> bool:
         """Whether all has been listed, and nobody else has been given work since."""
         return bool(self._current)
 
-    def outdate(self) -> None:
+    def invalidate(self) -> None:
         """From now on other processes put files there, too."""
         self._current.clear()
 
-    def holds(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Whether the file is there; asks the store only about names it has not heard of."""
         if name not in self.sizes:
             try:
@@ -79,10 +79,10 @@ class Remote:
                 return False
         return True
 
-    def fetch(self, names: Iterable[str], *, anew: bool = False) -> list[str]:
-        """Bring files here, several at a time, unless they are (`anew`: even then). Returns the names not there."""
-        wanted = [n for n in names if anew or n not in self.sizes or _size(self.local / n) != self.sizes[n]]
-        missing = [n for n in wanted if not self.holds(n)]
+    def download(self, names: Iterable[str], *, refresh: bool = False) -> list[str]:
+        """Bring files here, several at a time, unless they are (`refresh`: even then). Returns the names not there."""
+        wanted = [n for n in names if refresh or n not in self.sizes or _size(self.local / n) != self.sizes[n]]
+        missing = [n for n in wanted if not self.exists(n)]
         wanted = [n for n in wanted if n not in set(missing)]
         if wanted:
             self.local.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class Remote:
                     os.replace(path, self.local / name)
         return missing
 
-    def send(self, names: Sequence[str]) -> None:
+    def upload(self, names: Sequence[str]) -> None:
         """Put the mirror's files of these names there, several at a time. A file appears whole or not at all."""
         if names:
             self.files.put([str(self.local / n) for n in names], [self._at(n) for n in names])
@@ -103,13 +103,13 @@ class Remote:
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove files there, if they are there."""
-        known = [n for n in names if self.holds(n)]
+        known = [n for n in names if self.exists(n)]
         if known:
             self.files.rm([self._at(n) for n in known])
         for name in known:
             self.sizes.pop(name, None)
 
-    def below(self, name: str) -> list[str]:
+    def list_prefix(self, name: str) -> list[str]:
         """Names of the known files below `name`, in order."""
         return sorted(n for n in self.sizes if n.startswith(f"{name}/"))
 
@@ -126,7 +126,7 @@ def is_url(text: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def remote_at(url: str) -> Remote:
+def open_remote(url: str) -> Remote:
     """The store at `url`, opened once in this process. Raises StorageError for one that cannot be used."""
     import fsspec
 
@@ -144,10 +144,10 @@ def remote_at(url: str) -> Remote:
         raise StorageError(f"{url} needs one package more ({error}): {install}") from None
     except ValueError as error:
         raise StorageError(f"{url} is no URL that fsspec knows: {error}") from None
-    return Remote(url=url.rstrip("/"), local=mirror_of(url), files=files, base=str(base).rstrip("/"))
+    return Remote(url=url.rstrip("/"), local=mirror_path(url), files=files, base=str(base).rstrip("/"))
 
 
-def mirror_of(url: str) -> Path:
+def mirror_path(url: str) -> Path:
     """Where this machine keeps its copy of what lies at `url`."""
     root = os.environ.get(CACHE) or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adatsq-pipe")
     return Path(root).expanduser() / digest(url.rstrip("/"))[:16]

@@ -19,11 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import point, stays_inside, write_bytes, write_text
-from adatsq_pipe.storage.fingerprint import Plain, canonical, files_below
+from adatsq_pipe.storage.files import is_safe_relative, symlink_atomically, write_bytes, write_text
+from adatsq_pipe.storage.fingerprint import Plain, canonical, list_files
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
-from adatsq_pipe.storage.remote import Remote, is_url, remote_at
+from adatsq_pipe.storage.remote import Remote, is_url, open_remote
 
 FORMAT = 1
 
@@ -46,21 +46,21 @@ class RunDir:
             where = where.removeprefix("file://")
         if not is_url(where):
             return cls(Path(where).expanduser().resolve())
-        return cls(remote_at(where).local, remote_at(where).url)
+        return cls(open_remote(where).local, open_remote(where).url)
 
     @classmethod
-    def opened(cls, where: str) -> RunDir:
+    def open(cls, where: str) -> RunDir:
         """As `at`, and if it is a URL, what plans are made from is brought here."""
         run = cls.at(where)
-        run.open()
+        run.refresh()
         return run
 
     @property
-    def where(self) -> str:
+    def uri(self) -> str:
         """What `at` takes, on any machine."""
         return self.url or str(self.path)
 
-    def shown(self, name: str = "") -> str:
+    def display(self, name: str = "") -> str:
         """The run directory, or a file in it, as one would write it here: relative if it lies below, else whole."""
         relative = os.path.relpath(self.path)
         place = self.url or (str(self.path) if relative.startswith("..") else relative)
@@ -68,13 +68,13 @@ class RunDir:
 
     @property
     def remote(self) -> Remote | None:
-        return remote_at(self.url) if self.url else None
+        return open_remote(self.url) if self.url else None
 
     @property
     def model(self) -> Path:
         return self.path / "model"
 
-    def published(self, assembled: str, evaluated: str) -> Path:
+    def published_folder(self, assembled: str, evaluated: str) -> Path:
         """The assembled folder together with what its evaluation found."""
         return self.path / "published" / assembled[:16] / evaluated[:16]
 
@@ -83,7 +83,7 @@ class RunDir:
         return self.path / "report"
 
     @property
-    def identity_memory(self) -> Path:
+    def digest_cache(self) -> Path:
         return self.path / "model_files.json"
 
     def manifest(self, stage: str, fingerprint: str) -> Manifest:
@@ -98,14 +98,14 @@ class RunDir:
             found = sorted(p for p in self.path.glob("*/*") if (p / "markers").is_dir())
         return [Manifest(folder.parent.name, folder, self.remote) for folder in found]
 
-    def open(self) -> None:
+    def refresh(self) -> None:
         """Learn what is there, from a listing in pages, and bring the few small files here that plans are made from."""
         if self.remote is None:
             return
         try:
-            self.remote.look()
-            self.remote.fetch([n for n in self.remote.sizes if "/failures/" in n or n.endswith("/identity.json")])
-            self.remote.fetch([n for n in SMALL if n in self.remote.sizes], anew=True)
+            self.remote.refresh()
+            self.remote.download([n for n in self.remote.sizes if "/failures/" in n or n.endswith("/identity.json")])
+            self.remote.download([n for n in SMALL if n in self.remote.sizes], refresh=True)
         except OSError as error:
             raise StorageError(
                 f"{self.url} cannot be read ({type(error).__name__}: {error}); see that the bucket is there and that "
@@ -115,33 +115,31 @@ class RunDir:
             if name not in self.remote.sizes:
                 (self.path / name).unlink(missing_ok=True)
 
-    def keep(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
         """Write a small file of the run itself."""
         write_text(self.path / name, text)
-        self.send(name)
+        self.upload(name)
 
-    def send(self, *names: str) -> None:
+    def upload(self, *names: str) -> None:
         """Files and folders of the run that were written here: there too, if this is a mirror."""
         if self.remote is None:
             return
-        found = [
-            p for n in names for p in (files_below(self.path / n) if (self.path / n).is_dir() else [self.path / n])
-        ]
-        self.remote.send([str(path.relative_to(self.path)) for path in found])
+        found = [p for n in names for p in (list_files(self.path / n) if (self.path / n).is_dir() else [self.path / n])]
+        self.remote.upload([str(path.relative_to(self.path)) for path in found])
 
-    def given(self, digest: str) -> Path:
+    def prompt_image(self, digest: str) -> Path:
         """A picture that came with a prompt, here."""
         name = f"given/{digest}"
-        if not stays_inside(name) or (self.remote is not None and self.remote.fetch([name])):
-            raise StorageError(f"{self.shown(name)} is not there; run again with the file of prompts that named it")
+        if not is_safe_relative(name) or (self.remote is not None and self.remote.download([name])):
+            raise StorageError(f"{self.display(name)} is not there; run again with the file of prompts that named it")
         return self.path / name
 
-    def give(self, pictures: Mapping[str, Path]) -> None:
+    def add_prompt_images(self, pictures: Mapping[str, Path]) -> None:
         """Keep pictures that come with prompts under their digests, so that every machine has them."""
         for digest, path in pictures.items():
             if not (self.path / "given" / digest).is_file():
                 write_bytes(self.path / "given" / digest, path.read_bytes())
-                self.send(f"given/{digest}")
+                self.upload(f"given/{digest}")
 
     def publish(self, folder: Path, assembled: str, evaluated: str = "") -> None:
         """Make `folder` (in this directory) the run's `model`; one with its evaluation is not replaced by one without.
@@ -149,7 +147,7 @@ class RunDir:
         A store knows no links: it gets a copy.
         """
         if self.remote is None:
-            point(self.model, folder)
+            symlink_atomically(self.model, folder)
             return
         said = {"assembled": assembled[:16], "evaluated": evaluated[:16]}
         try:
@@ -158,11 +156,11 @@ class RunDir:
             old = {}
         if old == said or (not evaluated and old.get("assembled") == said["assembled"]):
             return
-        point(self.model, folder)
-        stale = [n for n in self.remote.below("model") if not (self.path / n).is_file()]
+        symlink_atomically(self.model, folder)
+        stale = [n for n in self.remote.list_prefix("model") if not (self.path / n).is_file()]
         self.remote.remove(["model.json", *stale])
-        self.send("model")
-        self.keep("model.json", json.dumps(said))
+        self.upload("model")
+        self.write("model.json", json.dumps(said))
 
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()
@@ -171,13 +169,13 @@ class RunDir:
         """Make the directory, or check that an existing one has this program's format."""
         if not self.exists():
             if self._occupied():
-                raise StorageError(f"{self.shown()} is not empty and holds no run; name another --run-dir")
+                raise StorageError(f"{self.display()} is not empty and holds no run; name another --run-dir")
             try:
-                self.keep("run.json", json.dumps({"format": FORMAT}))
+                self.write("run.json", json.dumps({"format": FORMAT}))
             except FileNotFoundError as error:
-                raise StorageError(f"{self.shown()} cannot be written ({error}); make the bucket first") from None
+                raise StorageError(f"{self.display()} cannot be written ({error}); make the bucket first") from None
             except PermissionError as error:
-                raise StorageError(f"{self.shown()} cannot be written ({error}); see to its rights") from None
+                raise StorageError(f"{self.display()} cannot be written ({error}); see to its rights") from None
         self.check()
 
     def _occupied(self) -> bool:
@@ -192,12 +190,14 @@ class RunDir:
         try:
             found = json.loads(path.read_text())["format"]
         except FileNotFoundError:
-            raise StorageError(f"{self.shown()} holds no run (no run.json); name the --run-dir of a run") from None
+            raise StorageError(f"{self.display()} holds no run (no run.json); name the --run-dir of a run") from None
         except (ValueError, KeyError, TypeError):
-            raise StorageError(f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start anew") from None
+            raise StorageError(
+                f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start a new run"
+            ) from None
         if found != FORMAT:
             raise StorageError(
-                f"{self.shown()} was written in format {found}, this version reads format {FORMAT}; "
+                f"{self.display()} was written in format {found}, this version reads format {FORMAT}; "
                 "use the version that wrote it, or another --run-dir"
             )
 
@@ -234,15 +234,17 @@ class RunDir:
                 named = f"process {who['pid']} on {who['host']}"
             except (OSError, ValueError, KeyError):
                 named = "another process"
-            raise StorageError(f"{self.shown()} is in use by {named}; wait for it or name another --run-dir") from None
+            raise StorageError(
+                f"{self.display()} is in use by {named}; wait for it or name another --run-dir"
+            ) from None
 
     def log(self, entry: Mapping[str, Plain]) -> None:
         """Append one line to the run's log, which vouches for nothing: it is where wall times are looked up."""
         with (self.path / "log.jsonl").open("a") as file:
             file.write(canonical(entry) + "\n")
-        self.send("log.jsonl")
+        self.upload("log.jsonl")
 
-    def logged(self) -> Iterator[dict[str, Any]]:
+    def log_entries(self) -> Iterator[dict[str, Any]]:
         """The log's entries; a line that a kill has torn is passed over."""
         path = self.path / "log.jsonl"
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -257,7 +259,7 @@ class RunDir:
         """Keep what a fingerprint was made of, so that a later change can be shown field by field."""
         name = f"{stage}/{fingerprint[:16]}/identity.json"
         if not (self.path / name).exists():
-            self.keep(name, json.dumps(identity, indent=1, sort_keys=True))
+            self.write(name, json.dumps(identity, indent=1, sort_keys=True))
 
     def identities(self, stage: str) -> list[dict[str, Plain]]:
         """What the stage's folders were made of, newest first."""

@@ -59,7 +59,7 @@ def search(executor: Executor, context: Context, report: Report) -> None:
     rollouts = _evaluated(context, executor, "rollout", survivors, again)
     if not manifest.done("front"):
         write_front(context, space, beam, rollouts)
-    for scratch in [unit for unit in manifest.units(anew=True) if unit.startswith("path/")]:
+    for scratch in [unit for unit in manifest.units(refresh=True) if unit.startswith("path/")]:
         manifest.discard(scratch)
     report(len(beam.prices) + 1, len(beam.prices) + 1)
 

@@ -110,7 +110,7 @@ def asked_for(
     context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
 ) -> list[Conditions]:
     """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
-    found, find, mode = [], RunDir.at(context.run).given, picture_mode(Path(context.model))
+    found, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(Path(context.model))
     for i, prompt in enumerate(prompts):
         given = inputs[i] if inputs else {}
         own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i

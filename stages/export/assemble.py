@@ -36,7 +36,7 @@ class Assemble:
     def __call__(self, key: str) -> None:
         from adatsq_pipe.stages.export.model_card import card
         from adatsq_pipe.stages.runtime.spec import FORMAT
-        from adatsq_pipe.storage.checkpoint import write_part, write_pipeline
+        from adatsq_pipe.storage.checkpoint import write_component, write_pipeline
 
         source = Path(self.context.model)
         with unit_of(self.context, self.stage, key) as unit:
@@ -49,7 +49,7 @@ class Assemble:
                     text = card(self.context, unit.value)
                     write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
                 else:
-                    write_part(source, unit.folder, part=part, tensors=stored, quantization_config=config)
+                    write_component(source, unit.folder, part=part, tensors=stored, quantization_config=config)
             model = self.context.settings("model", ModelSettings)
             if model.call:
                 called = {"call": dict(model.call), "world": model.world}

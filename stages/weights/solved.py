@@ -26,7 +26,7 @@ def load_solved(context: Context, transformer: nn.Module, policy: Policy) -> dic
     specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}
     layers = replace_linears(transformer, specs, steps=policy.steps)
     for i, (name, layer) in enumerate(layers.items()):
-        stored = tensors.read(context.manifest("solve").local(f"layer/{name}"))
+        stored = tensors.read(context.manifest("solve").local_folder(f"layer/{name}"))
         layer.set_tensors(stored)
         layer.policy.copy_(torch.tensor(policy.of_layer(i), dtype=torch.uint8))
     return layers

@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.units import complete, fan_out, unit_of
-from adatsq_pipe.storage.remote import remote_at
+from adatsq_pipe.storage.remote import open_remote
 from adatsq_pipe.storage.rundir import RunDir
 from tests import s3
 
@@ -70,13 +70,13 @@ def main(units: int, latency: float) -> None:
 def _bucket(run: RunDir, keys: list[str], fingerprint: str, latency: float, scratch: str) -> None:
     with s3.served() as port, s3.door(port) as door:
         os.environ.update(s3.environment(door.server_port), ADATSQ_PIPE_CACHE=str(Path(scratch) / "mirrors"))
-        there = remote_at("s3://bucket/run")
+        there = open_remote("s3://bucket/run")
         there.files.mkdir("bucket")
         there.files.put(str(run.path), there.base, recursive=True)
         door.latency = latency
 
         def planned() -> None:
-            opened = RunDir.opened("s3://bucket/run")
+            opened = RunDir.open("s3://bucket/run")
             assert opened.manifest("capture", fingerprint).missing(keys) == []
 
         before = door.counts["passed"]

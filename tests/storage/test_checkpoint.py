@@ -16,7 +16,7 @@ from adatsq_pipe.storage.checkpoint import (
     read_transformer,
     stored_sizes,
     weight_shapes,
-    write_part,
+    write_component,
     write_pipeline,
 )
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
@@ -101,7 +101,7 @@ def test_a_part_replaces_the_one_that_was_there(model: Path, tmp_path: Path) -> 
     (tmp_path / "target" / "vae").mkdir(parents=True)
     (tmp_path / "target" / "vae" / "of-before").touch()
     (model / "vae" / "config.json").write_text("{}")
-    write_part(model, tmp_path / "target", part="vae", tensors={"w": torch.ones(1)}, quantization_config=None)
+    write_component(model, tmp_path / "target", part="vae", tensors={"w": torch.ones(1)}, quantization_config=None)
     names = {path.name for path in (tmp_path / "target" / "vae").iterdir()}
     assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adatsq_pipe.storage.files import point, stays_inside, twin, write_bytes, write_text
+from adatsq_pipe.storage.files import clone_tree, is_safe_relative, symlink_atomically, write_bytes, write_text
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def test_text_is_written_in_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "a/b", "a..b/c..", "..a", "a/.hidden", "rows:0"])
 def test_a_name_that_stays_inside(name: str) -> None:
-    assert stays_inside(name)
+    assert is_safe_relative(name)
 
 
 @pytest.mark.parametrize("name", ["", "/a", "..", "../a", "a/../b", "a/..", "a\\b", "a\0b"])
 def test_a_name_that_leads_out(name: str) -> None:
-    assert not stays_inside(name)
+    assert not is_safe_relative(name)
 
 
 def test_a_link_is_relative_and_follows_its_last_target(tmp_path: Path) -> None:
@@ -71,23 +71,23 @@ def test_a_link_is_relative_and_follows_its_last_target(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     link = tmp_path / "model"
     (tmp_path / ".model.partial").symlink_to("nowhere")
-    point(link, tmp_path / "runs/one")
+    symlink_atomically(link, tmp_path / "runs/one")
     assert os.readlink(link) == "runs/one"
-    point(link, tmp_path / "runs/two")
+    symlink_atomically(link, tmp_path / "runs/two")
     assert os.readlink(link) == "runs/two" and sorted(os.listdir(tmp_path)) == ["model", "runs"]
 
 
 def test_a_link_never_vanishes(tmp_path: Path, full_disk: None) -> None:
     (tmp_path / "model").symlink_to("one")
     with pytest.raises(OSError, match="No space"):
-        point(tmp_path / "model", tmp_path / "two")
+        symlink_atomically(tmp_path / "model", tmp_path / "two")
     assert os.readlink(tmp_path / "model") == "one"
 
 
 def test_a_folder_in_the_place_of_a_link_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(FileExistsError, match="not a link of this program"):
-        point(tmp_path / "model", tmp_path / "two")
+        symlink_atomically(tmp_path / "model", tmp_path / "two")
     assert (tmp_path / "model").is_dir() and not (tmp_path / "model").is_symlink()
 
 
@@ -103,8 +103,8 @@ def test_a_clone_copies_small_files_and_shares_large_ones(tmp_path: Path) -> Non
     source, target = _tree(tmp_path / "source"), tmp_path / "target"
     (tmp_path / "target.unfinished" / "torn").mkdir(parents=True)
     (target / "of-before").mkdir(parents=True)
-    twin(source, target, {"card/README.md": b"hello", "small": b"other", "vae/large": b"mine"})
-    twin(source, target, {"card/README.md": b"hello", "small": b"other"})
+    clone_tree(source, target, {"card/README.md": b"hello", "small": b"other", "vae/large": b"mine"})
+    clone_tree(source, target, {"card/README.md": b"hello", "small": b"other"})
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*")) == [
         "card", "card/README.md", "edge", "small", "vae", "vae/empty", "vae/large",
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_clone_copies_small_files_and_shares_large_ones(tmp_path: Path) -> Non
 
 def test_a_file_added_to_a_clone_is_not_written_through_to_the_original(tmp_path: Path) -> None:
     source = _tree(tmp_path / "source")
-    twin(source, tmp_path / "target", {"vae/large": b"mine"})
+    clone_tree(source, tmp_path / "target", {"vae/large": b"mine"})
     assert (tmp_path / "target/vae/large").read_bytes() == b"mine"
     assert (source / "vae/large").read_bytes() == bytes(2**20 + 1)
 
@@ -127,7 +127,7 @@ def test_a_clone_copies_where_it_cannot_share(tmp_path: Path, monkeypatch: pytes
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refused)
-    twin(_tree(tmp_path / "source"), tmp_path / "target", {})
+    clone_tree(_tree(tmp_path / "source"), tmp_path / "target", {})
     assert (tmp_path / "target/vae/large").read_bytes() == bytes(2**20 + 1)
 
 
@@ -135,5 +135,5 @@ def test_a_clone_that_fails_leaves_the_old_one(tmp_path: Path, full_disk: None) 
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "old").touch()
     with pytest.raises(OSError, match="No space"):
-        twin(_tree(tmp_path / "source"), tmp_path / "target", {"new": b"x"})
+        clone_tree(_tree(tmp_path / "source"), tmp_path / "target", {"new": b"x"})
     assert os.listdir(tmp_path / "target") == ["old"]

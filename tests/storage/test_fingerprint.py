@@ -14,11 +14,11 @@ from adatsq_pipe.storage.fingerprint import (
     canonical,
     differences,
     digest,
-    digest_of_read,
+    digest_of_json,
     file_digest,
-    files_below,
     folder_digest,
-    names_below,
+    list_files,
+    list_names,
 )
 
 
@@ -55,9 +55,9 @@ def test_what_has_no_identity_is_named_by_its_place() -> None:
 def test_a_digest_of_what_was_read_is_that_of_what_was_written() -> None:
     value: dict[str, object] = {"b": [1, 0.1, None, True], "a": {"é": "\n", "z": 1e-300}}
     by_hand = _sha(b'{"a":{"z":1e-300,"\\u00e9":"\\n"},"b":[1,0.1,null,true]}')
-    assert digest_of_read(json.loads(json.dumps(value))) == digest(value) == by_hand  # type: ignore[arg-type]
+    assert digest_of_json(json.loads(json.dumps(value))) == digest(value) == by_hand  # type: ignore[arg-type]
     with pytest.raises(ValueError):
-        digest_of_read(json.loads('{"x": NaN}'))
+        digest_of_json(json.loads('{"x": NaN}'))
 
 
 def test_differences_name_fields() -> None:
@@ -84,9 +84,9 @@ def _touch(folder: Path, *names: str) -> None:
 
 def test_names_below_are_the_files_below(tmp_path: Path) -> None:
     _touch(tmp_path, "b/1.json", "b/c/2.json", "a.json", ".hidden/3", "b/.partial-1")
-    assert names_below(tmp_path) == ["a.json", "b/1.json", "b/c/2.json"]
-    assert files_below(tmp_path) == [tmp_path / name for name in names_below(tmp_path)]
-    assert names_below(tmp_path / "nowhere") == []
+    assert list_names(tmp_path) == ["a.json", "b/1.json", "b/c/2.json"]
+    assert list_files(tmp_path) == [tmp_path / name for name in list_names(tmp_path)]
+    assert list_names(tmp_path / "nowhere") == []
 
 
 def test_names_below_stand_in_one_order_whatever_the_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_names_below_stand_in_one_order_whatever_the_disk_says(tmp_path: Path, m
             yield root, folders, sorted(names, reverse=True)
 
     monkeypatch.setattr("os.walk", backwards)
-    assert names_below(tmp_path) == ["a", "b", "y/3", "z/1", "z/2"]
+    assert list_names(tmp_path) == ["a", "b", "y/3", "z/1", "z/2"]
 
 
 def _model(tmp_path: Path) -> Path:

@@ -260,7 +260,7 @@ def test_units_are_listed_in_order_without_the_stages_own_mark(tmp_path: Path) -
     (tmp_path / "markers" / ".partial-x.json").touch()
     assert list(manifest.units()) == list(manifest.markers()) == ["a.json.x", "a/9", "b-0", "b/1"]
     assert manifest.read(COMPLETE).value == ["a/9", "b/1"] and manifest.done(COMPLETE)
-    assert manifest.missing(["z", "a/9", "c"]) == ["z", "c"] and manifest.local("a/9") == tmp_path / "units/a/9"
+    assert manifest.missing(["z", "a/9", "c"]) == ["z", "c"] and manifest.local_folder("a/9") == tmp_path / "units/a/9"
 
 
 def test_a_withdrawn_unit_is_neither_done_nor_listed_and_the_stage_is_not_complete(tmp_path: Path) -> None:
@@ -381,13 +381,13 @@ def test_another_machine_reads_what_the_first_one_sent(tmp_path: Path, store: Re
     for unit in ("a/0", "a/1"):
         _commit(first, unit, {"of": unit}, one=b"1", two=b"22")
     assert other.done("a/0") and not other.done("a/2") and list(other.units()) == ["a/0"], "known so far"
-    assert list(other.units(anew=True)) == ["a/0", "a/1"]
+    assert list(other.units(refresh=True)) == ["a/0", "a/1"]
     store.calls.clear()
     assert {unit: marker.value for unit, marker in other.markers().items()} == {
         unit: {"of": unit} for unit in ("a/0", "a/1")
     }
     assert len(store.requests("get")) == 1, "markers are fetched together"
-    folder = other.local("a/1")
+    folder = other.local_folder("a/1")
     assert folder == tmp_path / "two/capture/ab/units/a/1"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"one": b"1", "two": b"22"}
     assert not (tmp_path / "two/capture/ab/units/a/0").exists()
@@ -399,10 +399,10 @@ def test_what_is_missing_in_a_store_is_listed_once_and_again_when_others_have_wo
 ) -> None:
     manifest, other = _there(store, tmp_path / "one"), _there(store, tmp_path / "two")
     _commit(other, "a/0", one=b"1")
-    _remote(manifest).look()
-    assert store.requests("find")[-1] == ["/run"] and _remote(manifest).current
+    _remote(manifest).refresh()
+    assert store.requests("find")[-1] == ["/run"] and _remote(manifest).is_current
     assert manifest.missing(["a/2", "a/0", "a/1"]) == ["a/2", "a/1"]
-    assert len(store.requests("find")) == 1 and not _remote(manifest).current
+    assert len(store.requests("find")) == 1 and not _remote(manifest).is_current
     _commit(other, "a/1", one=b"1")
     assert manifest.missing(["a/2", "a/0", "a/1"]) == ["a/2"]
     assert store.requests("find")[1:] == [["/run/capture/ab/markers"]]
@@ -438,7 +438,7 @@ def test_withdrawing_removes_the_marks_from_the_store(tmp_path: Path, store: Rec
     manifest.withdraw("a/0")
     assert list(store.contents()) == ["/run/capture/ab/units/a/0/one"]
     assert list(manifest.units()) == [] and not manifest.done("a/0") and not manifest.done(COMPLETE)
-    assert list(other.units(anew=True)) == [], "the mirror's own copy of a marker counts for nothing"
+    assert list(other.units(refresh=True)) == [], "the mirror's own copy of a marker counts for nothing"
     with pytest.raises(KeyError):
         other.read("a/0")
     assert not (other.folder / "markers/a/0.json").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.remote import Remote, is_url, mirror_of, remote_at
+from adatsq_pipe.storage.remote import Remote, is_url, mirror_path, open_remote
 from tests.support.memory_store import RecordingStore, remote_of
 
 
@@ -27,73 +27,73 @@ def remote(store: RecordingStore, tmp_path: Path) -> Remote:
 
 
 def test_a_listing_says_what_is_there_with_its_sizes(remote: Remote) -> None:
-    assert not remote.current and remote.sizes == {}
-    remote.look()
-    assert remote.sizes == {"run.json": 2, "a/1": 3, "a/2": 0, "a/b/3": 5, "ab/4": 4} and remote.current
-    assert remote.below("a") == ["a/1", "a/2", "a/b/3"] and remote.below("b") == []
-    remote.outdate()
-    assert not remote.current
+    assert not remote.is_current and remote.sizes == {}
+    remote.refresh()
+    assert remote.sizes == {"run.json": 2, "a/1": 3, "a/2": 0, "a/b/3": 5, "ab/4": 4} and remote.is_current
+    assert remote.list_prefix("a") == ["a/1", "a/2", "a/b/3"] and remote.list_prefix("b") == []
+    remote.invalidate()
+    assert not remote.is_current
 
 
 def test_a_listing_of_a_part_replaces_what_was_known_of_it_alone(remote: Remote, store: RecordingStore) -> None:
-    remote.look()
-    remote.outdate()
+    remote.refresh()
+    remote.invalidate()
     store.rm(["/run/a/1", "/run/ab/4"])
     store.pipe_file("/run/a/9", b"nine")
-    remote.look("a")
-    assert remote.sizes == {"run.json": 2, "a/2": 0, "a/b/3": 5, "a/9": 4, "ab/4": 4} and not remote.current
-    remote.look("nowhere")
-    remote.look()
+    remote.refresh("a")
+    assert remote.sizes == {"run.json": 2, "a/2": 0, "a/b/3": 5, "a/9": 4, "ab/4": 4} and not remote.is_current
+    remote.refresh("nowhere")
+    remote.refresh()
     assert remote.sizes == {"run.json": 2, "a/2": 0, "a/b/3": 5, "a/9": 4}
     store.rm("/run", recursive=True)
-    remote.look()
+    remote.refresh()
     assert remote.sizes == {}
 
 
 def test_a_store_whose_names_lead_out_is_refused(remote: Remote, store: RecordingStore, tmp_path: Path) -> None:
     store.store["/run/../../escaped"] = store.store["/run/run.json"]
     with pytest.raises(StorageError, match="leads out of it"):
-        remote.look()
+        remote.refresh()
     assert not (tmp_path.parent / "escaped").exists()
 
 
 def test_a_file_is_asked_for_once(remote: Remote, store: RecordingStore) -> None:
-    assert remote.holds("a/1") and not remote.holds("a/7")
+    assert remote.exists("a/1") and not remote.exists("a/7")
     store.rm("/run/a/1")
     store.pipe_file("/run/a/7", b"7")
-    assert remote.holds("a/1"), "what is known is believed until the next listing"
-    assert remote.holds("a/7") and remote.sizes == {"a/1": 3, "a/7": 1}, "what is not there may come any time"
+    assert remote.exists("a/1"), "what is known is believed until the next listing"
+    assert remote.exists("a/7") and remote.sizes == {"a/1": 3, "a/7": 1}, "what is not there may come any time"
 
 
 def test_files_are_fetched_together_and_once(remote: Remote, store: RecordingStore) -> None:
     store.calls.clear()
-    assert remote.fetch(["a/1", "a/7", "a/b/3"]) == ["a/7"]
+    assert remote.download(["a/1", "a/7", "a/b/3"]) == ["a/7"]
     assert {str(p.relative_to(remote.local)): p.read_bytes() for p in remote.local.rglob("*") if p.is_file()} == {
         "a/1": b"one",
         "a/b/3": b"three",
     }
     assert [path.name for path in remote.local.iterdir()] == ["a"], "nothing is left of the way here"
-    assert remote.fetch(["a/1", "a/b/3"]) == [] and store.requests("get") == [["/run/a/1", "/run/a/b/3"]]
+    assert remote.download(["a/1", "a/b/3"]) == [] and store.requests("get") == [["/run/a/1", "/run/a/b/3"]]
     (remote.local / "a/1").write_bytes(b"longer")
     (remote.local / "a/b/3").unlink()
-    remote.fetch(["a/1", "a/b/3", "a/2"])
+    remote.download(["a/1", "a/b/3", "a/2"])
     assert store.requests("get")[1:] == [["/run/a/1", "/run/a/b/3", "/run/a/2"]]
     assert (remote.local / "a/1").read_bytes() == b"one" and (remote.local / "a/2").read_bytes() == b""
 
 
 def test_a_file_that_changed_is_fetched_when_asked_for_anew(remote: Remote, store: RecordingStore) -> None:
-    remote.fetch(["a/1"])
+    remote.download(["a/1"])
     store.pipe_file("/run/a/1", b"other")
-    remote.fetch(["a/1"])
+    remote.download(["a/1"])
     assert (remote.local / "a/1").read_bytes() == b"one"
-    assert remote.fetch(["a/1"], anew=True) == []
+    assert remote.download(["a/1"], refresh=True) == []
     assert (remote.local / "a/1").read_bytes() == b"other" and remote.sizes["a/1"] == 5
 
 
 def test_a_mirror_of_another_day_is_not_believed(remote: Remote, store: RecordingStore) -> None:
     (remote.local / "a").mkdir(parents=True)
     (remote.local / "a/1").write_bytes(b"old")
-    remote.fetch(["a/1"])
+    remote.download(["a/1"])
     assert (remote.local / "a/1").read_bytes() == b"one", "the same size says nothing of a file never heard of"
 
 
@@ -102,18 +102,18 @@ def test_files_are_sent_under_their_names(remote: Remote, store: RecordingStore)
         (remote.local / name).parent.mkdir(parents=True, exist_ok=True)
         (remote.local / name).write_bytes(data)
     store.calls.clear()
-    remote.send(["x/1", "y"])
-    remote.send([])
+    remote.upload(["x/1", "y"])
+    remote.upload([])
     assert store.calls == [("put", "/run/x/1", "/run/y")]
     assert store.cat_file("/run/x/1") == b"x1" and store.cat_file("/run/y") == b""
-    assert remote.sizes == {"x/1": 2, "y": 0} and remote.holds("y")
+    assert remote.sizes == {"x/1": 2, "y": 0} and remote.exists("y")
 
 
 def test_files_are_removed_if_they_are_there(remote: Remote, store: RecordingStore) -> None:
-    remote.look()
+    remote.refresh()
     remote.remove(["a/1", "a/7"])
     assert not store.exists("/run/a/1") and store.exists("/run/a/2") and "a/1" not in remote.sizes
-    assert not remote.holds("a/1")
+    assert not remote.exists("a/1")
     store.calls.clear()
     remote.remove(["a/7"])
     assert store.requests("rm") == []
@@ -128,15 +128,15 @@ def test_a_store_is_opened_once_and_its_mirror_has_a_place_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADATSQ_PIPE_CACHE", str(tmp_path))
-    remote = remote_at(f"memory://{tmp_path.name}/run/")
+    remote = open_remote(f"memory://{tmp_path.name}/run/")
     name = hashlib.sha256(f'"memory://{tmp_path.name}/run"'.encode()).hexdigest()[:16]
     assert remote.url == f"memory://{tmp_path.name}/run" and remote.local == tmp_path / name
-    assert remote.base == f"/{tmp_path.name}/run" and remote_at(f"memory://{tmp_path.name}/run/") is remote
+    assert remote.base == f"/{tmp_path.name}/run" and open_remote(f"memory://{tmp_path.name}/run/") is remote
     monkeypatch.delenv("ADATSQ_PIPE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert mirror_of(remote.url) == tmp_path / "xdg" / "adatsq-pipe" / name
+    assert mirror_path(remote.url) == tmp_path / "xdg" / "adatsq-pipe" / name
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert mirror_of(remote.url) == Path.home() / ".cache" / "adatsq-pipe" / name
+    assert mirror_path(remote.url) == Path.home() / ".cache" / "adatsq-pipe" / name
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_store_is_opened_once_and_its_mirror_has_a_place_of_its_own(
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
     with pytest.raises(StorageError, match="never in the URL") as caught:
-        remote_at(url)
+        open_remote(url)
     assert "hunter2" not in str(caught.value) and "s3://bucket/run" in str(caught.value)
 
 
@@ -159,9 +159,9 @@ def test_a_store_whose_package_is_not_there_names_it(monkeypatch: pytest.MonkeyP
         ("abfs://b/x", "fsspec"),
     ):
         with pytest.raises(StorageError, match=words):
-            remote_at(url)
+            open_remote(url)
 
 
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match="no URL that fsspec knows"):
-        remote_at("nosuch://bucket/run")
+        open_remote("nosuch://bucket/run")

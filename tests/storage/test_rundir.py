@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.remote import remote_at
+from adatsq_pipe.storage.remote import open_remote
 from adatsq_pipe.storage.rundir import RunDir
 
 SHA = "ab" * 32
@@ -31,25 +31,25 @@ def _there(run: RunDir) -> dict[str, bytes]:
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("ADATSQ_PIPE_CACHE", str(tmp_path / "cache"))
-    remote_at.cache_clear()
+    open_remote.cache_clear()
     fsspec.filesystem("memory").store.clear()
     yield f"memory://{tmp_path.name}/run"
-    remote_at.cache_clear()
+    open_remote.cache_clear()
 
 
 def _machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on we are a machine whose mirrors are in `cache`."""
     monkeypatch.setenv("ADATSQ_PIPE_CACHE", str(cache))
-    remote_at.cache_clear()
+    open_remote.cache_clear()
 
 
 def test_a_run_directory_is_named_by_a_path_or_a_url(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert RunDir.at("runs/a") == RunDir.at(f"file://{tmp_path}/runs/a") == RunDir(tmp_path / "runs/a")
-    assert RunDir.at("~/a").path == tmp_path / "home/a" and RunDir.at("runs/a").where == str(tmp_path / "runs/a")
+    assert RunDir.at("~/a").path == tmp_path / "home/a" and RunDir.at("runs/a").uri == str(tmp_path / "runs/a")
     there = RunDir.at(url + "/")
-    assert there.where == url and there.path.parent == tmp_path / "cache" and there.remote is remote_at(url)
+    assert there.uri == url and there.path.parent == tmp_path / "cache" and there.remote is open_remote(url)
     assert RunDir.at("runs/a").remote is None and not (tmp_path / "runs").exists()
 
 
@@ -58,19 +58,19 @@ def test_a_run_directory_is_shown_as_one_would_write_it(
 ) -> None:
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert RunDir(tmp_path / "runs/a").shown() == "runs/a" and RunDir(tmp_path / "a").shown("model") == "a/model"
+    assert RunDir(tmp_path / "runs/a").display() == "runs/a" and RunDir(tmp_path / "a").display("model") == "a/model"
     monkeypatch.chdir(tmp_path / "below")
-    assert RunDir(tmp_path / "a").shown("model") == f"{tmp_path}/a/model"
-    assert RunDir.at(url).shown() == url and RunDir.at(url).shown("model") == f"{url}/model"
+    assert RunDir(tmp_path / "a").display("model") == f"{tmp_path}/a/model"
+    assert RunDir.at(url).display() == url and RunDir.at(url).display("model") == f"{url}/model"
 
 
 def test_paths_hold_sixteen_digits_of_a_fingerprint(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     manifest = run.manifest("solve", "0123456789abcdef" * 4)
     assert (manifest.stage, manifest.folder) == ("solve", tmp_path / "solve/0123456789abcdef")
-    assert run.published("a" * 64, "b" * 64) == tmp_path / "published" / ("a" * 16) / ("b" * 16)
+    assert run.published_folder("a" * 64, "b" * 64) == tmp_path / "published" / ("a" * 16) / ("b" * 16)
     assert (run.model, run.report) == (tmp_path / "model", tmp_path / "report")
-    assert run.identity_memory == tmp_path / "model_files.json"
+    assert run.digest_cache == tmp_path / "model_files.json"
 
 
 def test_a_new_directory_gets_its_format_and_an_old_one_keeps_it(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 
 def test_a_store_that_holds_something_else_is_not_made_a_run(url: str) -> None:
     fsspec.filesystem("memory").pipe_file(f"{url}/thesis.tex", b"x")
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     with pytest.raises(StorageError, match="is not empty and holds no run"):
         run.create()
     assert list(_there(run)) == ["thesis.tex"]
@@ -172,7 +172,7 @@ def test_who_holds_the_lock_sweeps_what_killed_tries_left(tmp_path: Path) -> Non
 
 
 def test_a_lock_in_a_store_is_held_there_and_swept_here(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     run.create()
     with run.lock() as said:
         assert said == "" and json.loads(_there(run)["lock.json"])["pid"] == os.getpid()
@@ -183,7 +183,7 @@ def test_a_lock_in_a_store_is_held_there_and_swept_here(url: str) -> None:
 
 def test_the_log_is_one_canonical_line_an_entry_and_torn_ones_are_passed_over(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert list(run.logged()) == []
+    assert list(run.log_entries()) == []
     run.log({"stage": "capture", "a": 1.5})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"stage": "fis\n[1]\n')
@@ -191,11 +191,11 @@ def test_the_log_is_one_canonical_line_an_entry_and_torn_ones_are_passed_over(tm
     assert (
         tmp_path / "log.jsonl"
     ).read_text() == '{"a":1.5,"stage":"capture"}\n{"stage": "fis\n[1]\n{"stage":"solve"}\n'
-    assert list(run.logged()) == [{"stage": "capture", "a": 1.5}, {"stage": "solve"}]
+    assert list(run.log_entries()) == [{"stage": "capture", "a": 1.5}, {"stage": "solve"}]
 
 
 def test_the_log_is_sent_with_each_line(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     run.create()
     for n in range(2):
         run.log({"n": n})
@@ -221,14 +221,14 @@ def test_the_stages_folders_are_those_that_hold_markers(tmp_path: Path) -> None:
 
 
 def test_the_stages_folders_of_a_store_are_those_of_its_listing(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     for stage in ("solve", "capture"):
         manifest = run.manifest(stage, SHA)
         manifest.open_unit("u")
         manifest.commit("u")
     (run.path / "search" / "left" / "markers").mkdir(parents=True)
-    remote_at.cache_clear()
-    found = RunDir.opened(url).manifests()
+    open_remote.cache_clear()
+    found = RunDir.open(url).manifests()
     assert [(m.stage, m.folder.name, m.remote is not None) for m in found] == [
         ("capture", SHA[:16], True),
         ("solve", SHA[:16], True),
@@ -239,40 +239,40 @@ def test_pictures_of_prompts_are_kept_under_their_digests(tmp_path: Path) -> Non
     run, picture = RunDir(tmp_path / "run"), tmp_path / "cat.png"
     picture.write_bytes(b"png")
     name = hashlib.sha256(b"png").hexdigest()
-    run.give({name: picture})
-    assert run.given(name) == tmp_path / "run/given" / name and run.given(name).read_bytes() == b"png"
+    run.add_prompt_images({name: picture})
+    assert run.prompt_image(name) == tmp_path / "run/given" / name and run.prompt_image(name).read_bytes() == b"png"
     picture.write_bytes(b"other")
-    run.give({name: picture})
-    assert run.given(name).read_bytes() == b"png"
+    run.add_prompt_images({name: picture})
+    assert run.prompt_image(name).read_bytes() == b"png"
     with pytest.raises(StorageError, match="is not there"):
-        run.given("../run.json")
+        run.prompt_image("../run.json")
 
 
 def test_pictures_of_prompts_come_from_the_store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cat.png").write_bytes(b"png")
-    RunDir.opened(url).give({SHA: tmp_path / "cat.png"})
+    RunDir.open(url).add_prompt_images({SHA: tmp_path / "cat.png"})
     _machine(tmp_path / "other", monkeypatch)
-    other = RunDir.opened(url)
-    assert other.given(SHA).read_bytes() == b"png" and other.given(SHA).is_relative_to(tmp_path / "other")
+    other = RunDir.open(url)
+    assert other.prompt_image(SHA).read_bytes() == b"png" and other.prompt_image(SHA).is_relative_to(tmp_path / "other")
     with pytest.raises(StorageError, match=f"{url}/given/nothing is not there"):
-        other.given("nothing")
+        other.prompt_image("nothing")
 
 
 def test_folders_and_files_are_sent_and_hidden_ones_are_not(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     for name in ("report/summary.json", "report/deep/a.png", "report/.partial-1", "compare.md", "other"):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_bytes(name.encode())
-    run.send("report", "compare.md")
+    run.upload("report", "compare.md")
     assert _there(run) == {n: n.encode() for n in ("compare.md", "report/deep/a.png", "report/summary.json")}
 
 
 def test_opening_brings_what_plans_are_made_from_and_nothing_large(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = RunDir.opened(url)
+    first = RunDir.open(url)
     first.create()
-    first.keep("config.toml", "a = 1")
+    first.write("config.toml", "a = 1")
     first.record_identity("solve", SHA, {"n": 1})
     manifest = first.manifest("solve", SHA)
     (manifest.open_unit("u") / "bytes").write_bytes(b"large")
@@ -284,7 +284,7 @@ def test_opening_brings_what_plans_are_made_from_and_nothing_large(
     other.path.mkdir(parents=True)
     (other.path / "model.json").write_text("of another day")
     (other.path / "config.toml").write_text("a = 2")
-    other.open()
+    other.refresh()
     here = {str(p.relative_to(other.path)): p for p in other.path.rglob("*") if p.is_file()}
     assert sorted(here) == [
         "config.toml", "run.json", f"solve/{SHA[:16]}/failures/v.json", f"solve/{SHA[:16]}/identity.json",
@@ -298,7 +298,7 @@ def test_a_store_that_does_not_answer_is_named(url: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.find", refused)
     with pytest.raises(StorageError, match=f"{url} cannot be read .*no route"):
-        RunDir.opened(url)
+        RunDir.open(url)
 
 
 def _folder(run: RunDir, name: str, **files: str) -> Path:
@@ -318,7 +318,7 @@ def test_the_model_is_a_link_to_what_was_published_last(tmp_path: Path) -> None:
 
 
 def test_a_store_gets_a_copy_of_the_model_and_no_file_of_the_one_before(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     run.publish(_folder(run, "published/a/b", weights="1", card="old"), "a" * 64, "b" * 64)
     run.publish(_folder(run, "published/c/d", weights="2"), "c" * 64)
     assert _there(run) == {
@@ -328,7 +328,7 @@ def test_a_store_gets_a_copy_of_the_model_and_no_file_of_the_one_before(url: str
 
 
 def test_a_model_with_its_evaluation_is_not_replaced_by_the_same_one_without(url: str) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     one = _folder(run, "published/one", card="evaluated")
     run.publish(one, "a" * 64, "b" * 64)
     run.publish(_folder(run, "published/two", card="plain"), "a" * 64)
@@ -341,13 +341,13 @@ def test_a_model_with_its_evaluation_is_not_replaced_by_the_same_one_without(url
 
 
 def test_a_model_that_is_being_replaced_is_not_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunDir.opened(url)
+    run = RunDir.open(url)
     run.publish(_folder(run, "published/one", card="1"), "a" * 64, "b" * 64)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunDir, "send", killed)
+    monkeypatch.setattr(RunDir, "upload", killed)
     with pytest.raises(KeyboardInterrupt):
         run.publish(_folder(run, "published/two", card="2"), "c" * 64, "d" * 64)
     assert "model.json" not in _there(run)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from adatsq_pipe.storage.fingerprint import file_digest, files_below
+from adatsq_pipe.storage.fingerprint import file_digest, list_files
 from tests.conftest import PATIENCE, TINY
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def tiny(run_dir: Path, model: Path, *more: str, executor: str = "inline") -> li
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative name."""
-    return {str(path.relative_to(folder)): file_digest(path) for path in files_below(folder)}
+    return {str(path.relative_to(folder)): file_digest(path) for path in list_files(folder)}
 
 
 def count(run_dir: Path, stage: str) -> int:

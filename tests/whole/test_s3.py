@@ -16,7 +16,7 @@ import pytest
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
-from adatsq_pipe.storage.remote import remote_at
+from adatsq_pipe.storage.remote import open_remote
 from adatsq_pipe.storage.rundir import RunDir
 from tests import s3
 from tests.whole import harness
@@ -49,7 +49,7 @@ def bucket(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def _this_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on we are a machine whose mirrors are in `cache`."""
     monkeypatch.setenv("ADATSQ_PIPE_CACHE", str(cache))
-    remote_at.cache_clear()
+    open_remote.cache_clear()
     fsspec.filesystem("s3").clear_instance_cache()
 
 
@@ -133,18 +133,18 @@ def test_another_machine_sees_what_is_withdrawn_and_what_failed(
 ) -> None:
     _unit()
     _this_machine(tmp_path / "machine-b", monkeypatch)
-    other = RunDir.opened(URL).manifest("capture", "ab" * 32)
+    other = RunDir.open(URL).manifest("capture", "ab" * 32)
     assert other.done("a/0") and list(other.units()) == ["a/0"]
     other.withdraw("a/0")
     other.open_unit("a/1")
     other.fail("a/1", "ValueError: no")
     _this_machine(tmp_path / "machine-a", monkeypatch)
-    back = RunDir.opened(URL).manifest("capture", "ab" * 32)
+    back = RunDir.open(URL).manifest("capture", "ab" * 32)
     assert not back.done("a/0") and list(back.units()) == [] and back.failures() == {"a/1": "ValueError: no"}
 
 
 def _unit() -> Manifest:
-    run = RunDir.opened(URL)
+    run = RunDir.open(URL)
     run.create()
     manifest = run.manifest("capture", "ab" * 32)
     (manifest.open_unit("a/0") / "bytes").write_bytes(b"hello")
@@ -153,7 +153,7 @@ def _unit() -> Manifest:
 
 
 def test_a_lease_is_put_off_lost_and_given_back(bucket: s3.Door) -> None:
-    remote, said = remote_at(URL), list[str]()
+    remote, said = open_remote(URL), list[str]()
     with lease(remote, said.append, seconds=6.0):
         time.sleep(8)
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"), lease(remote, said.append):
@@ -194,11 +194,11 @@ def test_units_are_listed_not_asked_for_one_by_one(bucket: s3.Door) -> None:
 
 def test_what_was_listed_at_opening_is_listed_again_only_after_work_was_given_out(bucket: s3.Door) -> None:
     mine = _unit()
-    opened = RunDir.opened(URL).manifest("capture", "ab" * 8)
+    opened = RunDir.open(URL).manifest("capture", "ab" * 8)
     before = bucket.counts["passed"]
     assert opened.missing(["a/0", "a/1"]) == ["a/1"]
     assert bucket.counts["passed"] == before, "the opening's listing was good enough"
-    remote_at.cache_clear()
+    open_remote.cache_clear()
     other = RunDir.at(URL).manifest("capture", "ab" * 8)
     other.open_unit("a/1")
     other.commit("a/1")

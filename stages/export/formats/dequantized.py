@@ -7,7 +7,7 @@ from typing import Any
 
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.export.formats._formats import transformer_of
-from adatsq_pipe.storage.checkpoint import find_pipeline, write_part, write_pipeline
+from adatsq_pipe.storage.checkpoint import find_pipeline, write_component, write_pipeline
 
 _CARD = """# Dequantized
 
@@ -20,7 +20,7 @@ def export(source: Path, out: Path) -> str:
     first, *others = denoisers(find_pipeline(source))
     write_pipeline(source, out, tensors=_tensors(source, first), quantization_config=None, card=_CARD)
     for part in others:
-        write_part(source, out, part=part, tensors=_tensors(source, part), quantization_config=None)
+        write_component(source, out, part=part, tensors=_tensors(source, part), quantization_config=None)
     return "plain bfloat16 weights; activations are not rounded, and nothing is smaller"
 
 
