@@ -107,9 +107,9 @@ class RunConfig:
 
 def model_folder(given: str) -> Path:
     """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
-    from adatsq_pipe.stages.scenes.builtin_models import built_ins
+    from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
-    known, name = built_ins(), given or BUILT_IN
+    known, name = builtin_models(), given or BUILT_IN
     if name in known:
         return known[name]
     path = Path(given).expanduser()
@@ -279,11 +279,11 @@ def sampling(model: Path) -> dict[str, Any]:
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
     """Refuse captions (or labels) that the built-in world has no pictures of."""
-    from adatsq_pipe.stages.scenes.world.prompts import asked
+    from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 
     for prompt in prompts:
         try:
-            asked(prompt, world)
+            parse_prompt(prompt, world)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -293,7 +293,7 @@ def _captions(table: Mapping[str, Any], world: str, held_out: bool) -> Sequence[
         from adatsq_pipe.stages.scenes.world import prompts
 
         split = "held_out" if held_out else "train"
-        return prompts.prompts(table["count"], world=world, split=split, seed=table["seed"])
+        return prompts.draw_prompts(table["count"], world=world, split=split, seed=table["seed"])
     lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
     return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
 

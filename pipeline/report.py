@@ -172,7 +172,7 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
         return None
     import numpy as np
 
-    from adatsq_pipe.stages.scenes.world.metrics import compare, frechet
+    from adatsq_pipe.stages.scenes.world.metrics import compare, frechet_distance
 
     folders = [context.manifest("evaluate").local_folder(unit) for unit in _quantized_units(context)]
     quantized, reference = (
@@ -180,9 +180,9 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
     )
     truth = arrays.read(context.manifest("reference").local_folder("truth"), "features")
     distances = {
-        "full_precision_to_truth": frechet(reference, truth),
-        "quantized_to_truth": frechet(quantized, truth),
-        "quantized_to_full_precision": frechet(quantized, reference),
+        "full_precision_to_truth": frechet_distance(reference, truth),
+        "quantized_to_truth": frechet_distance(quantized, truth),
+        "quantized_to_full_precision": frechet_distance(quantized, reference),
     }
     return {**compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 

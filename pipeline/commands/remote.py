@@ -202,9 +202,9 @@ def _shared(option: str, given: str, expected: str) -> None:
 
 
 def _built_ins() -> Mapping[str, Path]:
-    from adatsq_pipe.stages.scenes.builtin_models import built_ins
+    from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
-    return built_ins()
+    return builtin_models()
 
 
 def _again(job: str, address: str) -> str:

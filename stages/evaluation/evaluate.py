@@ -39,10 +39,10 @@ class Evaluate(Halving):
         import torch
 
         from adatsq_pipe.stages.scenes.world import scorer
-        from adatsq_pipe.stages.scenes.world.prompts import asked
+        from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 
         settings = self.context.settings("evaluate", EvaluateSettings)
-        wanted = [asked(row["prompt"], self.world) for row in samples]
+        wanted = [parse_prompt(row["prompt"], self.world) for row in samples]
         verdicts = zip(scorer.verdicts(wanted, pictures), scorer.verdicts(wanted, reference), strict=True)
         for i, (row, (got, right)) in enumerate(zip(samples, verdicts, strict=True)):
             row["entry"] = (shard * settings.batch + i) % len(settings.prompts)

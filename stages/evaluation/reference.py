@@ -89,12 +89,14 @@ def true_features(context: Context) -> Tensor:
     import torch
 
     from adatsq_pipe.stages.scenes.world import scorer
-    from adatsq_pipe.stages.scenes.world.prompts import asked
+    from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 
     settings, drawn = context.settings("evaluate", EvaluateSettings), context.settings("model", ModelSettings).world
-    wanted = [asked(prompt, drawn) for prompt in settings.prompts]
+    wanted = [parse_prompt(prompt, drawn) for prompt in settings.prompts]
     rng = np.random.default_rng([settings.seed, 1])
-    return torch.from_numpy(scorer.features(scorer.truth([wanted[i % len(wanted)] for i in range(TRUE_SCENES)], rng)))
+    return torch.from_numpy(
+        scorer.features(scorer.ground_truth([wanted[i % len(wanted)] for i in range(TRUE_SCENES)], rng))
+    )
 
 
 class Reference(Halving):

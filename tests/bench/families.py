@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from adatsq_pipe.stages.scenes.builtin_models import built_ins
+from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.stages.scenes.world import captions as grammar
 from adatsq_pipe.stages.scenes.world import metrics, scorer
 from adatsq_pipe.storage import arrays, tables
@@ -87,14 +87,14 @@ def cleanness(run_dir: Path, evaluation: str) -> tuple[dict[tuple[int, int], flo
     got, wanted = dict[tuple[int, int], float](), dict[tuple[int, int], float]()
     for unit in drawn_by(run_dir, evaluation):
         keys = [(row["entry"], row["seed"]) for row in tables.read(unit / "samples.parquet")]
-        got |= dict(zip(keys, scorer.overlap(arrays.read(unit, "pictures")).tolist(), strict=True))
-        wanted |= dict(zip(keys, scorer.overlap(drawn_for(run_dir, unit)).tolist(), strict=True))
+        got |= dict(zip(keys, scorer.mean_overlap(arrays.read(unit, "pictures")).tolist(), strict=True))
+        wanted |= dict(zip(keys, scorer.mean_overlap(drawn_for(run_dir, unit)).tolist(), strict=True))
     return got, wanted
 
 
 def over_seeds(values: dict[tuple[int, int], float]) -> dict[str, float]:
     """Mean and standard error of what there is by caption and seed."""
-    return metrics.over_captions((entry, value) for (entry, _), value in values.items())
+    return metrics.caption_mean((entry, value) for (entry, _), value in values.items())
 
 
 def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -102,7 +102,7 @@ def pictures(run_dir: Path, evaluation: str) -> tuple[list[str], np.ndarray[Any,
     captions, wanted, got = list[str](), [], []
     for unit in drawn_by(run_dir, evaluation):
         asked = [row["prompt"] for row in tables.read(unit / "samples.parquet")]
-        captions += [grammar.of_class(int(label)).caption if label.isdigit() else label for label in asked]
+        captions += [grammar.class_request(int(label)).caption if label.isdigit() else label for label in asked]
         got.append(arrays.read(unit, "pictures"))
         wanted.append(drawn_for(run_dir, unit))
         if len(captions) >= PICTURES:
@@ -153,7 +153,7 @@ def main(run_dir: Path, captions: int, seeds: int, only: tuple[str, ...], steps:
     options += [f"model.call.num_inference_steps={steps}"] if steps else []
     told: dict[str, dict[str, Any]] = {}
     shown: dict[str, list[tuple[str, list[str], np.ndarray[Any, Any]]]] = {}
-    for family in [name for name in built_ins() if not only or name in only]:
+    for family in [name for name in builtin_models() if not only or name in only]:
         place = run_dir / family.rpartition("/")[2]
         drawn, clean = dict[tuple[int, int], dict[str, Any]](), dict[tuple[int, int], float]()
         for name, sets in rows.items():

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
 from torch import Tensor
 
-from adatsq_pipe.stages.scenes.builtin_models import SHELF
+from adatsq_pipe.stages.scenes.builtin_models import MODELS_FOLDER
 from adatsq_pipe.stages.scenes.train import (
     components,
     dit,
@@ -175,7 +175,7 @@ def flux_dev(job: Job) -> Made:
 
 def flux_schnell(job: Job) -> Made:
     """4 steps, distilled from the flux-dev that ships, then corrected on its own pictures."""
-    teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
+    teacher = FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev")
     student = job.denoiser
     if student is None or job.plan.steps:
         student = schnell.train(teacher, job.work, job.how, count=job.plan.teacher_walks, start=student)
@@ -193,7 +193,7 @@ def z_image(job: Job) -> Made:
         reader = train_reader(
             text_encoder.CausalReader, job.work, steps=plan.reader_steps, seed=plan.seed, longest=length
         )
-        vae = FluxPipeline.from_pretrained(SHELF / "flux-dev").vae.requires_grad_(False)
+        vae = FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev").vae.requires_grad_(False)
     scenes = latents.training_set(vae, job.work, seed=plan.seed, scenes=plan.scenes)
     denoiser = zimage.train(reader, scenes, job.work, job.how, start=job.denoiser)
     return zimage.pipeline(vae, reader.cpu(), denoiser), zimage.call(), "scenes"
@@ -201,7 +201,7 @@ def z_image(job: Job) -> Made:
 
 def dit_xl(job: Job) -> Made:
     """Class-conditional, on the autoencoder of the flux-dev that ships."""
-    start = job.start or FluxPipeline.from_pretrained(SHELF / "flux-dev")
+    start = job.start or FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev")
     vae = dit.unshifted(start.vae.requires_grad_(False))
     denoiser = dit.train(vae, job.work, job.how, scenes=job.plan.scenes, start=job.denoiser)
     dit.make_salient(denoiser, job.plan.salient, seed=job.plan.seed)
@@ -260,7 +260,7 @@ def grid(folder: Path, count: int) -> None:
         asked = [" ".join(thing) for thing in grammar.CLASSES[:count]]
         pictures = pipeline(class_labels=list(range(len(asked))), **call)[0]
     else:
-        asked = list(prompts.prompts(count, world=said["world"], split="held_out", seed=0))
+        asked = list(prompts.draw_prompts(count, world=said["world"], split="held_out", seed=0))
         pictures = pipeline(asked, **call)[0]
     rows = -(-len(asked) // 8)
     figure, axes = plt.subplots(rows, 8, figsize=(12, 1.65 * rows), squeeze=False)

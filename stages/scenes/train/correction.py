@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from adatsq_pipe.stages.scenes.world import rendering
 from adatsq_pipe.stages.scenes.world.captions import COLOURS, Request
-from adatsq_pipe.stages.scenes.world.detector import Found
+from adatsq_pipe.stages.scenes.world.detector import Detection
 from adatsq_pipe.stages.scenes.world.rendering import Thing
 
 _NEW_PLACE = 3.0
@@ -22,24 +22,24 @@ _NEW_PLACE = 3.0
 _TRIES = 50
 
 
-def nearest(request: Request, found: Sequence[Found], rng: np.random.Generator) -> tuple[Thing, ...]:
+def nearest(request: Request, found: Sequence[Detection], rng: np.random.Generator) -> tuple[Thing, ...]:
     """A scene that `request` asks for, whose things stand where something was found, as it was found, if they can.
 
     Things are given places so that the fewest colours and shapes change; what has no place is put where there is room,
     and what is left over goes. Where no such scene obeys the world's rules (gaps, the relation), a new one is drawn.
     """
     kinds = request.things * request.count
-    places: list[Found | None] = [*found, *(None for _ in kinds)]
+    places: list[Detection | None] = [*found, *(None for _ in kinds)]
     cost = [[_cost(kind, place) for place in places] for kind in kinds]
     taken = [places[i] for i in linear_sum_assignment(cost)[1]]
     for order in (taken, taken[::-1]):
         things = _placed(kinds, order, rng)
-        if rendering.obeyed(request, things):
+        if rendering.satisfies(request, things):
             return things
     return rendering.place(request, rng)
 
 
-def _cost(kind: tuple[str, str], place: Found | None) -> float:
+def _cost(kind: tuple[str, str], place: Detection | None) -> float:
     if place is None:
         return _NEW_PLACE
     colour, shape = kind
@@ -47,7 +47,7 @@ def _cost(kind: tuple[str, str], place: Found | None) -> float:
 
 
 def _placed(
-    kinds: Sequence[tuple[str, str]], places: Sequence[Found | None], rng: np.random.Generator
+    kinds: Sequence[tuple[str, str]], places: Sequence[Detection | None], rng: np.random.Generator
 ) -> tuple[Thing, ...]:
     """Each kind at its place, of a size and within the edges that the world keeps; new places come last."""
     base = rendering.RADII[len(kinds)]
@@ -62,6 +62,6 @@ def _placed(
             x, y = rng.uniform(low, high, 2) if place is None else np.clip((place.x, place.y), low, high)
             made = colour or (place.colour if place else tuple(COLOURS)[rng.integers(len(COLOURS))])
             things[i] = Thing(colour=made, shape=shape, x=float(x), y=float(y), radius=float(radius))
-            if rendering.apart(things.values()):
+            if rendering.are_apart(things.values()):
                 break
     return tuple(things[i] for i in range(len(kinds)))

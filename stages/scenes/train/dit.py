@@ -70,7 +70,7 @@ def training_set(vae: AutoencoderKL, *, seed: int, scenes: int) -> tuple[Tensor,
     classes = rng.integers(len(captions.CLASSES), size=scenes)
     made = []
     for start in range(0, scenes, _CHUNK):
-        things = [rendering.place(captions.of_class(int(c)), rng) for c in classes[start : start + _CHUNK]]
+        things = [rendering.place(captions.class_request(int(c)), rng) for c in classes[start : start + _CHUNK]]
         made.append(vae.encode(rendering.render(things)).latent_dist.mean * vae.config.scaling_factor)
     return torch.cat(made), torch.from_numpy(classes)
 

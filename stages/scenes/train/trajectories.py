@@ -88,8 +88,8 @@ class Walks:
         levels, (low, high) = self.route.drawn(source), self.route.scales or (math.nan, math.nan)
         scales = low + (high - low) * torch.rand(CHUNK, generator=source)
         states = self._walk(ids, levels, scales, source)
-        found = detector.read(flux.pictures(self._vae, states[:, -1]))
-        right = [scorer.right(*each) for each in zip(wanted, found, strict=True)]
+        found = detector.detect(flux.pictures(self._vae, states[:, -1]))
+        right = [scorer.is_correct(*each) for each in zip(wanted, found, strict=True)]
         scenes = [correction.nearest(*each, rng) for each in zip(wanted, found, strict=True)]
         error = flux.pack(latents.encoded(self._vae, rendering.render(scenes))).cpu() - states[:, -1]
         states = states + (1 - levels).view(1, -1, 1, 1) * error.unsqueeze(1)

@@ -1,9 +1,9 @@
-"""What can be asked of the built-in world: captions like "a red circle left of a blue square".
+"""Captions of the built-in world, such as "a red circle left of a blue square". Imports no torch.
 
 A `Request` is what a caption asks for. The six tasks are GenEval's (Ghosh et al. 2310.11513): single object, two
-objects, counting, colours, position, colour attribution. Combinations are split once and for all by a hash: a held-out
-pair, count or coloured object never appears in training, in no wording; only the captions without a colour, four of a
-single object ("a circle") and twelve of two, are in both splits, being too few. Imports no torch.
+objects, counting, colours, position, colour attribution. A hash of the combination assigns it to a split: a held-out
+pair, count or coloured object appears in no training caption, in no wording. Only the captions without a colour, four
+of a single object ("a circle") and twelve of two, are in both splits, because there are too few of them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "c
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 WORDS = (
-    "a", "and", "of", "left", "right", "above", "below",
-    *COUNTS.values(), *COLOURS, *SHAPES, *PLURALS.values(),
-)  # fmt: skip
+    *("a", "and", "of", "left", "right", "above", "below"),
+    *(*COUNTS.values(), *COLOURS, *SHAPES, *PLURALS.values()),
+)
 HELD_OUT_ONE_IN = 8
-IN_BOTH_SPLITS = ("single", "two")
+TASKS_IN_BOTH_SPLITS = ("single", "two")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a caption asks for, before anything is placed. A thing is (colour, shape); colour "" leaves it open."""
+    """What a caption asks for. A thing is (colour, shape); colour "" leaves the colour open."""
 
     task: str
     things: tuple[tuple[str, str], ...]
@@ -55,18 +55,18 @@ class Request:
 
     @property
     def combination(self) -> str:
-        """The key of the split: order and relation do not matter, so a held-out pair is unseen in every wording."""
+        """The key of the split. It ignores order and relation, so a held-out pair is unseen in every wording."""
         return f"{self.count}:" + "|".join(sorted(f"{colour} {shape}" for colour, shape in self.things))
 
 
-def in_held_out(combination: str) -> bool:
-    """Whether training never sees what has this key."""
+def is_held_out_combination(combination: str) -> bool:
+    """Whether captions with this key are kept from training."""
     return hashlib.sha256(combination.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
-def held_out(request: Request) -> bool:
-    """Whether `request` is of a combination that training never sees."""
-    return in_held_out(request.combination)
+def is_held_out(request: Request) -> bool:
+    """Whether the combination of `request` is kept from training."""
+    return is_held_out_combination(request.combination)
 
 
 def _every_request() -> tuple[Request, ...]:
@@ -83,14 +83,16 @@ def _every_request() -> tuple[Request, ...]:
     )
 
 
-EVERY_REQUEST = _every_request()
+ALL_REQUESTS = _every_request()
 TASKS = ("single", "two", "counting", "colours", "position", "attribution")
-_DRAWN = (0.03, 0.24, 0.19, 0.04, 0.14, 0.36)
-"""How often training draws each task: most of all pairs whose places are open, which are the hardest to learn."""
+_TASK_PROBABILITIES = (0.03, 0.24, 0.19, 0.04, 0.14, 0.36)
+"""How often training draws each task. Pairs without a relation are the hardest to learn and come most often."""
 SPLITS = ("train", "held_out")
 _POOLS = {
     (split, task): tuple(
-        r for r in EVERY_REQUEST if r.task == task and (task in IN_BOTH_SPLITS or held_out(r) is (split == "held_out"))
+        r
+        for r in ALL_REQUESTS
+        if r.task == task and (task in TASKS_IN_BOTH_SPLITS or is_held_out(r) is (split == "held_out"))
     )
     for split in SPLITS
     for task in TASKS
@@ -98,39 +100,43 @@ _POOLS = {
 
 
 def requests(count: int, *, split: str, seed: int) -> tuple[Request, ...]:
-    """`count` requests of `split` ("train" or "held_out"), the six tasks in turn, seeded.
+    """`count` requests of `split` ("train" or "held_out"), the six tasks in turn.
 
-    Each task's order is its own shuffle, so a longer list begins with the shorter one.
+    Each task has its own seeded shuffle, so a longer list begins with the shorter one. Raises ValueError for another
+    split.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'held_out'")
     orders = {
         task: np.random.default_rng([seed, i]).permutation(len(_POOLS[split, task])) for i, task in enumerate(TASKS)
     }
-    chosen = []
+    selection = []
     for i in range(count):
         task = TASKS[i % len(TASKS)]
         pool, order = _POOLS[split, task], orders[task]
-        chosen.append(pool[order[(i // len(TASKS)) % len(pool)]])
-    return tuple(chosen)
+        selection.append(pool[order[(i // len(TASKS)) % len(pool)]])
+    return tuple(selection)
 
 
 CLASSES = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-"""What the class-conditional model's labels 0, 1, ... mean."""
+"""The meaning of the class labels 0, 1, ..."""
 
 
-def of_class(label: int) -> Request:
-    """What a class label asks for. ValueError for a label that is none."""
+def class_request(label: int) -> Request:
+    """What a class label asks for. Raises ValueError for a label out of range."""
     if not 0 <= label < len(CLASSES):
         raise ValueError(f"there is no class {label}; the built-in world has 0 to {len(CLASSES) - 1} (colour x shape)")
     return Request(task="colours", things=(CLASSES[label],))
 
 
-_BY_CAPTION = {request.caption: request for request in EVERY_REQUEST}
+_BY_CAPTION = {request.caption: request for request in ALL_REQUESTS}
 
 
 def parse(caption: str) -> Request:
-    """What `caption` asks for. Raises ValueError, in one line, for a caption outside the grammar."""
+    """What `caption` asks for; case, spaces and full stops do not matter.
+
+    Raises ValueError, with a message of one line, for a caption outside the grammar.
+    """
     text = " ".join(caption.lower().replace(".", " ").split())
     if request := _BY_CAPTION.get(text):
         return request
@@ -145,6 +151,6 @@ def parse(caption: str) -> Request:
 
 def draw_request(rng: np.random.Generator, *, split: str) -> Request:
     """One random request of `split`."""
-    task = TASKS[np.searchsorted(np.cumsum(_DRAWN[:-1]), rng.random())]
+    task = TASKS[np.searchsorted(np.cumsum(_TASK_PROBABILITIES[:-1]), rng.random())]
     pool = _POOLS[split, task]
     return pool[rng.integers(len(pool))]

@@ -1,8 +1,8 @@
-"""Reads pictures of the built-in world back and says whether they show what was asked for.
+"""Finds the objects in pictures of the built-in world: colour, shape, place and size of each.
 
-`read` finds objects with colour, shape and place; `right` judges them by GenEval's rules (Ghosh et al. 2310.11513, and
-its published evaluation code's margins for positions). No model is involved: colours by their rays from the background,
-objects as connected components of one colour, shapes by comparison with the world's own templates.
+No model is involved. A pixel's colour is the nearest mixture of a world colour with the background, an object is a
+connected component of one colour, and its shape is that of the template it overlaps most. `scorer` decides whether the
+objects are what was requested.
 """
 
 from __future__ import annotations
@@ -19,60 +19,67 @@ from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES
 
 Array = npt.NDArray[np.float32]
 
-SMALLEST = 9.0
-"""Pixels covered; less is a speckle, not an object."""
-FIT = 0.7
-"""Least overlap (soft intersection over union) with a template for a shape to be called by its name."""
-LARGEST = 10.0
-"""Radius in pixels above which a patch of colour is a wall, not a thing; the world's things have at most 6.5."""
+MIN_AREA = 9.0
+"""Least area of an object in pixels; a smaller patch is a speckle."""
+MIN_OVERLAP = 0.7
+"""Least overlap (soft intersection over union) with a template at which a shape is named."""
+MAX_RADIUS = 10.0
+"""Largest radius in pixels of a named shape; the world renders at most 6.5."""
 _NAMES = tuple(COLOURS)
 _BACKGROUND = np.array(rendering.BACKGROUND, np.float32)
 _RAYS = np.array([COLOURS[c] for c in _NAMES], np.float32) - _BACKGROUND
 _AREA = {"circle": np.pi, "square": 4 * 0.86**2, "triangle": 0.5 * 1.6 * 2 * 0.8 / 0.866, "cross": 2.3616}
-_RISE = {"triangle": 0.2 / 3}
-"""How far, in radii, a shape's centre of mass lies below the centre it is drawn by."""
+_DROP = {"triangle": 0.2 / 3}
+"""How far, in radii, a shape's centre of mass lies below the centre it is rendered at."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """One object in a picture; `shape` is "" when it looks like none of them. Pixels, y down."""
+class Detection:
+    """One object in a picture. Lengths in pixels, y points down; `shape` is "" where no template overlaps."""
 
     colour: str
     shape: str
     x: float
     y: float
     radius: float
-    fit: float
+    overlap: float
+    """Soft intersection over union with the best template, 0 to 1."""
 
 
-def read(pictures_NHW3: Array) -> list[tuple[Found, ...]]:
-    """The objects in each picture, values in [0, 1]; largest first."""
+def detect(pictures_NHW3: Array) -> list[tuple[Detection, ...]]:
+    """The objects in each picture of `[N, H, W, 3]` with values in [0, 1], largest first.
+
+    Raises ValueError for another shape.
+    """
     if pictures_NHW3.ndim != 4 or pictures_NHW3.shape[-1] != 3:
         raise ValueError(f"pictures have shape {pictures_NHW3.shape}; expected [count, height, width, 3]")
-    cover, colour = _covered(pictures_NHW3.astype(np.float32))
-    found: list[list[Found]] = [[] for _ in pictures_NHW3]
+    cover, colour = _coverage_and_colour(pictures_NHW3.astype(np.float32))
+    detections: list[list[Detection]] = [[] for _ in pictures_NHW3]
     pieces, rows, colours = [], [], []
     for c in range(len(_NAMES)):
-        mine = colour == c
+        of_colour = colour == c
         flat = np.zeros((3, 3, 3), bool)
         flat[1] = ndimage.generate_binary_structure(2, 1)
-        labels, _ = ndimage.label(mine & (cover > 0.5), flat)
+        labels, _ = ndimage.label(of_colour & (cover > 0.5), flat)
         for label, box in enumerate(ndimage.find_objects(labels), 1):
             row, place = box[0].start, _around(box[1:], labels.shape[1:])
             whole = labels[row][place] == label
             near = ndimage.binary_dilation(whole) & (labels[row][place] == 0) & (colour[row][place] == c)
             soft = np.where(whole | near, cover[row][place], 0.0)
-            if soft.sum() >= SMALLEST:
+            if soft.sum() >= MIN_AREA:
                 pieces.append((soft, place[0].start, place[1].start))
                 rows.append(row)
                 colours.append(c)
-    for row, c, (shape, x, y, radius, fit) in zip(rows, colours, _shapes(pieces), strict=True):
-        found[row].append(Found(colour=_NAMES[c], shape=shape, x=x, y=y, radius=radius, fit=fit))
-    return [tuple(sorted(each, key=lambda thing: -thing.radius)) for each in found]
+    for row, c, (shape, x, y, radius, overlap) in zip(rows, colours, _shapes(pieces), strict=True):
+        detections[row].append(Detection(colour=_NAMES[c], shape=shape, x=x, y=y, radius=radius, overlap=overlap))
+    return [tuple(sorted(each, key=lambda thing: -thing.radius)) for each in detections]
 
 
-def _covered(pictures: Array) -> tuple[Array, npt.NDArray[np.intp]]:
-    """Per pixel: the share an object covers, and the nearest colour, as mixtures of that colour and the background."""
+def _coverage_and_colour(pictures: Array) -> tuple[Array, npt.NDArray[np.intp]]:
+    """Per pixel: the share that an object covers, and the index of its colour.
+
+    A pixel is read as background + share * (colour - background), with the colour that leaves the least residual.
+    """
     above = pictures - _BACKGROUND
     share = np.clip(above @ _RAYS.T / np.square(_RAYS).sum(1), 0.0, 1.0)
     rest = (
@@ -84,9 +91,9 @@ def _covered(pictures: Array) -> tuple[Array, npt.NDArray[np.intp]]:
     return np.take_along_axis(share, nearest[..., None], -1)[..., 0], nearest
 
 
-def covered(pictures_NHW3: Array) -> Array:
-    """Per pixel `[N, H, W]`, the share of it that an object covers."""
-    return _covered(pictures_NHW3.astype(np.float32))[0]
+def coverage(pictures_NHW3: Array) -> Array:
+    """The share of each pixel that an object covers, `[N, H, W]`."""
+    return _coverage_and_colour(pictures_NHW3.astype(np.float32))[0]
 
 
 def _around(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -95,7 +102,10 @@ def _around(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, slic
 
 
 def _shapes(pieces: list[tuple[Array, int, int]]) -> list[tuple[str, float, float, float, float]]:
-    """Name, centre, radius and overlap of each piece's best template; all pieces at once."""
+    """Name, centre (x, y), radius and overlap of the template that fits each piece best.
+
+    A template has the piece's area and centre of mass. All pieces are compared at once.
+    """
     if not pieces:
         return []
     side = max(max(soft.shape) for soft, _, _ in pieces) + 2
@@ -107,21 +117,21 @@ def _shapes(pieces: list[tuple[Array, int, int]]) -> list[tuple[str, float, floa
     grid = torch.arange(side) + 0.5
     mass = window.sum((1, 2))
     y, x = ((window * along).sum((1, 2)) / mass for along in (grid.view(1, -1, 1), grid.view(1, 1, -1)))
-    centres, fits, radii = [], [], []
+    centres, overlaps, radii = [], [], []
     for shape in SHAPES:
         radius = (torch.from_numpy(area) / _AREA[shape]).sqrt()
-        centre = y - _RISE.get(shape, 0.0) * radius
+        centre = y - _DROP.get(shape, 0.0) * radius
         away = (grid.view(1, 1, -1) - x.view(-1, 1, 1), grid.view(1, -1, 1) - centre.view(-1, 1, 1))
-        template = (0.5 - rendering.distance(shape, *away, radius.view(-1, 1, 1))).clamp(0, 1)
-        fits.append(torch.minimum(window, template).sum((1, 2)) / torch.maximum(window, template).sum((1, 2)))
+        template = (0.5 - rendering.signed_distance(shape, *away, radius.view(-1, 1, 1))).clamp(0, 1)
+        overlaps.append(torch.minimum(window, template).sum((1, 2)) / torch.maximum(window, template).sum((1, 2)))
         centres.append(centre)
         radii.append(radius)
-    best = torch.stack(fits).argmax(0)
+    best = torch.stack(overlaps).argmax(0)
     named = []
     for i, s in enumerate(best.tolist()):
-        fit, radius = fits[s][i].item(), radii[s][i].item()
+        overlap, radius = overlaps[s][i].item(), radii[s][i].item()
         at = (x[i].item() + float(offsets[i, 1]), centres[s][i].item() + float(offsets[i, 0]))
-        named.append((SHAPES[s] if fit >= FIT and radius <= LARGEST else "", *at, radius, fit))
+        named.append((SHAPES[s] if overlap >= MIN_OVERLAP and radius <= MAX_RADIUS else "", *at, radius, overlap))
     return named
 
 
@@ -130,7 +140,7 @@ def features(pictures_NHW3: Array) -> Array:
     pictures = pictures_NHW3.astype(np.float32)
     count, height, width, _ = pictures.shape
     cells = pictures.reshape(count, 4, height // 4, 4, width // 4, 3).mean((2, 4)).reshape(count, -1)
-    cover, colour = _covered(pictures)
+    cover, colour = _coverage_and_colour(pictures)
     shares = np.stack([np.where(colour == c, cover, 0.0).mean((1, 2)) for c in range(len(_NAMES))], 1)
     joined: Array = np.concatenate([cells, shares], 1).astype(np.float32)
     return joined

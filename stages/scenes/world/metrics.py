@@ -1,6 +1,6 @@
-"""Scores of many pictures: the share that is right per task, the unweighted total, and their standard errors.
+"""Means and standard errors of many verdicts, paired differences, and the Frechet distance. Imports no torch.
 
-A caption's draws with several seeds are one observation: they resemble each other. Imports no torch.
+Pictures of one caption with several seeds resemble each other, so a caption counts as one observation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from adatsq_pipe.stages.scenes.world import captions, motions
 TASKS = (*captions.TASKS, *motions.TASKS)
 
 
-def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
-    """`rows` have `task`, `entry` (the caption's place in the list) and a number `field`.
+def task_means(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
+    """Mean of `field` per task, and their unweighted mean (GenEval's total).
 
-    Returns {"tasks": {task: {"mean", "standard_error", "captions"}}, "total": {"mean", "standard_error"}}; the total is
-    the unweighted mean of the tasks' means (GenEval).
+    `rows` have `task`, `entry` (the caption's index) and a number `field`.
+    Returns {"tasks": {task: {"mean", "standard_error", "captions"}}, "total": {"mean", "standard_error"}}.
     """
-    found = {task: [(row["entry"], float(row[field])) for row in rows if row["task"] == task] for task in TASKS}
-    tasks = {task: over_captions(values) for task, values in found.items() if values}
+    by_task = {task: [(row["entry"], float(row[field])) for row in rows if row["task"] == task] for task in TASKS}
+    tasks = {task: caption_mean(values) for task, values in by_task.items() if values}
     errors = [task["standard_error"] for task in tasks.values()]
     return {
         "tasks": tasks,
@@ -36,47 +36,51 @@ def tally(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
     }
 
 
-def over_captions(values: Iterable[tuple[int, float]]) -> dict[str, float]:
-    """Of pairs (caption, value): mean, standard error and number of captions; a caption's seeds are one observation."""
-    entries: dict[int, list[float]] = {}
-    for entry, value in values:
-        entries.setdefault(entry, []).append(value)
-    means = [statistics.fmean(each) for each in entries.values()]
+def caption_mean(pairs: Iterable[tuple[int, float]]) -> dict[str, float]:
+    """Mean over captions of pairs (caption, value), its standard error, and the number of captions.
+
+    The values of one caption are averaged first. The error is 0 for a single caption.
+    """
+    values: dict[int, list[float]] = {}
+    for entry, value in pairs:
+        values.setdefault(entry, []).append(value)
+    means = [statistics.fmean(each) for each in values.values()]
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
     return {"mean": statistics.fmean(means), "standard_error": error, "captions": len(means)}
 
 
 def compare(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Full precision, quantized, and their paired difference (same captions, same seeds).
+    """Scores at full precision, quantized, and their paired difference (same captions, same seeds).
 
-    `samples` have an `entry`, and lists of equal length: `tasks`, `right` and `reference_right` in each.
+    Each sample has an `entry` and three lists of equal length: `tasks`, `right` and `reference_right`.
     """
     rows = [
-        {"entry": sample["entry"], "task": task, "right": got, "reference_right": wanted}
+        {"entry": sample["entry"], "task": task, "right": right, "reference_right": reference}
         for sample in samples
-        for task, got, wanted in zip(sample["tasks"], sample["right"], sample["reference_right"], strict=True)
+        for task, right, reference in zip(sample["tasks"], sample["right"], sample["reference_right"], strict=True)
     ]
     paired = [{**row, "difference": float(row["right"]) - float(row["reference_right"])} for row in rows]
     return {
-        "full_precision": tally(rows, "reference_right"),
-        "quantized": tally(rows, "right"),
-        "difference": tally(paired, "difference")["total"],
+        "full_precision": task_means(rows, "reference_right"),
+        "quantized": task_means(rows, "right"),
+        "difference": task_means(paired, "difference")["total"],
     }
 
 
-def frechet(a_NF: npt.NDArray[Any], b_MF: npt.NDArray[Any]) -> float:
-    """Frechet distance of two sets of features, as of two Gaussians (Heusel et al. 1706.08500).
+def frechet_distance(a_NF: npt.NDArray[Any], b_MF: npt.NDArray[Any]) -> float:
+    """Frechet distance of two feature sets `[N, F]`, `[M, F]`, as of two Gaussians (Heusel et al. 1706.08500, eq. 6).
 
-    Biased upwards for few samples, and the more so the fewer: compare only what has the same counts.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). It is biased upwards, more so for fewer samples: compare sets of
+    the same size only.
     """
-    (mean_a, root), (mean_b, other) = _gaussian(a_NF), _gaussian(b_MF)
-    between = np.linalg.svd(root @ other, compute_uv=False).sum()
-    spread = np.square(root).sum() + np.square(other).sum() - 2 * between
+    (mean_a, root_a), (mean_b, root_b) = _gaussian(a_NF), _gaussian(b_MF)
+    between = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
+    spread = np.square(root_a).sum() + np.square(root_b).sum() - 2 * between
     return float(np.square(mean_a - mean_b).sum() + max(spread, 0.0))
 
 
 def _gaussian(x_NF: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Mean, and the symmetric root of the covariance."""
+    """Mean, and the symmetric square root of the covariance (of N - 1)."""
     x = x_NF.astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
     return x.mean(0), (vectors * np.sqrt(values.clip(0))) @ vectors.T

@@ -1,6 +1,6 @@
-"""The built-in worlds by name: captioned "scenes", "classes" of things, "motions" in clips.
+"""The built-in worlds by name: captioned "scenes", "classes" of things, "motions" in clips. Imports no torch.
 
-What a model's folder (sampling.json) says it draws decides what its prompts mean. Imports no torch.
+`world` in a model's sampling.json names the world that it draws, which decides what its prompts mean.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from adatsq_pipe.stages.scenes.world.motions import Motion
 WORLDS = ("scenes", "classes", "motions")
 
 
-def asked(prompt: str, world: str) -> Request | Motion:
-    """What a caption, or the class label of world "classes", asks for. ValueError, in one line, for any other."""
+def parse_prompt(prompt: str, world: str) -> Request | Motion:
+    """What a caption, or the class label of world "classes", asks for.
+
+    Raises ValueError with a message of one line for an unknown world or a prompt that the world has no picture of.
+    """
     if world == "scenes":
         return captions.parse(prompt)
     if world == "motions":
@@ -23,12 +26,12 @@ def asked(prompt: str, world: str) -> Request | Motion:
     if world != "classes":
         raise ValueError(f"there is no world {world!r}; there are {', '.join(WORLDS)}")
     if not prompt.strip().isdigit():
-        raise ValueError(f"{prompt!r} is no class label; this model takes 0 to {len(CLASSES) - 1} (colour x shape)")
-    return captions.of_class(int(prompt))
+        raise ValueError(f"{prompt!r} is not a class label; this model takes 0 to {len(CLASSES) - 1} (colour x shape)")
+    return captions.class_request(int(prompt))
 
 
-def prompts(count: int, *, world: str, split: str, seed: int) -> tuple[str, ...]:
-    """`count` captions, or class labels, for calibration ("train") or evaluation ("held_out")."""
+def draw_prompts(count: int, *, world: str, split: str, seed: int) -> tuple[str, ...]:
+    """`count` captions, or class labels, for calibration ("train") or evaluation ("held_out"), seeded."""
     if world == "scenes":
         return tuple(request.caption for request in captions.requests(count, split=split, seed=seed))
     if world == "motions":

@@ -1,6 +1,6 @@
-"""The built-in world in pictures: requests are placed by a seed and rendered, anti-aliased, procedurally.
+"""Renders the built-in worlds: a seed places what is requested, and shapes are drawn anti-aliased.
 
-Nothing here knows a model. Pictures are float32 `[batch, 3, SIZE, SIZE]` in [-1, 1].
+Pictures are float32 `[batch, 3, SIZE, SIZE]` in [-1, 1]. Positions and sizes are in pixels, y points down.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from adatsq_pipe.stages.scenes.world.motions import DIRECTIONS, FRAMES, SPEEDS, 
 SIZE = 32
 BACKGROUND = (0.09, 0.09, 0.11)
 RADII = {1: 6.0, 2: 5.2, 3: 4.4, 4: 4.4}
-"""Pixels, by how many things there are; a thing's own radius is within SPREAD of it."""
+"""Mean radius by the number of things; a thing's own radius is SPREAD times it."""
 SPREAD = (0.92, 1.08)
 EDGE, GAP = 0.8, 1.6
-"""Pixels that things keep from the picture's edge, and from each other."""
+"""Least distance of things from the picture's edge, and from each other."""
+_MOTION_RADIUS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object: its kind, and where its centre lies (pixels, y down) with its radius."""
+    """One object: its kind, its centre and its radius."""
 
     colour: str
     shape: str
@@ -37,12 +38,9 @@ class Thing:
 
 
 def place(request: Request, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Positions for what `request` asks: apart from each other, inside the picture, the relation clear.
-
-    A colour that was left open is drawn.
-    """
-    every = tuple(COLOURS)
-    kinds = [(colour or every[rng.integers(len(every))], shape) for colour, shape in request.things * request.count]
+    """Random places for what `request` asks for, as `satisfies` demands. An open colour is drawn at random."""
+    names = tuple(COLOURS)
+    kinds = [(colour or names[rng.integers(len(names))], shape) for colour, shape in request.things * request.count]
     while True:
         radii = RADII[len(kinds)] * rng.uniform(*SPREAD, len(kinds))
         xs, ys = (rng.uniform(radii + EDGE, SIZE - radii - EDGE) for _ in range(2))
@@ -50,27 +48,27 @@ def place(request: Request, rng: np.random.Generator) -> tuple[Thing, ...]:
             Thing(colour=c, shape=s, x=float(x), y=float(y), radius=float(r))
             for (c, s), x, y, r in zip(kinds, xs, ys, radii, strict=True)
         )
-        if obeyed(request, things):
+        if satisfies(request, things):
             return things
 
 
-def apart(things: Iterable[Thing]) -> bool:
-    """Whether all of `things` keep GAP from each other."""
+def are_apart(things: Iterable[Thing]) -> bool:
+    """Whether all of `things` are at least GAP from each other."""
     return all(np.hypot(a.x - b.x, a.y - b.y) - a.radius - b.radius >= GAP for a, b in combinations(things, 2))
 
 
-def obeyed(request: Request, things: Sequence[Thing]) -> bool:
-    """Whether `things`, of the kinds that `request` asks for, keep apart and stand in its relation."""
-    if not apart(things):
+def satisfies(request: Request, things: Sequence[Thing]) -> bool:
+    """Whether `things`, of the kinds that `request` asks for, are apart and stand in its relation."""
+    if not are_apart(things):
         return False
     if not request.relation:
         return True
     first, second = things
-    return holds(request.relation, first.x - second.x, first.y - second.y)
+    return relation_holds(request.relation, first.x - second.x, first.y - second.y)
 
 
-def holds(relation: str, dx: float, dy: float) -> bool:
-    """Whether the first thing, at offset (dx, dy) from the second, stands in `relation` to it (main axis decides)."""
+def relation_holds(relation: str, dx: float, dy: float) -> bool:
+    """Whether a thing at offset (dx, dy) from another stands in `relation` to it; the larger axis decides."""
     across = abs(dx) > abs(dy)
     return {
         "left of": across and dx < 0,
@@ -80,8 +78,11 @@ def holds(relation: str, dx: float, dy: float) -> bool:
     }[relation]
 
 
-def distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-    """Signed distance in pixels (negative inside), up to corners, for shapes of equal visual weight."""
+def signed_distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
+    """Signed distance in pixels to a shape of size `r` at the origin, negative inside; corners are not rounded.
+
+    The shapes are scaled to look equally large.
+    """
     if shape == "circle":
         return torch.hypot(x, y) - r
     if shape == "square":
@@ -106,7 +107,9 @@ def render(scenes: Sequence[Sequence[Thing]]) -> Tensor:
                 continue
             things = [scenes[i][slot] for i in rows]
             x, y, r = (torch.tensor([getattr(t, k) for t in things]).view(-1, 1, 1) for k in ("x", "y", "radius"))
-            inside = (0.5 - distance(shape, centres.view(1, 1, -1) - x, centres.view(1, -1, 1) - y, r)).clamp(0, 1)
+            inside = (0.5 - signed_distance(shape, centres.view(1, 1, -1) - x, centres.view(1, -1, 1) - y, r)).clamp(
+                0, 1
+            )
             colour = torch.tensor([COLOURS[t.colour] for t in things]).view(-1, 3, 1, 1)
             mask = inside.unsqueeze(1)
             picture[rows] = picture[rows] * (1 - mask) + colour * mask
@@ -114,19 +117,19 @@ def render(scenes: Sequence[Sequence[Thing]]) -> Tensor:
 
 
 def batch(seed: Sequence[int], size: int, *, split: str = "train") -> tuple[list[str], Tensor]:
-    """`size` captions and their pictures; the same `seed` gives the same batch."""
+    """`size` captions of `split` and their pictures; `seed` decides both."""
     rng = np.random.default_rng(list(seed))
-    wanted = [draw_request(rng, split=split) for _ in range(size)]
-    return [r.caption for r in wanted], render([place(r, rng) for r in wanted])
+    requests = [draw_request(rng, split=split) for _ in range(size)]
+    return [request.caption for request in requests], render([place(request, rng) for request in requests])
 
 
 def place_motion(motion: Motion, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """The one thing of a clip, in each frame; it stays inside the picture."""
-    radius = 5.0 * rng.uniform(0.92, 1.08)
+    """The thing of a clip in each of its FRAMES frames, inside the picture throughout."""
+    radius = _MOTION_RADIUS * rng.uniform(*SPREAD)
     step = np.array(DIRECTIONS[motion.direction]) * SPEEDS[motion.speed]
     path = step * (FRAMES - 1)
-    low = radius + 0.8 + np.maximum(-path, 0)
-    high = SIZE - radius - 0.8 - np.maximum(path, 0)
+    low = radius + EDGE + np.maximum(-path, 0)
+    high = SIZE - radius - EDGE - np.maximum(path, 0)
     start = rng.uniform(low, high)
     return tuple(
         Thing(colour=motion.colour, shape=motion.shape, x=float(x), y=float(y), radius=float(radius))

@@ -8,7 +8,7 @@ import pytest
 from adatsq_pipe.stages.scenes.train import correction
 from adatsq_pipe.stages.scenes.world import captions, detector, rendering, scorer
 from adatsq_pipe.stages.scenes.world.captions import parse
-from adatsq_pipe.stages.scenes.world.detector import Array, Found
+from adatsq_pipe.stages.scenes.world.detector import Array, Detection
 from adatsq_pipe.stages.scenes.world.rendering import Thing
 
 
@@ -17,8 +17,8 @@ def _shown(*scenes: tuple[Thing, ...]) -> Array:
     return picture
 
 
-def _found(*things: Thing) -> tuple[Found, ...]:
-    return detector.read(_shown(things))[0]
+def _found(*things: Thing) -> tuple[Detection, ...]:
+    return detector.detect(_shown(things))[0]
 
 
 LEFT = Thing(colour="red", shape="circle", x=8, y=16, radius=5.2)
@@ -30,9 +30,9 @@ def test_whatever_was_found_the_scene_is_what_was_asked_for(task: str) -> None:
     rng = np.random.default_rng(0)
     asked = [r for r in captions.requests(240, split="held_out", seed=3) if r.task == task]
     others = captions.requests(len(asked), split="train", seed=4)
-    found = [() if i % 5 == 0 else f for i, f in enumerate(detector.read(scorer.truth(others, rng)))]
+    found = [() if i % 5 == 0 else f for i, f in enumerate(detector.detect(scorer.ground_truth(others, rng)))]
     scenes = [correction.nearest(*each, rng) for each in zip(asked, found, strict=True)]
-    assert all(rendering.obeyed(request, scene) for request, scene in zip(asked, scenes, strict=True))
+    assert all(rendering.satisfies(request, scene) for request, scene in zip(asked, scenes, strict=True))
     right = [all(verdict.values()) for verdict in scorer.verdicts(asked, _shown(*scenes))]
     assert np.mean(right) >= 0.97, "the scorer may take two squares for one whose corners touch"
 

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.scenes.builtin_models import SHELF
+from adatsq_pipe.stages.scenes.builtin_models import MODELS_FOLDER
 from adatsq_pipe.stages.scenes.train import (
     __main__ as trainer,
 )
@@ -103,7 +103,7 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
 
 def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trajectories, "CHUNK", 24)
-    teacher = FluxPipeline.from_pretrained(SHELF / "flux-dev")
+    teacher = FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev")
 
     def draw() -> trajectories.Walks:
         texts = flux.Texts(teacher)
@@ -117,7 +117,9 @@ def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: p
     assert torch.equal(drawn.scales, torch.full((24,), flux.DEFAULT_GUIDANCE))
     words = components.tokenizer()
     wanted = [captions.parse(words.decode(ids, skip_special_tokens=True)) for ids in drawn.ids]
-    assert not any(captions.held_out(request) for request in wanted if request.task not in captions.IN_BOTH_SPLITS)
+    assert not any(
+        captions.is_held_out(request) for request in wanted if request.task not in captions.TASKS_IN_BOTH_SPLITS
+    )
     shown = flux.pictures(teacher.vae, drawn.states[:, -1].float())
     assert all(verdict[request.task] for request, verdict in zip(wanted, scorer.verdicts(wanted, shown), strict=True))
     monkeypatch.setattr(trajectories.Walks, "_walk", None)

@@ -15,7 +15,7 @@ RED = Motion(colour="red", shape="circle", direction="left", speed="fast")
 
 
 def _clip(motion: Motion, seed: int = 0) -> Array:
-    return scorer.truth([motion], np.random.default_rng(seed))[0]
+    return scorer.ground_truth([motion], np.random.default_rng(seed))[0]
 
 
 def _verdicts(motion: Motion, clip: Array) -> dict[str, bool]:
@@ -23,8 +23,8 @@ def _verdicts(motion: Motion, clip: Array) -> dict[str, bool]:
 
 
 def test_every_motion_is_judged_right() -> None:
-    wanted = list(motions.EVERY_MOTION) * 3
-    told = scorer.verdicts(wanted, scorer.truth(wanted, np.random.default_rng(0)))
+    wanted = list(motions.ALL_MOTIONS) * 3
+    told = scorer.verdicts(wanted, scorer.ground_truth(wanted, np.random.default_rng(0)))
     assert all(set(each) == set(motions.TASKS) for each in told)
     for task in motions.TASKS:
         assert np.mean([each[task] for each in told]) >= 0.995, task
@@ -32,7 +32,7 @@ def test_every_motion_is_judged_right() -> None:
 
 def test_things_stay_inside() -> None:
     rng = np.random.default_rng(1)
-    for motion in motions.EVERY_MOTION:
+    for motion in motions.ALL_MOTIONS:
         for thing in rendering.place_motion(motion, rng):
             assert thing.radius < thing.x < rendering.SIZE - thing.radius
             assert thing.radius < thing.y < rendering.SIZE - thing.radius
@@ -77,19 +77,19 @@ def test_a_background_that_flickers_fails() -> None:
 
 def test_splits_share_no_motion() -> None:
     parts = [
-        {motions.parse(p) for p in prompts.prompts(400, world="motions", split=split, seed=0)}
+        {motions.parse(p) for p in prompts.draw_prompts(400, world="motions", split=split, seed=0)}
         for split in ("train", "held_out")
     ]
-    assert not parts[0] & parts[1] and parts[0] | parts[1] == set(motions.EVERY_MOTION)
+    assert not parts[0] & parts[1] and parts[0] | parts[1] == set(motions.ALL_MOTIONS)
 
 
 def test_captions_outside_the_grammar_are_refused_in_one_line() -> None:
     assert motions.parse("A red circle  moving left fast.") == RED
     for prompt, world_ in (("a red circle", "motions"), ("a dog", "scenes"), ("99", "classes"), ("a", "elsewhere")):
         with pytest.raises(ValueError, match=r"there is no|no picture|no clip"):
-            prompts.asked(prompt, world_)
+            prompts.parse_prompt(prompt, world_)
 
 
 def test_clips_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
-        clips.read(np.zeros((3, 32, 32, 3), np.float32))
+        clips.detect(np.zeros((3, 32, 32, 3), np.float32))

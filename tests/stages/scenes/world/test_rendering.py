@@ -11,11 +11,11 @@ from adatsq_pipe.stages.scenes.world import captions, rendering
 
 
 def test_held_out_combinations_are_in_no_training_caption() -> None:
-    train = {r.combination for r in captions.EVERY_REQUEST if not captions.held_out(r)}
-    held = {r.combination for r in captions.EVERY_REQUEST if captions.held_out(r)}
+    train = {r.combination for r in captions.ALL_REQUESTS if not captions.is_held_out(r)}
+    held = {r.combination for r in captions.ALL_REQUESTS if captions.is_held_out(r)}
     assert held and train and not held & train
     drawn = captions.requests(400, split="train", seed=1)
-    assert not {r.combination for r in drawn if r.task not in captions.IN_BOTH_SPLITS} & held
+    assert not {r.combination for r in drawn if r.task not in captions.TASKS_IN_BOTH_SPLITS} & held
     with pytest.raises(ValueError, match="'test'"):
         captions.requests(1, split="test", seed=0)
 
