@@ -71,7 +71,7 @@ def _background_is_clean(clip_FHW3: Array) -> bool:
 
 
 def features(clips_NFHW3: Array) -> Array:
-    """Fixed features `[N, 108]` for a Frechet distance: the first frame's, and how the last frame's differ from them."""
+    """Fixed features `[N, 108]` for a Frechet distance: the first frame's, and the last frame's less those."""
     first, last = detector.features(clips_NFHW3[:, 0]), detector.features(clips_NFHW3[:, -1])
     joined: Array = np.concatenate([first, last - first], 1)
     return joined

@@ -48,7 +48,7 @@ _BY_CAPTION = {motion.caption: motion for motion in ALL_MOTIONS}
 
 
 def motions(count: int, *, split: str, seed: int) -> tuple[Motion, ...]:
-    """`count` motions of `split` ("train" or "held_out"); a longer list of the same seed begins with the shorter one."""
+    """`count` motions of `split` ("train" or "held_out"); a longer list begins with the shorter one."""
     pool = _POOLS[split]
     order = np.random.default_rng([seed, 17]).permutation(len(pool))
     return tuple(pool[order[i % len(pool)]] for i in range(count))

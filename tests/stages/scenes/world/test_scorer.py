@@ -116,7 +116,7 @@ def test_relations_follow_genevals_lean(relation: str) -> None:
     for angle, right in ((0, True), (50, True), (75, False), (180, False)):
         turn = np.deg2rad(base + angle)
         a, b = (
-            detector.Detection(colour="red", shape="circle", x=x, y=y, radius=0.5, fit=1.0)
+            detector.Detection(colour="red", shape="circle", x=x, y=y, radius=0.5, overlap=1.0)
             for x, y in ((16 + 12 * np.cos(turn), 16 + 12 * np.sin(turn)), (16, 16))
         )
         assert scorer.stands_in_relation(relation, a, b) is right, (relation, angle)
