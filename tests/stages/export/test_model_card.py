@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from adatsq_pipe.stages.export.model_card import front_matter
+from adatsq_pipe.stages.export.model_card import card, front_matter
+from tests.support.made_store import MadeStore, make_store
+
+SIZES: dict[str, Any] = {
+    "layers": 494,
+    "weight_bits": 4.126,
+    "layer_bytes_bf16": 2000,
+    "layer_bytes": 520,
+    "transformer_bytes_bf16": 2400,
+    "transformer_bytes": 960,
+}
+QUALITY: dict[str, Any] = {
+    "captions": 16,
+    "seeds": 3,
+    "psnr": {"mean": 38.449, "standard_error": 0.249},
+    "ssim": {"mean": 0.98765, "standard_error": 0.00149},
+    "latent_error": {"mean": 0.01251, "standard_error": 0.00061},
+    "asked_for": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -26,3 +47,72 @@ def test_licence_and_language_are_inherited(text: str, found: dict[str, str], tm
     assert front_matter(tmp_path) == {}
     (tmp_path / "README.md").write_text(text)
     assert front_matter(tmp_path) == found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MadeStore:
+    """A run whose policy has 4.567 bits on average, 5.125 weighted by MACs, and an original with a card."""
+    store = make_store(tmp_path, recipe={"method": "quarot"})
+    store.manifest("search").open_unit("front")
+    store.manifest("search").commit("front", value={"mean_bits": 4.567, "mac_weighted_bits": 5.125})
+    model = Path(store.context.model)
+    model.mkdir()
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (model / "README.md").write_text("---\nlicense: other\nlicense_name: flux-dev\nlanguage: en\ntags: [x]\n---\n# A")
+    return store
+
+
+def _parts(text: str) -> tuple[Any, str]:
+    """The card's front matter, parsed, and its text."""
+    empty, head, body = text.split("---\n", 2)
+    assert empty == ""
+    return yaml.safe_load(head), body
+
+
+def test_the_card_says_what_was_counted(store: MadeStore) -> None:
+    head, body = _parts(card(store.context, SIZES))
+    assert head == {
+        "base_model": "model",
+        "library_name": "diffusers",
+        "tags": ["quantized", "adatsq"],
+        "license": "other",
+        "license_name": "flux-dev",
+        "language": "en",
+    }
+    assert "# model, quantized" in body
+    assert "from `model` (FluxPipeline) with the recipe `quarot`. Licence: flux-dev, that of the original." in body
+    assert "- weights: 4.13 bits on average with scales and zero points, 494 layers" in body
+    assert "- activations: 4.57 bits on average over timesteps and layers, 5.12 weighted by MACs" in body
+    assert "- transformer: 2.50 times smaller than in bfloat16 (its quantized layers 3.85 times)" in body
+    assert "What it scores" not in body and "{" not in body
+
+
+def test_an_original_without_a_card_passes_on_its_licence_in_words(store: MadeStore) -> None:
+    (Path(store.context.model) / "README.md").unlink()
+    head, body = _parts(card(store.context, SIZES))
+    assert "license" not in head
+    assert "Its licence is that of the original model." in body
+
+
+def test_the_card_of_an_evaluated_model_has_a_row_per_measure(store: MadeStore) -> None:
+    body = _parts(card(store.context, SIZES, QUALITY))[1]
+    assert "on 16 captions x 3 seeds (mean, standard error)" in body
+    table = [line for line in body.splitlines() if line.startswith("|")]
+    assert table == [
+        "| measure | value |",
+        "|---|---|",
+        "| PSNR of pictures, dB | 38.4 +- 0.2 |",
+        "| SSIM of pictures | 0.988 +- 0.001 |",
+        "| error of latents | 0.013 +- 0.001 |",
+    ]
+    assert "![Activation bits of every layer at every denoising step](policy.png)" in body
+
+
+def test_scores_of_what_was_asked_for_are_those_of_both_models(store: MadeStore) -> None:
+    asked = {
+        "full_precision": {"total": {"mean": 0.75, "standard_error": 0.0312}},
+        "quantized": {"total": {"mean": 0.5, "standard_error": 0.04}},
+    }
+    body = _parts(card(store.context, SIZES, {**QUALITY, "asked_for": asked}))[1]
+    assert "| shows what was asked for, full precision | 0.750 +- 0.031 |" in body
+    assert "| shows what was asked for, quantized | 0.500 +- 0.040 |" in body
