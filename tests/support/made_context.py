@@ -40,5 +40,5 @@ def made_context(run: Path, model: Path, /, **overrides: Mapping[str, Any]) -> C
             continue
         asked = {**DEFAULTS.get(name, {}), **overrides.get(name, {})}
         settings[name] = kind.model_validate(asked).model_dump(mode="json")
-    prints = {name: str(place) * 64 for place, name in enumerate(STAGES)}
+    prints = {name: str(place) * 64 for place, name in enumerate((*STAGES, "reference"))}
     return Context(tables=settings, run=str(run), model=str(model), fingerprints=prints)
