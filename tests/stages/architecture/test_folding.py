@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.stages.architecture.folding import apply, folds
+from adatsq_pipe.stages.architecture.folding import Fold, apply, folds
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
@@ -79,3 +79,22 @@ def test_a_fold_needs_all_layers_fed_the_same_input(family: Callable[[str], Path
     assert (f"{block}attn1.to_q", f"{block}attn1.to_k", f"{block}attn1.to_v") in whole
     rows.append({"name": "another", "in": 32, "out": 32, "source": f"{block}attn1.to_q"})
     assert not any(f"{block}attn1.to_q" in consumers for consumers in {f.consumers for f in folds(model, rows)})
+
+
+def test_rows_of_a_modulation_are_multiplied_and_the_scales_bias_is_taken_about_one() -> None:
+    """(1 + s + b) f = 1 + s f + ((b + 1) f - 1): of the scale's bias one is added before and taken off after."""
+    w, bias, factor = torch.arange(1.0, 13).reshape(6, 2), torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([2.0, 3])
+    fold = Fold(producer="norm", consumers=("q",), shift=slice(0, 2), scale=slice(2, 4))
+    rows, moved = fold.rows(w, bias, factor)
+    assert rows.tolist() == [[2, 4], [9, 12], [10, 12], [21, 24], [9, 10], [11, 12]]
+    assert moved is not None
+    assert moved.tolist() == [2, 6, 7, 14, 5, 6]
+    assert w[0].tolist() == [1, 2] and bias[0] == 1
+
+
+def test_rows_of_a_value_projection_are_multiplied_alone() -> None:
+    fold = Fold(producer="to_v", consumers=("to_out",), shift=slice(0, 2), scale=None)
+    rows, moved = fold.rows(torch.ones(2, 3), torch.tensor([1.0, -1]), torch.tensor([2.0, 3]))
+    assert rows.tolist() == [[2, 2, 2], [3, 3, 3]]
+    assert moved is not None and moved.tolist() == [2, -3]
+    assert fold.rows(torch.ones(2, 3), None, torch.tensor([2.0, 3]))[1] is None
