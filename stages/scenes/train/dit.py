@@ -1,11 +1,11 @@
 """scenes/dit-xl: a class-conditional DiT, one class per coloured shape, sampled with DDIM.
 
-The linear schedule of 1,000 steps with classifier-free guidance, as in DiT (Peebles & Xie 2212.09748); but the model
-predicts v (Salimans & Ho 2202.00512), not the noise: after 4,000 steps of the latter, shapes were still ragged. Class
-1000 is "no class", as the stock pipeline has it; the classes between are never trained.
+The linear schedule of 1,000 steps with classifier-free guidance, as in DiT (Peebles & Xie 2212.09748). The model
+predicts v (Salimans & Ho 2202.00512): with the noise as target, shapes were still ragged after 4,000 steps. Class 1000
+is "no class", as in the stock pipeline; the classes between are never trained.
 
-What such a small model does not grow by itself are the salient channels of large ones (PTQ4DiT 2405.16005): it
-is given them at last, in a change of coordinates that leaves what it computes as it is.
+Large DiTs have salient channels (PTQ4DiT 2405.16005) that a model this small does not develop. `make_salient` adds them
+after training, by a change of coordinates that leaves the model's function unchanged.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.architecture import folding
 from adatsq_pipe.stages.scenes.train import latents
-from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train.training import DEVICE, TrainConfig, generator, train_part
 from adatsq_pipe.stages.scenes.world import captions, rendering
 
 NO_CLASS = 1000
 GUIDANCE = 2.0
 SALIENT = 0.04
-"""Share of an input's channels that are salient."""
+"""Share of an input's channels that `make_salient` raises."""
 _CHUNK = 512
 
 
@@ -48,6 +48,7 @@ def transformer() -> DiTTransformer2DModel:
 
 
 def scheduler() -> DDIMScheduler:
+    """The noise schedule of training and sampling."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",
@@ -57,8 +58,8 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def unshifted(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same autoencoder as DiTPipeline wants it: latents are scaled, not shifted."""
+def without_shift(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder without a shift, which DiTPipeline does not apply."""
     vae.register_to_config(shift_factor=None)
     return vae
 
@@ -68,54 +69,53 @@ def training_set(vae: AutoencoderKL, *, seed: int, scenes: int) -> tuple[Tensor,
     """Latents `[N, C, H, W]` and classes `[N]` of single things."""
     rng = np.random.default_rng([seed, 7])
     classes = rng.integers(len(captions.CLASSES), size=scenes)
-    made = []
+    latents_of_all = []
     for start in range(0, scenes, _CHUNK):
         things = [rendering.place(captions.class_request(int(c)), rng) for c in classes[start : start + _CHUNK]]
-        made.append(vae.encode(rendering.render(things)).latent_dist.mean * vae.config.scaling_factor)
-    return torch.cat(made), torch.from_numpy(classes)
+        latents_of_all.append(vae.encode(rendering.render(things)).latent_dist.mean * vae.config.scaling_factor)
+    return torch.cat(latents_of_all), torch.from_numpy(classes)
 
 
 def train(
     vae: AutoencoderKL,
     work: Path,
-    how: Lessons,
+    config: TrainConfig,
     *,
     scenes: int,
     start: nn.Module | None = None,
 ) -> DiTTransformer2DModel:
-    """The running average after `how.steps` steps; a class is dropped once in ten."""
-    clean, classes = training_set(vae, seed=how.seed, scenes=scenes)
-    torch.manual_seed(how.seed)
+    """The running average after `config.steps` steps; a class is dropped once in ten."""
+    clean, classes = training_set(vae, seed=config.seed, scenes=scenes)
+    torch.manual_seed(config.seed)
     model = transformer().eval()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    field = how.compiled(model)
+    forward = config.compiled(model)
     schedule = scheduler()
 
     def loss(step: int) -> Tensor:
-        source = generator(how.seed, "dit", step)
-        rows = torch.randint(len(clean), (how.batch,), generator=source)
-        noise = torch.randn((how.batch, *clean.shape[1:]), generator=source)
-        t = torch.randint(1000, (how.batch,), generator=source)
-        dropped = torch.rand(how.batch, generator=source) < 0.1
+        source = generator(config.seed, "dit", step)
+        rows = torch.randint(len(clean), (config.batch,), generator=source)
+        noise = torch.randn((config.batch, *clean.shape[1:]), generator=source)
+        t = torch.randint(1000, (config.batch,), generator=source)
+        dropped = torch.rand(config.batch, generator=source) < 0.1
         labels = torch.where(dropped, NO_CLASS, classes[rows]).to(DEVICE)
         picked, noise, t = clean[rows].to(DEVICE), noise.to(DEVICE), t.to(DEVICE)
         noisy = schedule.add_noise(picked, noise, t)
-        predicted: Tensor = field(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
-        wanted: Tensor = schedule.get_velocity(picked, noise, t)
-        return (predicted - wanted).square().mean()
+        predicted: Tensor = forward(noisy, timestep=t, class_labels=labels, return_dict=False)[0]
+        target: Tensor = schedule.get_velocity(picked, noise, t)
+        return (predicted - target).square().mean()
 
-    smooth = train_part("dit", model, loss, steps=how.steps, rate=how.rate, work=work)
+    smooth = train_part("dit", model, loss, steps=config.steps, rate=config.rate, work=work)
     assert isinstance(smooth, DiTTransformer2DModel)
     return smooth
 
 
 def make_salient(model: DiTTransformer2DModel, gain: float, *, seed: int) -> None:
-    """Raise, in place, SALIENT of the channels that attention and feed-forward read, sqrt(`gain`) to `gain` times.
+    """Raise a share SALIENT of the input channels of attention and feed-forward by sqrt(`gain`) to `gain`, in place.
 
-    The layer before a channel (the modulation, the value projection) gives more of it and the layers that read it are
-    as much less sensitive to it, so the model's function stays the same up to rounding. Which channels, and how far
-    each, is drawn by `seed`.
+    The producer of a raised channel (the modulation, the value projection) is multiplied by a factor and its consumers
+    are divided by it, so the model computes the same function up to rounding. `seed` draws the channels and factors.
     """
     rng = np.random.default_rng([seed, 8])
     for index, block in enumerate(model.transformer_blocks):
@@ -128,7 +128,7 @@ def make_salient(model: DiTTransformer2DModel, gain: float, *, seed: int) -> Non
 
 
 def _inputs(block: str, width: int) -> tuple[folding.Fold, ...]:
-    """What a block's linear layers read that the layer before can scale."""
+    """The inputs of a block's linear layers that the layer before them can scale."""
     shift, scale, _, feed_shift, feed_scale, _ = (slice(i * width, (i + 1) * width) for i in range(6))
     modulation, value = f"{block}.norm1.linear", f"{block}.attn1.to_v"
     qkv = tuple(f"{block}.attn1.{name}" for name in ("to_q", "to_k", "to_v"))
@@ -140,12 +140,13 @@ def _inputs(block: str, width: int) -> tuple[folding.Fold, ...]:
 
 
 def pipeline(vae: AutoencoderKL, denoiser: DiTTransformer2DModel) -> DiTPipeline:
+    """The stock pipeline around the trained parts; its labels are named by colour and shape."""
     names = {i: " ".join(thing) for i, thing in enumerate(captions.CLASSES)}
-    made = DiTPipeline(transformer=denoiser, vae=vae, scheduler=scheduler(), id2label=names)
-    made.register_to_config(id2label=names)
-    return made
+    pipe = DiTPipeline(transformer=denoiser, vae=vae, scheduler=scheduler(), id2label=names)
+    pipe.register_to_config(id2label=names)
+    return pipe
 
 
 def call() -> dict[str, int | float]:
-    """What a call of this pipeline needs to be told."""
+    """The arguments of a pipeline call, stored as sampling.json."""
     return {"num_inference_steps": 50, "guidance_scale": GUIDANCE}

@@ -1,4 +1,4 @@
-"""The latent space that the image families share, and the training set in it."""
+"""The latent space that the image families share, and their training set in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 512
 
 
 def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKL:
-    """A KL autoencoder of scenes, frozen; its latents' mean and deviation are in its config."""
+    """A KL autoencoder of pictures, frozen; its config holds the latents' mean and deviation."""
     torch.manual_seed(seed)
     vae = components.autoencoder(CHANNELS)
 
@@ -55,14 +55,14 @@ def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCE
     """`scenes` captioned training scenes: `latents` fp16 `[N, C, H, W]`, normalised, and `ids` `[N, TEXT_LENGTH]`."""
     path = work / "training_set.safetensors"
     if path.exists():
-        held: dict[str, Tensor] = load_file(path)
-        return held
+        cached: dict[str, Tensor] = load_file(path)
+        return cached
     vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     latents, ids = [], []
     for chunk in range(scenes // _CHUNK):
         captions, picture = rendering.batch((seed, 4, chunk), _CHUNK)
         latents.append(encoded(vae, picture.to(memory_format=torch.channels_last)).half().contiguous())
         ids.append(components.ids(captions))
-    made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
-    write_bytes(path, save(made))
-    return made
+    tensors = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
+    write_bytes(path, save(tensors))
+    return tensors

@@ -1,8 +1,8 @@
-"""scenes/flux-schnell: scenes/flux-dev in four steps, by distillation of the guided walk between them.
+"""scenes/flux-schnell: scenes/flux-dev in four steps, distilled from its guided trajectories.
 
-The teacher's walks from noise to picture are drawn once, in small steps, and bent to end at right pictures (walks.py);
-at each of the four noise levels the student learns the straight line to where the walk stands at the next level. The
-guidance scale is built in: what the teacher's embedding adds for it is folded into the time embedding's bias.
+The teacher's trajectories are sampled once, in small steps, and corrected to end at correct pictures (trajectories.py).
+At each of the four noise levels the student learns the straight line to the trajectory's state at the next level. The
+guidance scale is built in: the teacher's guidance embedding is folded into the bias of the time embedding.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from adatsq_pipe.stages.scenes.train import components, flux
-from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons
-from adatsq_pipe.stages.scenes.train.trajectories import Route, Walks, learn
+from adatsq_pipe.stages.scenes.train.training import DEVICE, TrainConfig
+from adatsq_pipe.stages.scenes.train.trajectories import SamplingSchedule, Trajectories, train_on
 from adatsq_pipe.stages.scenes.world import rendering
 
 STEPS = 4
-OWN = Route(levels=(1.0, 0.75, 0.5, 0.25, 0.0), within=(1, 1, 1, 1), often=(0.4, 0.25, 0.2, 0.15))
-"""The student's own walk; its first steps, where it is decided what goes where, are learned most."""
-TEACHERS = replace(OWN, within=(8, 5, 4, 3), scales=(flux.DEFAULT_GUIDANCE, flux.DEFAULT_GUIDANCE))
+STUDENT_SCHEDULE = SamplingSchedule(
+    levels=(1.0, 0.75, 0.5, 0.25, 0.0), euler_steps=(1, 1, 1, 1), probabilities=(0.4, 0.25, 0.2, 0.15)
+)
+"""The student's own steps. The first decide the layout of a picture and are trained most often."""
+TEACHER_SCHEDULE = replace(
+    STUDENT_SCHEDULE, euler_steps=(8, 5, 4, 3), guidance_range=(flux.DEFAULT_GUIDANCE, flux.DEFAULT_GUIDANCE)
+)
 
 
 def without_guidance(teacher: FluxTransformer2DModel, scale: float) -> FluxTransformer2DModel:
-    """A Flux without guidance embedding that computes what `teacher` computes at guidance `scale`."""
+    """A Flux without guidance embedding that computes the same as `teacher` at guidance `scale`."""
     with torch.device("meta"):
         student = flux.transformer(guidance=False)
     state = {k: v.clone() for k, v in teacher.state_dict().items() if "guidance_embedder" not in k}
@@ -40,20 +44,23 @@ def without_guidance(teacher: FluxTransformer2DModel, scale: float) -> FluxTrans
 def train(
     pipeline: FluxPipeline,
     work: Path,
-    how: Lessons,
+    config: TrainConfig,
     *,
     count: int,
     start: torch.nn.Module | None = None,
 ) -> FluxTransformer2DModel:
-    """The student of the flux-dev `pipeline`, by `count` walks of it; it begins as its teacher, or as `start`."""
-    texts = flux.Texts(pipeline)
+    """The student of the flux-dev `pipeline`, trained on `count` of its trajectories.
+
+    The student starts with the teacher's weights, or with those of `start`.
+    """
+    texts = flux.TextInputs(pipeline)
     model = without_guidance(pipeline.transformer, flux.DEFAULT_GUIDANCE).requires_grad_(True).train()
     if start is not None:
         model.load_state_dict(start.state_dict())
     teacher = pipeline.transformer.requires_grad_(False).to(DEVICE)
-    walks = Walks(teacher, texts, pipeline.vae, TEACHERS, work / "walks", count=count, seed=how.seed)
-    print(f"{walks.right:.3f} of the teacher's pictures are right", flush=True)
-    return learn("schnell", model, walks, texts, work, how)
+    paths = Trajectories(teacher, texts, pipeline.vae, TEACHER_SCHEDULE, work / "walks", count=count, seed=config.seed)
+    print(f"{paths.right:.3f} of the teacher's pictures are correct", flush=True)
+    return train_on("schnell", model, paths, texts, work, config)
 
 
 def pipeline(teacher: FluxPipeline, denoiser: FluxTransformer2DModel) -> FluxPipeline:
@@ -63,7 +70,7 @@ def pipeline(teacher: FluxPipeline, denoiser: FluxTransformer2DModel) -> FluxPip
 
 
 def call() -> dict[str, int | float]:
-    """As flux-dev's, in four steps and without guidance."""
+    """The arguments of a pipeline call: flux-dev's, with four steps and without guidance."""
     return {
         "height": rendering.SIZE,
         "width": rendering.SIZE,

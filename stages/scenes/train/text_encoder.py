@@ -1,8 +1,8 @@
-"""The text encoders learn to read before anything is drawn, and are frozen then, as in the pipelines they stand for.
+"""Text encoders of the built-in models: trained to understand captions before anything is drawn, then frozen.
 
-Each word's state must tell which thing it belongs to, that thing's colour and shape, its place relative to the other
-thing, and how many there are; the pooled state must tell all of that for both things. Linear heads ask for it and are
-thrown away.
+The state of each word must hold which thing it belongs to, that thing's colour and shape, its place relative to the
+other thing, and the count; the pooled state must hold all of that for both things. Linear heads read these attributes
+from the states and are dropped after training.
 """
 
 from __future__ import annotations
@@ -26,34 +26,36 @@ _ABSENT = -100
 _ANY = ""
 
 
-class _Questioned(nn.Module):
+class _TextEncoder(nn.Module):
     """Linear heads over the state of each word, and over one state that stands for the whole caption."""
 
-    backward_only: bool = False
-    """Whether a word's state knows only what came before it; then it is asked where a thing's words end."""
+    causal: bool = False
+    """Whether a state sees only the words before it; then only the last word of a thing is labelled."""
 
     def _add_heads(self) -> None:
-        self.of_word = nn.ModuleDict({k: nn.Linear(components.TEXT_WIDTH, n) for k, n in _SIZES.items()})
-        self.of_all = nn.ModuleDict(
+        self.word_heads = nn.ModuleDict({k: nn.Linear(components.TEXT_WIDTH, n) for k, n in _SIZES.items()})
+        self.caption_heads = nn.ModuleDict(
             {f"{k}{i}": nn.Linear(components.TEXT_WIDTH, n + 1) for k, n in _SIZES.items() for i in range(2)}
         )
 
     def states(self, ids_BT: Tensor) -> Tensor:
-        """What the denoiser is given of every token, `[B, T, TEXT_WIDTH]`."""
+        """The denoiser's text input, `[B, T, TEXT_WIDTH]`."""
         raise NotImplementedError
 
     def pooled(self, ids_BT: Tensor, states_BTC: Tensor) -> Tensor:
-        """The state that stands for the caption, `[B, TEXT_WIDTH]`."""
+        """One state for the whole caption, `[B, TEXT_WIDTH]`."""
         raise NotImplementedError
 
-    def answers(self, ids_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def logits(self, ids_BT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Logits of the heads over words `[B, T, n]` and over the whole caption `[B, n + 1]`."""
         states = self.states(ids_BT)
         pooled = self.pooled(ids_BT, states)
-        return {k: head(states) for k, head in self.of_word.items()}, {k: h(pooled) for k, h in self.of_all.items()}
+        return {k: head(states) for k, head in self.word_heads.items()}, {
+            k: h(pooled) for k, h in self.caption_heads.items()
+        }
 
 
-class Reader(_Questioned):
+class FluxTextEncoder(_TextEncoder):
     """Flux's two encoders: T5 gives the words' states, CLIP the pooled one."""
 
     def __init__(self) -> None:
@@ -71,10 +73,10 @@ class Reader(_Questioned):
         return state
 
 
-class CausalReader(_Questioned):
+class CausalTextEncoder(_TextEncoder):
     """Z-Image's encoder: a causal language model, of which the last layer but one is used."""
 
-    backward_only = True
+    causal = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +94,8 @@ class CausalReader(_Questioned):
         return states_BTC[torch.arange(len(ids_BT), device=last.device), last]
 
 
-def facts(request: Request) -> list[dict[str, int]]:
-    """What a reader must know of each thing asked for."""
+def attributes(request: Request) -> list[dict[str, int]]:
+    """The attributes of each thing, as indices of their classes."""
     first = request.relation or ("alone" if len(request.things) == 1 else "beside")
     places = (first, _OPPOSITE.get(first, first))
     return [
@@ -108,73 +110,82 @@ def facts(request: Request) -> list[dict[str, int]]:
     ]
 
 
-def questions(
-    wanted: list[Request], length: int, *, ends_only: bool = False
+def labels(
+    requests: list[Request], length: int, *, last_words_only: bool = False
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Token ids `[B, length]` and the right answers for words `[B, length]` and for the whole caption `[B]`.
+    """Token ids `[B, length]`, and the labels of words `[B, length]` and of whole captions `[B]`, by attribute.
 
-    `ends_only` asks no word but the last of those that speak of a thing.
+    A label is -100 where a word has none. `last_words_only` labels only the last word of each thing.
     """
     words = components.tokenizer()
-    ids = torch.tensor(words([r.caption for r in wanted], padding="max_length", max_length=length).input_ids)
-    of_word = {k: torch.full(ids.shape, _ABSENT) for k in _SIZES}
-    of_all = {f"{k}{i}": torch.full((len(wanted),), n) for k, n in _SIZES.items() for i in range(2)}
-    for row, request in enumerate(wanted):
-        known = facts(request)
-        spoken = request.caption.split()
-        turn = len(spoken) if len(known) == 1 else len(spoken) - len(["a", *" ".join(request.things[1]).split()])
-        spans = [range(turn), range(turn, len(spoken))]
+    ids = torch.tensor(words([r.caption for r in requests], padding="max_length", max_length=length).input_ids)
+    word_labels = {k: torch.full(ids.shape, _ABSENT) for k in _SIZES}
+    caption_labels = {f"{k}{i}": torch.full((len(requests),), n) for k, n in _SIZES.items() for i in range(2)}
+    for row, request in enumerate(requests):
+        things = attributes(request)
+        caption = request.caption.split()
+        turn = len(caption)
+        if len(things) == 2:
+            turn -= len(["a", *" ".join(request.things[1]).split()])
+        spans = [range(turn), range(turn, len(caption))]
         for k in _SIZES:
-            for thing, span in zip(known, spans, strict=False):
-                of_word[k][row, list(span[-1:] if ends_only else span)] = thing[k]
-            for i, thing in enumerate(known):
-                of_all[f"{k}{i}"][row] = thing[k]
-    return ids, of_word, of_all
+            for thing, span in zip(things, spans, strict=False):
+                word_labels[k][row, list(span[-1:] if last_words_only else span)] = thing[k]
+            for i, thing in enumerate(things):
+                caption_labels[f"{k}{i}"][row] = thing[k]
+    return ids, word_labels, caption_labels
 
 
-def loss(reader: _Questioned, seed: tuple[int, ...], size: int, length: int) -> Tensor:
+def loss(encoder: _TextEncoder, seed: tuple[int, ...], size: int, length: int) -> Tensor:
     """Mean cross-entropy of all heads on a seeded batch of training captions."""
     rng = np.random.default_rng(list(seed))
-    wanted = [draw_request(rng, split="train") for _ in range(size)]
-    ids, of_word, of_all = questions(wanted, length, ends_only=reader.backward_only)
-    of_word, of_all = ({k: v.to(DEVICE) for k, v in right.items()} for right in (of_word, of_all))
-    word_logits, all_logits = reader.answers(ids.to(DEVICE))
-    parts = [F.cross_entropy(word_logits[k].flatten(0, 1), of_word[k].flatten(), ignore_index=_ABSENT) for k in of_word]
-    parts += [F.cross_entropy(all_logits[k], of_all[k]) for k in of_all]
+    requests = [draw_request(rng, split="train") for _ in range(size)]
+    ids, word_labels, caption_labels = labels(requests, length, last_words_only=encoder.causal)
+    word_labels, caption_labels = (
+        {k: v.to(DEVICE) for k, v in labels_of.items()} for labels_of in (word_labels, caption_labels)
+    )
+    word_logits, all_logits = encoder.logits(ids.to(DEVICE))
+    parts = [
+        F.cross_entropy(word_logits[k].flatten(0, 1), word_labels[k].flatten(), ignore_index=_ABSENT)
+        for k in word_labels
+    ]
+    parts += [F.cross_entropy(all_logits[k], caption_labels[k]) for k in caption_labels]
     return torch.stack(parts).mean()
 
 
-def lengthen(reader: Reader, work: Path, *, steps: int, seed: int, longest: int) -> Reader:
-    """The reader with a T5 that gives the same states however far a caption is padded, up to `longest` tokens.
+def extend_length(encoder: FluxTextEncoder, work: Path, *, steps: int, seed: int, longest: int) -> FluxTextEncoder:
+    """A copy of `encoder` whose T5 gives the same states for captions padded up to `longest` tokens.
 
-    Its states at TEXT_LENGTH, which the denoiser has learned, are the target for those words at `longest`, and stay.
+    Its states at TEXT_LENGTH, which the denoiser has learned, are the target at `longest` and must not change.
     """
-    reader = reader.to(DEVICE)
-    learner, short = copy.deepcopy(reader.text_encoder_2).requires_grad_(True).train(), components.TEXT_LENGTH
+    encoder = encoder.to(DEVICE)
+    learner, short = copy.deepcopy(encoder.text_encoder_2).requires_grad_(True).train(), components.TEXT_LENGTH
     words = components.tokenizer()
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 6, step])
-        spoken = [draw_request(rng, split="train").caption for _ in range(16)]
-        ids = torch.tensor(words(spoken, padding="max_length", max_length=longest).input_ids).to(DEVICE)
+        captions = [draw_request(rng, split="train").caption for _ in range(16)]
+        ids = torch.tensor(words(captions, padding="max_length", max_length=longest).input_ids).to(DEVICE)
         with torch.no_grad():
-            wanted_short = reader.text_encoder_2(ids[:, :short])[0]
-            wanted_long = torch.cat([wanted_short, reader.text_encoder_2(ids)[0][:, short:]], 1)
-        long, again = learner(ids)[0] - wanted_long, learner(ids[:, :short])[0] - wanted_short
-        error: Tensor = long[:, :short].square().mean() + long[:, short:].square().mean() + again.square().mean()
+            target_short = encoder.text_encoder_2(ids[:, :short])[0]
+            target_long = torch.cat([target_short, encoder.text_encoder_2(ids)[0][:, short:]], 1)
+        long, unchanged = learner(ids)[0] - target_long, learner(ids[:, :short])[0] - target_short
+        error: Tensor = long[:, :short].square().mean() + long[:, short:].square().mean() + unchanged.square().mean()
         return error
 
     smooth = train_part("reader_long", learner, loss, steps=steps, rate=1e-3, work=work, average=0.98, decay=0.0)
-    longer = copy.deepcopy(reader).cpu()
+    longer = copy.deepcopy(encoder).cpu()
     longer.text_encoder_2 = smooth
     return longer
 
 
 @torch.no_grad()
-def accuracy(reader: _Questioned, wanted: list[Request], length: int) -> tuple[float, float]:
-    """Share of `wanted` of which every word's, and every whole caption's, question is answered right."""
-    ids, of_word, of_all = questions(wanted, length, ends_only=reader.backward_only)
-    word_logits, all_logits = reader.cpu().answers(ids)
-    words = torch.stack([((word_logits[k].argmax(-1) == of_word[k]) | (of_word[k] == _ABSENT)).all(1) for k in of_word])
-    pooled = torch.stack([all_logits[k].argmax(-1) == of_all[k] for k in of_all])
+def accuracy(encoder: _TextEncoder, requests: list[Request], length: int) -> tuple[float, float]:
+    """Share of `requests` for which all words, and all of the whole caption, are classified correctly."""
+    ids, word_labels, caption_labels = labels(requests, length, last_words_only=encoder.causal)
+    word_logits, all_logits = encoder.cpu().logits(ids)
+    words = torch.stack(
+        [((word_logits[k].argmax(-1) == word_labels[k]) | (word_labels[k] == _ABSENT)).all(1) for k in word_labels]
+    )
+    pooled = torch.stack([all_logits[k].argmax(-1) == caption_labels[k] for k in caption_labels])
     return words.all(0).float().mean().item(), pooled.all(0).float().mean().item()

@@ -1,7 +1,7 @@
-"""The loop that every part of a built-in model is trained by: AdamW, a cosine, a running average, resumable.
+"""The training loop of every part of a built-in model: AdamW, a cosine schedule, a running average, resumable.
 
-A part's state is one safetensors file. What a step sees is seeded by the step, so that a run killed anywhere and run
-again ends with the bytes of a run left alone.
+A part's state is one safetensors file. The step's index seeds everything that the step draws, so a killed and resumed
+run ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adatsq_pipe.stages.denoiser import device
 from adatsq_pipe.storage.files import write_bytes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-"""Where parts are trained. Random numbers are drawn on the CPU, the same everywhere."""
+"""Where parts are trained. Random numbers are drawn on the CPU, so they are the same on every device."""
 WARM_UP = 200
 PRINT_EVERY = 250
 
@@ -38,13 +38,13 @@ def make_deterministic() -> None:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A seeded generator for one purpose; words among `parts` name the purpose."""
+    """A CPU generator seeded by integers and words, one for each purpose and step."""
     words = [p if isinstance(p, int) else zlib.crc32(p.encode()) for p in parts]
     return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Share of the peak rate: linear warm-up, then a cosine that ends at 1 %."""
+    """Share of the peak learning rate at `step` of `steps`: linear warm-up, then a cosine down to 1 %."""
     warm = min(WARM_UP, steps // 5)
     if step < warm:
         return (step + 1) / warm
@@ -52,8 +52,8 @@ def rate_at(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons:
-    """How a denoiser is trained: steps, peak rate, samples of a step, and the seed of its batches."""
+class TrainConfig:
+    """How a denoiser is trained: steps, peak learning rate, samples per step, and the seed of its batches."""
 
     steps: int
     rate: float
@@ -61,10 +61,10 @@ class Lessons:
     seed: int
     compile: bool
     half: bool = False
-    """Losses under bfloat16 autocast."""
+    """Compute losses under bfloat16 autocast."""
 
     def compiled(self, model: nn.Module) -> Any:
-        """The model as losses call it."""
+        """The model that losses call: compiled, if `compile` is set."""
         return torch.compile(model, dynamic=False) if self.compile else model
 
 
@@ -83,8 +83,9 @@ def train_part(
 ) -> nn.Module:
     """Train `model` on DEVICE for `steps` steps of `loss(step)`; return the running average of its weights, on the CPU.
 
-    `work/NAME.safetensors` is the checkpoint (every `every` steps), `work/NAME_loss.csv` the mean loss of each 100
-    steps. A finished part is only loaded. `half` computes losses under bfloat16 autocast; weights stay float32.
+    `work/NAME.safetensors` is the checkpoint (every `every` steps), `work/NAME_loss.csv` holds the mean loss of each
+    100 steps. A finished part is loaded without training. `average` is the decay of the running average, `decay` is
+    AdamW's weight decay. `half` computes losses under bfloat16 autocast; weights stay float32.
     """
     model.to(DEVICE)
     smooth = copy.deepcopy(model).requires_grad_(False)
@@ -112,7 +113,7 @@ def train_part(
 
 @dataclass
 class _Curve:
-    """Mean loss of each 100 steps, and the losses since the last of them."""
+    """Mean loss of each 100 steps, and the losses since the last row."""
 
     rows: list[list[float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
@@ -148,7 +149,7 @@ def _save(
         if state := optimizer.state.get(parameter):
             tensors |= {f"first.{k}": state["exp_avg"], f"second.{k}": state["exp_avg_sq"]}
     tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    # One entry: safetensors writes several in an order of its own, another one in each process.
+    # One entry, because safetensors writes several in an order that differs between processes.
     write_bytes(path, save(tensors, {"progress": json.dumps({"step": step} | vars(curve))}))
 
 
@@ -156,13 +157,13 @@ def _load(path: Path, model: nn.Module, smooth: nn.Module, optimizer: torch.opti
     if not path.exists():
         return 0, _Curve()
     with safe_open(path, "pt") as file:
-        held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - a safetensors handle is not iterable
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - a safetensors handle is not iterable
         progress = json.loads(file.metadata()["progress"])
     for prefix, module in (("model.", model), ("average.", smooth)):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)})
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     step = progress.pop("step")
     for k, parameter in model.named_parameters():
-        if f"first.{k}" in held:
-            first, second = held[f"first.{k}"], held[f"second.{k}"]
+        if f"first.{k}" in tensors:
+            first, second = tensors[f"first.{k}"], tensors[f"second.{k}"]
             optimizer.state[parameter] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
     return step, _Curve(**progress)

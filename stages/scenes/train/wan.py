@@ -1,7 +1,7 @@
-"""scenes/wan: text to video; a UMT5 encoder that reads motions, a small Wan autoencoder, two CFG calls a step, UniPC.
+"""scenes/wan: text to video with a UMT5 encoder of motions, a small Wan autoencoder, 25 steps of UniPC.
 
-Flow matching as in flux-dev, in the stock pipeline's clock: timesteps are 1000 t, t = 1 is noise; the model predicts
-noise minus clip. Captions are padded with zeros after their last word, as the pipeline pads them.
+Flow matching with the stock pipeline's clock: timesteps are 1000 t, t = 1 is noise, and the model predicts noise minus
+clip. Text states are zero after a caption's last word, as the pipeline pads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq_pipe.stages.scenes.train import components, flux
-from adatsq_pipe.stages.scenes.train.training import DEVICE, Lessons, generator, train_part
+from adatsq_pipe.stages.scenes.train.training import DEVICE, TrainConfig, generator, train_part
 from adatsq_pipe.stages.scenes.world import motions, rendering
 from adatsq_pipe.stages.scenes.world.captions import COLOURS, SHAPES
 from adatsq_pipe.stages.scenes.world.motions import DIRECTIONS, SPEEDS, Motion
@@ -30,8 +30,8 @@ _CHUNK = 64
 _ANSWERS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS, "speed": SPEEDS}
 
 
-class Reader(nn.Module):
-    """UMT5 whose every state must tell what the caption asks for; the heads that ask are thrown away."""
+class MotionTextEncoder(nn.Module):
+    """UMT5 with linear heads that read the attributes from every state. The heads are dropped after training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,20 +39,20 @@ class Reader(nn.Module):
         self.heads = nn.ModuleDict({k: nn.Linear(components.TEXT_WIDTH, len(v)) for k, v in _ANSWERS.items()})
 
     def states(self, ids_BT: Tensor) -> Tensor:
-        """What the denoiser is given, `[B, T, TEXT_WIDTH]`, zero after the caption's end."""
+        """The denoiser's text input `[B, T, TEXT_WIDTH]`, zero after the caption's end."""
         mask = (ids_BT != self.text_encoder.config.pad_token_id).long()
         states: Tensor = self.text_encoder(ids_BT, mask)[0] * mask.unsqueeze(-1)
         return states
 
-    def loss(self, wanted: list[Motion]) -> Tensor:
+    def loss(self, requests: list[Motion]) -> Tensor:
         """Mean cross-entropy of the heads over all words."""
-        ids = token_ids([motion.caption for motion in wanted]).to(DEVICE)
-        states, spoken = self.states(ids), ids != self.text_encoder.config.pad_token_id
+        ids = token_ids([motion.caption for motion in requests]).to(DEVICE)
+        states, is_word = self.states(ids), ids != self.text_encoder.config.pad_token_id
         parts = []
         for name, head in self.heads.items():
-            answers = [list(_ANSWERS[name]).index(getattr(motion, name)) for motion in wanted]
+            answers = [list(_ANSWERS[name]).index(getattr(motion, name)) for motion in requests]
             right = torch.tensor(answers, device=ids.device)
-            parts.append(F.cross_entropy(head(states[spoken]), right[:, None].expand_as(ids)[spoken]))
+            parts.append(F.cross_entropy(head(states[is_word]), right[:, None].expand_as(ids)[is_word]))
         return torch.stack(parts).mean()
 
 
@@ -83,25 +83,27 @@ def transformer() -> WanTransformer3DModel:
 def _clips(seed: tuple[int, ...], count: int) -> tuple[list[Motion], Tensor]:
     """`count` training motions and their clips `[count, 3, FRAMES, SIZE, SIZE]`."""
     rng = np.random.default_rng(list(seed))
-    wanted = [motions.draw_motion(rng, split="train") for _ in range(count)]
-    return wanted, rendering.render_clips([rendering.place_motion(motion, rng) for motion in wanted]).transpose(1, 2)
+    requests = [motions.draw_motion(rng, split="train") for _ in range(count)]
+    clips = rendering.render_clips([rendering.place_motion(motion, rng) for motion in requests])
+    return requests, clips.transpose(1, 2)
 
 
-def train_reader(work: Path, *, steps: int, seed: int) -> Reader:
+def train_text_encoder(work: Path, *, steps: int, seed: int) -> MotionTextEncoder:
+    """The text encoder, trained to keep the attributes of motions in its states, and frozen."""
     torch.manual_seed(seed)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
-        return reader.loss([motions.draw_motion(rng, split="train") for _ in range(128)])
+        return encoder.loss([motions.draw_motion(rng, split="train") for _ in range(128)])
 
-    reader = Reader()
-    smooth = train_part("reader", reader, loss, steps=steps, rate=3e-3, work=work, average=0.98)
-    assert isinstance(smooth, Reader)
+    encoder = MotionTextEncoder()
+    smooth = train_part("reader", encoder, loss, steps=steps, rate=3e-3, work=work, average=0.98)
+    assert isinstance(smooth, MotionTextEncoder)
     return smooth
 
 
 def train_autoencoder(work: Path, *, steps: int, seed: int) -> AutoencoderKLWan:
-    """Frozen; its latents' mean and deviation per channel are in its config."""
+    """An autoencoder of clips, frozen; its config holds the latents' mean and deviation per channel."""
     torch.manual_seed(seed)
     vae = components.video_autoencoder(CHANNELS)
 
@@ -129,59 +131,60 @@ def training_set(vae: AutoencoderKLWan, work: Path, *, seed: int, clips: int) ->
     """`clips` captioned clips: `latents` fp16 `[N, C, F, H, W]`, normalised, and `ids` `[N, TEXT_LENGTH]`."""
     path = work / "training_set.safetensors"
     if path.exists():
-        held: dict[str, Tensor] = load_file(path)
-        return held
+        cached: dict[str, Tensor] = load_file(path)
+        return cached
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
     latents, ids = [], []
     for chunk in range(clips // _CHUNK):
-        wanted, clip = _clips((seed, 4, chunk), _CHUNK)
+        requests, clip = _clips((seed, 4, chunk), _CHUNK)
         latents.append(((vae.encode(clip).latent_dist.mean - mean) / std).half())
-        ids.append(token_ids([motion.caption for motion in wanted]))
-    made = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
-    write_bytes(path, save(made))
-    return made
+        ids.append(token_ids([motion.caption for motion in requests]))
+    tensors = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
+    write_bytes(path, save(tensors))
+    return tensors
 
 
 def train(
-    reader: Reader,
+    encoder: MotionTextEncoder,
     clips: dict[str, Tensor],
     work: Path,
-    how: Lessons,
+    config: TrainConfig,
     *,
     start: nn.Module | None = None,
 ) -> WanTransformer3DModel:
-    """The running average after `how.steps` of flow matching, captions dropped once in ten."""
-    torch.manual_seed(how.seed)
-    reader, model = reader.to(DEVICE), transformer()
+    """The running average after `config.steps` of flow matching, captions dropped once in ten."""
+    torch.manual_seed(config.seed)
+    encoder, model = encoder.to(DEVICE), transformer()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    field = how.compiled(model)
+    forward = config.compiled(model)
     empty = token_ids([""])
 
     def loss(step: int) -> Tensor:
-        source = generator(how.seed, "wan", step)
-        rows = torch.randint(len(clips["ids"]), (how.batch,), generator=source)
+        source = generator(config.seed, "wan", step)
+        rows = torch.randint(len(clips["ids"]), (config.batch,), generator=source)
         clean = clips["latents"][rows].float()
         noise = torch.randn(clean.shape, generator=source)
-        t = torch.sigmoid(torch.randn(how.batch, generator=source) + flux.TIME_SHIFT)
-        ids = torch.where(torch.rand(how.batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
+        t = torch.sigmoid(torch.randn(config.batch, generator=source) + flux.TIME_SHIFT)
+        ids = torch.where(torch.rand(config.batch, 1, generator=source) < 0.1, empty, clips["ids"][rows])
         clean, noise, t, ids = (each.to(DEVICE) for each in (clean, noise, t, ids))
         with torch.no_grad(), torch.autocast(DEVICE.type, enabled=False):
-            text = reader.states(ids)
+            text = encoder.states(ids)
         x = torch.lerp(clean, noise, t.view(-1, 1, 1, 1, 1))
-        got = field(hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
-        error: Tensor = (got.float() - (noise - clean)).square().mean()
+        velocity = forward(hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, return_dict=False)[0]
+        error: Tensor = (velocity.float() - (noise - clean)).square().mean()
         return error
 
-    smooth = train_part("wan", model, loss, steps=how.steps, rate=how.rate, work=work, half=how.half)
+    smooth = train_part("wan", model, loss, steps=config.steps, rate=config.rate, work=work, half=config.half)
     assert isinstance(smooth, WanTransformer3DModel)
     return smooth
 
 
-def pipeline(vae: AutoencoderKLWan, reader: Reader, denoiser: WanTransformer3DModel) -> WanPipeline:
+def pipeline(vae: AutoencoderKLWan, encoder: MotionTextEncoder, denoiser: WanTransformer3DModel) -> WanPipeline:
+    """The stock pipeline around the trained parts."""
     return WanPipeline(
         tokenizer=components.tokenizer(motions.WORDS),
-        text_encoder=reader.text_encoder,
+        text_encoder=encoder.text_encoder,
         vae=vae,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT),
         transformer=denoiser,
@@ -189,7 +192,7 @@ def pipeline(vae: AutoencoderKLWan, reader: Reader, denoiser: WanTransformer3DMo
 
 
 def call() -> dict[str, int | float]:
-    """What a call of this pipeline needs to be told."""
+    """The arguments of a pipeline call, stored as sampling.json."""
     return {
         "height": rendering.SIZE,
         "width": rendering.SIZE,

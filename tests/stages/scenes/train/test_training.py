@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes.builtin_models import MODELS_FOLDER
 from adatsq_pipe.stages.scenes.train import (
-    __main__ as trainer,
-)
-from adatsq_pipe.stages.scenes.train import (
     components,
     dit,
+    families,
     flux,
     schnell,
     text_encoder,
     trajectories,
 )
+from adatsq_pipe.stages.scenes.train.__main__ import main
 from adatsq_pipe.stages.scenes.train.training import generator, rate_at, train_part
 from adatsq_pipe.stages.scenes.world import captions, scorer
 
@@ -76,12 +75,12 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_questions_name_the_thing_each_word_belongs_to() -> None:
     wanted = captions.Request(task="", things=(("red", "circle"), ("", "square")), relation="left of")
-    ids, of_word, of_all = text_encoder.questions([wanted], 12)
+    ids, of_word, of_all = text_encoder.labels([wanted], 12)
     assert ids.shape == (1, 12)
     assert of_word["colour"][0, :8].tolist() == [0, 0, 0, 0, 0, 6, 6, -100]
     assert of_word["place"][0, :7].tolist() == [2] * 5 + [3] * 2
     assert of_all["shape1"].item() == 1 and of_all["count0"].item() == 1
-    alone = text_encoder.questions([captions.parse("four green crosses")], 12)[2]
+    alone = text_encoder.labels([captions.parse("four green crosses")], 12)[2]
     assert alone["count0"].item() == 4 and alone["shape1"].item() == len(captions.SHAPES)
 
 
@@ -90,9 +89,9 @@ def test_schnell_starts_as_its_teacher_at_the_default_guidance() -> None:
     teacher = flux.transformer().eval()
     student = schnell.without_guidance(teacher, flux.DEFAULT_GUIDANCE).eval()
     scenes = {"latents": torch.zeros(1, 8, 16, 16), "ids": torch.zeros(1, components.TEXT_LENGTH)}
-    reader = text_encoder.Reader().eval()
+    reader = text_encoder.FluxTextEncoder().eval()
     batches = flux.Batches(reader, scenes, seed=0, size=1)
-    text = batches.read(batches.empty.expand(3, -1), components.TEXT_LENGTH)
+    text = batches.encode(batches.empty.expand(3, -1), components.TEXT_LENGTH)
     x, t = torch.randn(3, 64, 32), torch.rand(3)
     with torch.no_grad():
         wanted = flux.velocity(teacher, text, x, t, torch.full((3,), flux.DEFAULT_GUIDANCE))
@@ -105,9 +104,11 @@ def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(trajectories, "CHUNK", 24)
     teacher = FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev")
 
-    def draw() -> trajectories.Walks:
-        texts = flux.Texts(teacher)
-        return trajectories.Walks(teacher.transformer, texts, teacher.vae, schnell.TEACHERS, tmp_path, count=20, seed=1)
+    def draw() -> trajectories.Trajectories:
+        texts = flux.TextInputs(teacher)
+        return trajectories.Trajectories(
+            teacher.transformer, texts, teacher.vae, schnell.TEACHER_SCHEDULE, tmp_path, count=20, seed=1
+        )
 
     drawn = draw()
     assert 0 < drawn.right < 1
@@ -122,18 +123,18 @@ def test_walks_end_at_right_pictures_and_are_kept(tmp_path: Path, monkeypatch: p
     )
     shown = flux.pictures(teacher.vae, drawn.states[:, -1].float())
     assert all(verdict[request.task] for request, verdict in zip(wanted, scorer.verdicts(wanted, shown), strict=True))
-    monkeypatch.setattr(trajectories.Walks, "_walk", None)
+    monkeypatch.setattr(trajectories.Trajectories, "_sample", None)
     again = draw()
     assert torch.equal(again.states, drawn.states) and torch.equal(again.ids, drawn.ids)
     assert again.right == drawn.right
 
 
 def test_levels_are_drawn_between_their_neighbours() -> None:
-    route = trainer.FLUX_DEV
-    first, again, other = (route.drawn(generator(i)) for i in (1, 1, 2))
+    schedule = families.FLUX_DEV_SCHEDULE
+    first, again, other = (schedule.draw_levels(generator(i)) for i in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first[0] == 1 and first[-1] == 0 and (first.diff() < 0).all()
-    assert torch.equal(schnell.OWN.drawn(generator(1)), torch.linspace(1, 0, schnell.STEPS + 1))
+    assert torch.equal(schnell.STUDENT_SCHEDULE.draw_levels(generator(1)), torch.linspace(1, 0, schnell.STEPS + 1))
 
 
 def test_salient_channels_change_what_layers_read_and_not_what_is_drawn() -> None:
@@ -149,15 +150,15 @@ def test_salient_channels_change_what_layers_read_and_not_what_is_drawn() -> Non
     latents = torch.randn(3, 8, 16, 16, generator=source).double()
     told = {"timestep": torch.tensor([10, 500, 990]), "class_labels": torch.tensor([0, 7, dit.NO_CLASS])}
 
-    def drawn() -> torch.Tensor:
+    def draw() -> torch.Tensor:
         with torch.no_grad():
             return model(latents, **told).sample
 
-    before = drawn()
+    before = draw()
     dit.make_salient(model, 1.0, seed=5)
-    assert torch.allclose(drawn(), before, rtol=0, atol=1e-12)
+    assert torch.allclose(draw(), before, rtol=0, atol=1e-12)
     dit.make_salient(model, 16.0, seed=5)
-    assert torch.allclose(drawn(), before, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(draw(), before, rtol=1e-6, atol=1e-9)
     for name, (first, _, last) in seen.items():
         raised = (last.abs().amax((0, 1)) / first.abs().amax((0, 1))).sort().values
         assert torch.allclose(raised[:-5], torch.ones_like(raised[:-5]), atol=1e-5), name
@@ -169,7 +170,7 @@ def test_batches_are_their_step() -> None:
         "latents": torch.randn(50, 8, 16, 16, generator=generator(1)).half(),
         "ids": torch.from_numpy(np.random.default_rng(0).integers(4, 20, (50, components.TEXT_LENGTH))),
     }
-    batches = flux.Batches(text_encoder.Reader(), scenes, seed=5, size=16)
+    batches = flux.Batches(text_encoder.FluxTextEncoder(), scenes, seed=5, size=16)
     first, again, other = batches("flow", 3), batches("flow", 3), batches("flow", 4)
     assert torch.equal(first[2], again[2]) and not torch.equal(first[2], other[2])
     assert batches("flow", flux.LONG_EVERY - 1)[4] == flux.LONG_TEXT and first[4] == components.TEXT_LENGTH
@@ -183,9 +184,9 @@ def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
     monkeypatch.setattr(trajectories, "CHUNK", 16)
     arguments = [family, "--share", "0.0005", "--batch", "8", "--eager", "--samples", "2"]
     first, second = tmp_path / "first", tmp_path / "second"
-    done = CliRunner().invoke(trainer.main, [*arguments, "--out", str(first)])
+    done = CliRunner().invoke(main, [*arguments, "--out", str(first)])
     assert done.exit_code == 0, (done.output, done.exception)
-    done = CliRunner().invoke(trainer.main, [*arguments, "--out", str(second), "--start", str(first)])
+    done = CliRunner().invoke(main, [*arguments, "--out", str(second), "--start", str(first)])
     assert done.exit_code == 0, (done.output, done.exception)
     plans = json.loads((second / "training.json").read_text())
     assert [plan["seed"] for plan in plans] == [plans[0]["seed"], plans[0]["seed"] + 1]
@@ -199,5 +200,5 @@ def test_a_trainer_makes_a_pipeline_and_goes_on_from_it(
 def test_parts_of_another_plan_are_not_taken_for_ones_own(tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     (tmp_path / ".work" / "plan.json").write_text(json.dumps({"steps": 3000}))
-    done = CliRunner().invoke(trainer.main, ["z-image", "--out", str(tmp_path)])
+    done = CliRunner().invoke(main, ["z-image", "--out", str(tmp_path)])
     assert done.exit_code == 2 and "steps 3000 (now 9000)" in done.output.replace("\n", " ")
