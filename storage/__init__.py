@@ -1,1 +1,1 @@
-"""Bytes at rest: paths, Zarr, safetensors, Parquet, digests. Knows no models and no Ray."""
+"""Bytes at rest: paths, Zarr, safetensors, Parquet, digests. Imports no model code and no Ray."""

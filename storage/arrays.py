@@ -1,6 +1,6 @@
-"""The numbers of a unit's Zarr group as numpy arrays, for who has no need of torch (which takes seconds to import).
+"""A unit's Zarr group, read as numpy arrays, for code that does not need torch (which takes seconds to import).
 
-Zarr itself is imported on first use: a run with nothing to do reads no array.
+zarr is imported on first use: `status` and a run with nothing to do read no array.
 """
 
 from __future__ import annotations
@@ -17,40 +17,47 @@ if TYPE_CHECKING:
 
 GROUP = "tensors.zarr"
 MEMBERS = "members"
-"""The attribute of a group whose arrays are stacks: where each tensor lies, as [array, place]."""
+"""Attribute of a group that stacks its tensors: tensor name -> [array name, index]."""
 
 
 def open_group(folder: Path) -> zarr.Group:
-    """The group of the unit in `folder`, to be read. Opened again only if it is another one by now."""
+    """The group of the unit in `folder`, read-only. Cached until the group on disk is replaced."""
     stat = (folder / GROUP / "zarr.json").stat()
-    return _opened(folder, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return _open(folder, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=256)
-def _opened(folder: Path, stamp: tuple[int, int, int]) -> zarr.Group:
+def _open(folder: Path, stamp: tuple[int, int, int]) -> zarr.Group:
     import zarr
 
     return zarr.open_group(folder / GROUP, mode="r")
 
 
-def read(folder: Path, name: str) -> npt.NDArray[Any]:
-    """One array as it is stored (bf16 as its uint16 bits)."""
-    array = open_group(folder)[name][...]  # type: ignore[index]
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """The array `name` of a group. Raises KeyError if there is none."""
+    array = group[name]
+    assert not hasattr(array, "array_keys"), f"{name} is a group"
     return array  # type: ignore[return-value]
 
 
+def read(folder: Path, name: str) -> npt.NDArray[Any]:
+    """One array in the dtype it is stored in (bf16 as its uint16 bits)."""
+    values: npt.NDArray[Any] = array_of(open_group(folder), name)[...]  # type: ignore[assignment]
+    return values
+
+
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """What the names of the files begin with, relative to `folder`, that hold the named tensors of its group."""
+    """Prefixes, relative to `folder`, of the files that hold the named tensors."""
     members = json.loads((folder / GROUP / "zarr.json").read_text()).get("attributes", {}).get(MEMBERS)
     if members is None:
         return tuple(f"{GROUP}/{name}/" for name in names)
     stacks = sorted({members[name][0] for name in names})
     return (
-        *(f"{GROUP}/{array}/zarr.json" for array in stacks),
+        *(f"{GROUP}/{stack}/zarr.json" for stack in stacks),
         *(f"{GROUP}/{members[name][0]}/c/{members[name][1]}/" for name in names),
     )
 
 
 def attributes(folder: Path) -> dict[str, Any]:
-    """The JSON attributes of the group."""
+    """The JSON attributes of the group. Their types are the stage's that wrote them."""
     return dict(open_group(folder).attrs)

@@ -1,4 +1,4 @@
-"""Model folders: what makes one a diffusers pipeline, and writing one whose transformer is replaced."""
+"""Model folders: recognizing a diffusers pipeline, reading its weights, writing a copy with other weights."""
 
 from __future__ import annotations
 
@@ -6,55 +6,67 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.files import write_text
 
-OF_THE_ORIGINAL = ("training.json",)
-"""Files beside a model that speak of its own making, as do pictures and curves: not true of a quantized copy."""
+if TYPE_CHECKING:
+    from safetensors import safe_open
+    from torch import Tensor
 
+ORIGINAL_ONLY = ("training.json",)
+"""Files about the original's training. They are not copied, as they are not true of a quantized copy."""
+ORIGINAL_SUFFIXES = (".png", ".csv")
+"""Pictures and training curves beside the original, not copied either."""
 
-_PLAIN = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-"""Files of weights that are loaded when no variant is asked for."""
+_DEFAULT_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+"""Weight files that diffusers loads when no variant is asked for."""
+_SHARDS = "diffusion_pytorch_model*.safetensors"
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
-    """The folder's `model_index.json`, checked to be a local pipeline with a transformer.
+    """The folder's `model_index.json`: class name, and [library, class] by component.
 
-    Raises StorageError, NoTransformer if it is a pipeline of another kind.
+    Raises StorageError if the folder is no local pipeline, NoTransformer if the pipeline has no transformer.
     """
     index = folder / "model_index.json"
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
     try:
-        named = json.loads(index.read_text())
+        components = json.loads(index.read_text())
     except FileNotFoundError:
         raise StorageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
     except ValueError as error:
         raise StorageError(f"{index} is not JSON ({error}); restore the file") from None
-    if not named.get("transformer") or not (folder / "transformer").is_dir():
-        parts = ", ".join(sorted(k for k, v in named.items() if isinstance(v, list))) or "none"
-        raise NoTransformer(f"{folder} has no transformer to quantize (its parts: {parts})")
-    return dict(named)
+    if not components.get("transformer") or not (folder / "transformer").is_dir():
+        names = ", ".join(sorted(k for k, v in components.items() if isinstance(v, list))) or "none"
+        raise NoTransformer(f"{folder} has no transformer to quantize (its components: {names})")
+    return dict(components)
 
 
 def write_pipeline(
-    source: Path, target: Path, *, tensors: Mapping[str, Any], quantization_config: Mapping[str, Any] | None, card: str
+    source: Path,
+    target: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    quantization_config: Mapping[str, object] | None,
+    card: str,
 ) -> None:
-    """Copy the pipeline at `source` to the empty `target`, its transformer's weights replaced by `tensors`.
+    """Copy the pipeline at `source` to the empty folder `target`, with `tensors` as its transformer's weights.
 
-    The transformer's config gains `quantization_config` (None: loses the one it had); `card` becomes the folder's
-    README.md. Tensors are written in name order, so equal tensors give equal bytes.
+    `quantization_config` goes into the transformer's config (None removes the one it had); `card` becomes README.md.
+    Equal tensors give equal bytes.
     """
     for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in OF_THE_ORIGINAL:
+        if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in ORIGINAL_ONLY:
             continue
         if path.is_dir():
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
-        elif path.suffix not in (".png", ".csv"):
+        elif path.suffix not in ORIGINAL_SUFFIXES:
             shutil.copyfile(path, target / path.name)
     write_component(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
     write_text(target / "README.md", card)
@@ -65,11 +77,11 @@ def write_component(
     target: Path,
     *,
     part: str,
-    tensors: Mapping[str, Any],
-    quantization_config: Mapping[str, Any] | None,
+    tensors: Mapping[str, Tensor],
+    quantization_config: Mapping[str, object] | None,
 ) -> None:
-    """Write one denoiser of the pipeline at `source`, its weights replaced, to the folder `part` of `target`."""
-    from safetensors.torch import save_file
+    """Write the denoiser `part` of the pipeline at `source` to `target`, with `tensors` as its weights."""
+    from safetensors.torch import save_file  # imports torch, which `status` does without
 
     config = json.loads((source / part / "config.json").read_text())
     config.pop("quantization_config", None)
@@ -85,54 +97,62 @@ def write_component(
     )
 
 
-def read_transformer(source: Path, part: str = "transformer") -> dict[str, Any]:
-    """Every tensor of the pipeline's transformer, or of another of its denoisers, as stored (one safetensors file or
-    shards). Raises StorageError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tensor]:
+    """Every tensor of the pipeline's denoiser `part`, in its stored dtype, from one safetensors file or its shards.
 
-    found: dict[str, Any] = {}
-    for path in sorted((source / part).glob("diffusion_pytorch_model*.safetensors")):
+    Raises StorageError if there is none, or one does not load.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # imports torch, which `status` does without
+
+    tensors: dict[str, Tensor] = {}
+    for path in sorted((source / part).glob(_SHARDS)):
         try:
-            found.update(load_file(path))
+            tensors.update(load_file(path))
         except (SafetensorError, OSError) as error:
             raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
-    if not found:
+    if not tensors:
         raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
-    return found
+    return tensors
 
 
 def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
-    """Numbers in every tensor of every part that the pipeline opens, by part, from the headers of safetensors alone.
+    """Element count of every tensor, by component and name, of the components that the pipeline loads.
 
-    Variants (`x.fp16.safetensors`) are left out, as when it is opened. Raises StorageError for a damaged file.
+    Reads the headers of safetensors files only, and skips variants (`x.fp16.safetensors`) as loading does.
+    Raises StorageError for a damaged file.
     """
-    from safetensors import SafetensorError, safe_open
-
-    opened = {name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None}
-    found: dict[str, dict[str, int]] = {}
+    loaded = {name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None}
+    sizes: dict[str, dict[str, int]] = {}
     for path in sorted(source.glob("*/*.safetensors")):
-        if path.parent.name not in opened or not _PLAIN.fullmatch(path.name):
+        if path.parent.name not in loaded or not _DEFAULT_WEIGHTS.fullmatch(path.name):
             continue
-        sizes = found.setdefault(path.parent.name, {})
-        try:
-            with safe_open(path, framework="numpy") as file:
-                sizes |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise StorageError(f"{path} is not readable as safetensors: {error}") from None
-    return found
+        component = sizes.setdefault(path.parent.name, {})
+        with _header(path) as file:
+            component |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return sizes
 
 
 def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the transformer's `.weight` tensors by the name of their module, from the headers alone."""
+    """Shape of every `.weight` tensor of the transformer, by the name of its module, from the headers alone.
+
+    Raises StorageError for a damaged file.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted((source / "transformer").glob(_SHARDS)):
+        with _header(path) as file:
+            names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
+            shapes |= {name.removesuffix(".weight"): tuple(file.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
+@contextmanager
+def _header(path: Path) -> Iterator[safe_open]:
+    """A safetensors file, opened without reading its tensors. Raises StorageError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted((source / "transformer").glob("diffusion_pytorch_model*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
-                found |= {name.removesuffix(".weight"): tuple(file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise StorageError(f"{path} is not readable as safetensors: {error}") from None
-    return found
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is not readable as safetensors: {error}") from None

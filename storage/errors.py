@@ -1,21 +1,21 @@
-"""What can be wrong with bytes at rest, as errors that name the file and the next step."""
+"""Errors about stored bytes. Each names the file and the next step."""
 
 from __future__ import annotations
 
 
 class StorageError(RuntimeError):
-    """A run directory cannot be used as it is; the message says why and what to do."""
+    """A file or run directory cannot be used as it is; the message says why and what to do."""
 
 
 class NoTransformer(StorageError):
-    """A sound pipeline folder, of a kind that has no transformer to quantize."""
+    """A valid pipeline folder without a transformer to quantize."""
 
 
 class DamagedUnit(StorageError):
-    """Bytes that a marker vouches for are missing, truncated or altered; the unit must be done again."""
+    """Bytes that a marker vouches for are missing, truncated or altered. The unit must be computed again."""
 
     fatal = True
-    """Every unit that reads it would fail."""
+    """Retrying does not help: every task that reads this unit would fail."""
 
     def __init__(self, stage: str, unit: str, what: str) -> None:
         super().__init__(stage, unit, what)

@@ -1,4 +1,4 @@
-"""Small files that are either whole or absent: written beside their place, then moved into it."""
+"""Files, links and trees that appear whole or not at all: written under a hidden name, then renamed into place."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+COPY_LIMIT = 2**20
+"""Bytes up to which `clone_tree` copies a file. It hard-links larger ones."""
+
 
 def is_safe_relative(name: str) -> bool:
-    """Whether a relative name, read from a file or a store, leads nowhere but below the folder it is joined to."""
+    """Whether a relative name, read from a file or a store, stays below the folder that it is joined to."""
     return (
         bool(name)
         and "\0" not in name
@@ -21,9 +24,9 @@ def is_safe_relative(name: str) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step; a killed process leaves the old file or the new one.
+    """Replace `path` with `data` atomically: a killed process leaves the old file or the new one.
 
-    Nothing is forced to disk: what a power cut tears does not have its digest, and is done again.
+    Nothing is flushed to disk. A file torn by a power cut does not match its digest, so its unit is computed again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
@@ -38,44 +41,44 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, for UTF-8 text."""
+    """`write_bytes` for UTF-8 text."""
     write_bytes(path, text.encode())
 
 
 def symlink_atomically(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to `target`, in one step."""
+    """Make `link` a relative symbolic link to `target`, replacing an older link in one step.
+
+    Raises FileExistsError if `link` is a real file or folder.
+    """
     partial = link.with_name(f".{link.name}.partial")
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
     if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is in the way: it is not a link of this program; move it elsewhere")
+        raise FileExistsError(f"{link} exists and is not a link made by this program; move it elsewhere")
     os.replace(partial, link)
 
 
-_COPIED = 2**20
-"""Files up to this size are copied; larger ones share their bytes with the original."""
+def clone_tree(source: Path, target: Path, extra_files: Mapping[str, bytes]) -> None:
+    """Make `target` a copy of the tree `source`, with `extra_files` (relative name -> content) put over it.
 
-
-def clone_tree(source: Path, target: Path, added: Mapping[str, bytes]) -> None:
-    """Make `target` the tree `source` with the files `added` put in, or in the place of its own.
-
-    Small files are copied, large ones hard-linked where that can be. `target` is replaced when its successor is whole.
+    Small files are copied; large ones are hard-linked where the file system allows it, and copied otherwise.
+    The old `target` is replaced only when the new tree is complete.
     """
-    whole = target.with_name(target.name + ".unfinished")
-    shutil.rmtree(whole, ignore_errors=True)
+    unfinished = target.with_name(target.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     for path in sorted(source.rglob("*")):
-        there = whole / path.relative_to(source)
+        copy = unfinished / path.relative_to(source)
         if path.is_dir():
-            there.mkdir(parents=True, exist_ok=True)
+            copy.mkdir(parents=True, exist_ok=True)
             continue
-        there.parent.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if path.stat().st_size <= _COPIED:
+            if path.stat().st_size <= COPY_LIMIT:
                 raise OSError
-            os.link(path, there)
+            os.link(path, copy)
         except OSError:
-            shutil.copyfile(path, there)
-    for name, data in added.items():
-        write_bytes(whole / name, data)
+            shutil.copyfile(path, copy)
+    for name, data in extra_files.items():
+        write_bytes(unfinished / name, data)
     shutil.rmtree(target, ignore_errors=True)
-    whole.rename(target)
+    unfinished.rename(target)

@@ -1,7 +1,8 @@
-"""A lock on a run directory at a URL: an object with an end, which its holder puts off while it lives.
+"""The lock of a run directory at a URL: an object with an expiry time, which its holder renews.
 
-Made by a put that fails where an object is already (atomic on S3 and GCS). One whose end has passed is taken over:
-overwritten, and believed only if it still says so a moment later. Clocks must agree to within the lease.
+It is created by a put that fails if the object exists (atomic on S3 and GCS). An expired lock is overwritten, and the
+new holder reads it back a moment later to see that no other run overwrote it too. Clocks must agree to within the
+lease's seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.remote import Remote
@@ -22,79 +23,97 @@ from adatsq_pipe.storage.remote import Remote
 NAME = "lock.json"
 SECONDS = 60.0
 SETTLE = 1.0
-"""Seconds after which a lock that was taken over is looked at again."""
+"""Seconds between taking over an expired lock and reading it back."""
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """What the lock object says; `until` is its expiry time (Unix seconds)."""
+
+    token: str
+    pid: object
+    host: object
+    until: float
+
+    @property
+    def holder(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
 
 @contextmanager
-def lease(remote: Remote, lost: Callable[[str], None], seconds: float = SECONDS) -> Iterator[str]:
-    """Hold `remote` for one run; yields what there is to say of how it was got ("" if nothing).
+def lease(remote: Remote, on_lost: Callable[[str], None], seconds: float = SECONDS) -> Iterator[str]:
+    """Hold `remote` for one run. Yields a message if an expired lock was taken over, else "".
 
-    `lost` is called, from another thread, should somebody else hold it before the body ends.
+    Another thread renews the lock, and calls `on_lost` with a message if another run takes it before the body ends.
+    Raises StorageError if another run holds it.
     """
-    own = uuid.uuid4().hex
-    said = _take(remote, own, seconds)
-    over = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(remote, own, seconds, over, lost), daemon=True)
-    keeper.start()
+    token = uuid.uuid4().hex
+    message = _take(remote, token, seconds)
+    done = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(remote, token, seconds, done, on_lost), daemon=True)
+    renewal.start()
     try:
-        yield said
+        yield message
     finally:
-        over.set()
-        keeper.join()
-        if (_read(remote) or {}).get("token") == own:
-            remote.files.rm(_place(remote))
+        done.set()
+        renewal.join()
+        if _holds(_read(remote), token):
+            remote.files.rm(_path(remote))
 
 
-def _place(remote: Remote) -> str:
+def _path(remote: Remote) -> str:
     return f"{remote.base}/{NAME}"
 
 
-def _body(own: str, seconds: float) -> bytes:
-    end = time.time() + seconds
-    return json.dumps({"token": own, "pid": os.getpid(), "host": socket.gethostname(), "until": end}).encode()
+def _body(token: str, seconds: float) -> bytes:
+    until = time.time() + seconds
+    return json.dumps({"token": token, "pid": os.getpid(), "host": socket.gethostname(), "until": until}).encode()
 
 
-def _read(remote: Remote) -> dict[str, Any] | None:
-    """What the lock says; None if there is none. A lock that cannot be read counts as ended long ago."""
+def _holds(lock: _Lock | None, token: str) -> bool:
+    return lock is not None and lock.token == token
+
+
+def _read(remote: Remote) -> _Lock | None:
+    """The present lock, None if there is none. An unreadable lock counts as expired long ago."""
     remote.files.invalidate_cache()
     try:
-        found = json.loads(remote.files.cat_file(_place(remote)))
-        return {"pid": "?", "host": "?", **found, "until": float(found["until"])}
+        body = json.loads(remote.files.cat_file(_path(remote)))
+        return _Lock(str(body.get("token")), body.get("pid", "?"), body.get("host", "?"), float(body["until"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        return {"token": "", "pid": "?", "host": "?", "until": 0.0}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _Lock("", "?", "?", 0.0)
 
 
-def _take(remote: Remote, own: str, seconds: float) -> str:
-    found = _read(remote)
-    if found is None:
+def _take(remote: Remote, token: str, seconds: float) -> str:
+    lock = _read(remote)
+    if lock is None:
         try:
-            remote.files.pipe_file(_place(remote), _body(own, seconds), mode="create")
+            remote.files.pipe_file(_path(remote), _body(token, seconds), mode="create")
             return ""
         except FileExistsError:
-            found = _read(remote) or {"pid": "?", "host": "?", "until": time.time() + seconds}
-    left = found["until"] - time.time()
-    holder = f"process {found['pid']} on {found['host']}"
-    if left > 0:
+            lock = _read(remote) or _Lock("", "?", "?", time.time() + seconds)
+    remaining = lock.until - time.time()
+    if remaining > 0:
         raise StorageError(
-            f"{remote.url} is in use by {holder}; wait for it or name another --run-dir "
-            f"(if it is dead, its lock ends in {left:.0f} s)"
+            f"{remote.url} is in use by {lock.holder}; wait for it or name another --run-dir "
+            f"(if it is dead, its lock ends in {remaining:.0f} s)"
         )
-    remote.files.pipe_file(_place(remote), _body(own, seconds))
+    remote.files.pipe_file(_path(remote), _body(token, seconds))
     time.sleep(SETTLE)
-    if (_read(remote) or {}).get("token") != own:
-        raise StorageError(f"{remote.url} has just been taken over by another run; wait for it")
-    return f"the lock of {holder} ended {-left:.0f} s ago: it is taken over"
+    if not _holds(_read(remote), token):
+        raise StorageError(f"{remote.url} was just taken over by another run; wait for it")
+    return f"the lock of {lock.holder} ended {-remaining:.0f} s ago: it is taken over"
 
 
-def _keep(remote: Remote, own: str, seconds: float, over: threading.Event, lost: Callable[[str], None]) -> None:
-    while not over.wait(seconds / 4):
+def _renew(remote: Remote, token: str, seconds: float, done: threading.Event, on_lost: Callable[[str], None]) -> None:
+    while not done.wait(seconds / 4):
         try:
-            found = _read(remote)
-            if found is not None and found.get("token") != own:
-                lost(f"{remote.url} was taken over by process {found['pid']} on {found['host']}")
+            lock = _read(remote)
+            if lock is not None and lock.token != token:
+                on_lost(f"{remote.url} was taken over by {lock.holder}")
                 return
-            remote.files.pipe_file(_place(remote), _body(own, seconds))
+            remote.files.pipe_file(_path(remote), _body(token, seconds))
         except OSError:
             continue

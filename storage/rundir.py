@@ -1,8 +1,9 @@
 """A run directory: its format, its lock, and where each stage keeps its bytes.
 
-`<run>/run.json` (format), `<run>/<stage>/<fingerprint>/` (a Manifest each), `<run>/model` (a link), `<run>/report/`,
-`<run>/published/`, `<run>/given/` (pictures that came with prompts). It is a folder, or a URL that fsspec knows; then
-`path` is this machine's mirror of it, and `model` there is a copy.
+`<run>/run.json` (format), `<run>/<stage>/<fingerprint>/` (one Manifest each), `<run>/published/` (models with their
+evaluation), `<run>/model` (a link to the newest of them), `<run>/report/`, `<run>/given/` (images that came with
+prompts). See README.md. A run directory is a folder, or a URL that fsspec knows; then `path` is this machine's mirror
+of it, and `model` in the store is a copy.
 """
 
 from __future__ import annotations
@@ -26,45 +27,43 @@ from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.remote import Remote, is_url, open_remote
 
 FORMAT = 1
-
-
-SMALL = ("run.json", "config.toml", "log.jsonl", "model.json", "report/summary.json")
-"""What is read of a run directory at a URL besides markers: it may change, so it is fetched whenever that is opened."""
+SMALL_FILES = ("run.json", "config.toml", "log.jsonl", "model.json", "report/summary.json")
+"""Files of a run directory at a URL that may change: they are downloaded whenever it is opened."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run. Nothing is created by making the value; `create` and `lock` touch the disk."""
+    """Paths of one run. Making the value touches nothing; `create` and `lock` touch the disk."""
 
     path: Path
     url: str = ""
 
     @classmethod
-    def at(cls, where: str) -> RunDir:
-        """The run directory at a path or URL."""
-        if where.startswith("file://"):
-            where = where.removeprefix("file://")
-        if not is_url(where):
-            return cls(Path(where).expanduser().resolve())
-        return cls(open_remote(where).local, open_remote(where).url)
+    def at(cls, uri: str) -> RunDir:
+        """The run directory at a path or URL. Raises StorageError for a URL that cannot be used."""
+        uri = uri.removeprefix("file://")
+        if not is_url(uri):
+            return cls(Path(uri).expanduser().resolve())
+        remote = open_remote(uri)
+        return cls(remote.local, remote.url)
 
     @classmethod
-    def open(cls, where: str) -> RunDir:
-        """As `at`, and if it is a URL, what plans are made from is brought here."""
-        run = cls.at(where)
+    def open(cls, uri: str) -> RunDir:
+        """`at`, and for a URL also `refresh`."""
+        run = cls.at(uri)
         run.refresh()
         return run
 
     @property
     def uri(self) -> str:
-        """What `at` takes, on any machine."""
+        """The argument of `at` that names this run directory on any machine."""
         return self.url or str(self.path)
 
     def display(self, name: str = "") -> str:
-        """The run directory, or a file in it, as one would write it here: relative if it lies below, else whole."""
+        """The run directory, or a file in it, for messages: relative if below the working folder, else in full."""
         relative = os.path.relpath(self.path)
-        place = self.url or (str(self.path) if relative.startswith("..") else relative)
-        return f"{place}/{name}" if name else place
+        shown = self.url or (str(self.path) if relative.startswith("..") else relative)
+        return f"{shown}/{name}" if name else shown
 
     @property
     def remote(self) -> Remote | None:
@@ -75,7 +74,7 @@ class RunDir:
         return self.path / "model"
 
     def published_folder(self, assembled: str, evaluated: str) -> Path:
-        """The assembled folder together with what its evaluation found."""
+        """The folder of a model with its evaluation, by the fingerprints of the two stages."""
         return self.path / "published" / assembled[:16] / evaluated[:16]
 
     @property
@@ -84,34 +83,38 @@ class RunDir:
 
     @property
     def digest_cache(self) -> Path:
+        """The cache of `fingerprint.folder_digest` for the model folder."""
         return self.path / "model_files.json"
 
     def manifest(self, stage: str, fingerprint: str) -> Manifest:
         return Manifest(stage, self.path / stage / fingerprint[:16], self.remote)
 
     def manifests(self) -> list[Manifest]:
-        """Of every stage's every folder."""
+        """The manifests of every fingerprint of every stage."""
         if self.remote is not None:
             parts = {tuple(name.split("/")[:2]) for name in self.remote.sizes if "/markers/" in name}
-            found = sorted(self.path.joinpath(*part) for part in parts)
+            folders = sorted(self.path.joinpath(*part) for part in parts)
         else:
-            found = sorted(p for p in self.path.glob("*/*") if (p / "markers").is_dir())
-        return [Manifest(folder.parent.name, folder, self.remote) for folder in found]
+            folders = sorted(p for p in self.path.glob("*/*") if (p / "markers").is_dir())
+        return [Manifest(folder.parent.name, folder, self.remote) for folder in folders]
 
     def refresh(self) -> None:
-        """Learn what is there, from a listing in pages, and bring the few small files here that plans are made from."""
+        """At a URL: list the store, and download the small files that plans are made from.
+
+        Raises StorageError if the store does not answer.
+        """
         if self.remote is None:
             return
         try:
             self.remote.refresh()
             self.remote.download([n for n in self.remote.sizes if "/failures/" in n or n.endswith("/identity.json")])
-            self.remote.download([n for n in SMALL if n in self.remote.sizes], refresh=True)
+            self.remote.download([n for n in SMALL_FILES if n in self.remote.sizes], refresh=True)
         except OSError as error:
             raise StorageError(
-                f"{self.url} cannot be read ({type(error).__name__}: {error}); see that the bucket is there and that "
+                f"{self.url} cannot be read ({type(error).__name__}: {error}); check that the bucket exists and that "
                 "this machine has the store's credentials"
             ) from None
-        for name in SMALL:
+        for name in SMALL_FILES:
             if name not in self.remote.sizes:
                 (self.path / name).unlink(missing_ok=True)
 
@@ -121,101 +124,101 @@ class RunDir:
         self.upload(name)
 
     def upload(self, *names: str) -> None:
-        """Files and folders of the run that were written here: there too, if this is a mirror."""
+        """At a URL: copy files and folders of the mirror to the store."""
         if self.remote is None:
             return
-        found = [p for n in names for p in (list_files(self.path / n) if (self.path / n).is_dir() else [self.path / n])]
-        self.remote.upload([str(path.relative_to(self.path)) for path in found])
+        files = [p for n in names for p in (list_files(self.path / n) if (self.path / n).is_dir() else [self.path / n])]
+        self.remote.upload([str(path.relative_to(self.path)) for path in files])
 
     def prompt_image(self, digest: str) -> Path:
-        """A picture that came with a prompt, here."""
+        """The local file of an image that came with a prompt. Raises StorageError if the run does not have it."""
         name = f"given/{digest}"
         if not is_safe_relative(name) or (self.remote is not None and self.remote.download([name])):
-            raise StorageError(f"{self.display(name)} is not there; run again with the file of prompts that named it")
+            raise StorageError(f"{self.display(name)} does not exist; run again with the prompts file that named it")
         return self.path / name
 
-    def add_prompt_images(self, pictures: Mapping[str, Path]) -> None:
-        """Keep pictures that come with prompts under their digests, so that every machine has them."""
-        for digest, path in pictures.items():
+    def add_prompt_images(self, images: Mapping[str, Path]) -> None:
+        """Copy images that come with prompts into the run, under their digests, so that every machine has them."""
+        for digest, path in images.items():
             if not (self.path / "given" / digest).is_file():
                 write_bytes(self.path / "given" / digest, path.read_bytes())
                 self.upload(f"given/{digest}")
 
     def publish(self, folder: Path, assembled: str, evaluated: str = "") -> None:
-        """Make `folder` (in this directory) the run's `model`; one with its evaluation is not replaced by one without.
+        """Make `folder` (in this directory) the run's `model`: by a link, and in a store by a copy.
 
-        A store knows no links: it gets a copy.
+        A model with its evaluation is not replaced by the same model without one.
         """
         if self.remote is None:
             symlink_atomically(self.model, folder)
             return
-        said = {"assembled": assembled[:16], "evaluated": evaluated[:16]}
+        current = {"assembled": assembled[:16], "evaluated": evaluated[:16]}
         try:
-            old = json.loads((self.path / "model.json").read_text())
+            previous = json.loads((self.path / "model.json").read_text())
         except (OSError, ValueError):
-            old = {}
-        if old == said or (not evaluated and old.get("assembled") == said["assembled"]):
+            previous = {}
+        if previous == current or (not evaluated and previous.get("assembled") == current["assembled"]):
             return
         symlink_atomically(self.model, folder)
         stale = [n for n in self.remote.list_prefix("model") if not (self.path / n).is_file()]
         self.remote.remove(["model.json", *stale])
         self.upload("model")
-        self.write("model.json", json.dumps(said))
+        self.write("model.json", json.dumps(current))
 
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()
 
     def create(self) -> None:
-        """Make the directory, or check that an existing one has this program's format."""
+        """Make the directory, or `check` an existing one. Raises StorageError if it holds something else."""
         if not self.exists():
-            if self._occupied():
+            if self._is_occupied():
                 raise StorageError(f"{self.display()} is not empty and holds no run; name another --run-dir")
             try:
                 self.write("run.json", json.dumps({"format": FORMAT}))
             except FileNotFoundError as error:
-                raise StorageError(f"{self.display()} cannot be written ({error}); make the bucket first") from None
+                raise StorageError(f"{self.display()} cannot be written ({error}); create the bucket first") from None
             except PermissionError as error:
-                raise StorageError(f"{self.display()} cannot be written ({error}); see to its rights") from None
+                raise StorageError(f"{self.display()} cannot be written ({error}); check its permissions") from None
         self.check()
 
-    def _occupied(self) -> bool:
-        """Whether there is anything there already (of a mirror only the store counts)."""
+    def _is_occupied(self) -> bool:
+        """Whether the directory holds anything. At a URL only the store counts, not its mirror."""
         if self.remote is not None:
             return bool(self.remote.sizes)
         return self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir())
 
     def check(self) -> None:
-        """Raise StorageError unless this is a run directory of the present format."""
+        """Raise StorageError unless this is a run directory of this program's format."""
         path = self.path / "run.json"
         try:
-            found = json.loads(path.read_text())["format"]
+            version = json.loads(path.read_text())["format"]
         except FileNotFoundError:
             raise StorageError(f"{self.display()} holds no run (no run.json); name the --run-dir of a run") from None
         except (ValueError, KeyError, TypeError):
             raise StorageError(
                 f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start a new run"
             ) from None
-        if found != FORMAT:
+        if version != FORMAT:
             raise StorageError(
-                f"{self.display()} was written in format {found}, this version reads format {FORMAT}; "
+                f"{self.display()} was written in format {version}, this version reads format {FORMAT}; "
                 "use the version that wrote it, or another --run-dir"
             )
 
     @contextmanager
-    def lock(self, lost: Callable[[str], None] = lambda said: None) -> Iterator[str]:
-        """Hold the directory for one run; a second holder is refused and told who the first is.
+    def lock(self, on_lost: Callable[[str], None] = lambda message: None) -> Iterator[str]:
+        """Hold the directory for one run, and remove what killed processes left in `attempts/`.
 
-        Yields what there is to say of it: "" or, at a URL, that a dead run's lock was taken over. `lost` is told if
-        another run takes ours. What killed tries left on this machine is swept.
+        Yields a message if the lock of a dead run at a URL was taken over, else "". `on_lost` is called, from another
+        thread, if another run takes over ours. Raises StorageError, which names the holder, if the lock is held.
         """
         if self.remote is None:
             with self._file_lock():
                 self._sweep()
                 yield ""
             return
-        with lease(self.remote, lost) as said, self._file_lock():
+        with lease(self.remote, on_lost) as message, self._file_lock():
             self._sweep()
-            yield said
+            yield message
 
     def _sweep(self) -> None:
         for manifest in self.manifests():
@@ -223,29 +226,29 @@ class RunDir:
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        holder = self.path / ".holder.json"
+        path = self.path / ".holder.json"
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+                write_text(path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
                 yield
         except Timeout:
             try:
-                who = json.loads(holder.read_text())
-                named = f"process {who['pid']} on {who['host']}"
+                body = json.loads(path.read_text())
+                holder = f"process {body['pid']} on {body['host']}"
             except (OSError, ValueError, KeyError):
-                named = "another process"
+                holder = "another process"
             raise StorageError(
-                f"{self.display()} is in use by {named}; wait for it or name another --run-dir"
+                f"{self.display()} is in use by {holder}; wait for it or name another --run-dir"
             ) from None
 
     def log(self, entry: Mapping[str, Plain]) -> None:
-        """Append one line to the run's log, which vouches for nothing: it is where wall times are looked up."""
+        """Append one line to log.jsonl, where reports look up wall times. Nothing else depends on it."""
         with (self.path / "log.jsonl").open("a") as file:
             file.write(canonical(entry) + "\n")
         self.upload("log.jsonl")
 
     def log_entries(self) -> Iterator[dict[str, Any]]:
-        """The log's entries; a line that a kill has torn is passed over."""
+        """The entries of log.jsonl. A line torn by a kill is skipped."""
         path = self.path / "log.jsonl"
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
@@ -256,12 +259,12 @@ class RunDir:
                 yield entry
 
     def record_identity(self, stage: str, fingerprint: str, identity: Plain) -> None:
-        """Keep what a fingerprint was made of, so that a later change can be shown field by field."""
+        """Write what a fingerprint is the digest of, once, so that a later change can be shown field by field."""
         name = f"{stage}/{fingerprint[:16]}/identity.json"
         if not (self.path / name).exists():
             self.write(name, json.dumps(identity, indent=1, sort_keys=True))
 
     def identities(self, stage: str) -> list[dict[str, Plain]]:
-        """What the stage's folders were made of, newest first."""
-        found = sorted((self.path / stage).glob("*/identity.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-        return [json.loads(path.read_text()) for path in found]
+        """The recorded identities of the stage, newest first."""
+        paths = sorted((self.path / stage).glob("*/identity.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+        return [json.loads(path.read_text()) for path in paths]

@@ -1,8 +1,8 @@
-"""Named tensors of one unit, as a Zarr group that only that unit's worker writes.
+"""Named tensors of one unit, as a Zarr group that only the unit's worker writes.
 
-bf16 has no Zarr type: it is stored as its uint16 bits with the attribute `dtype`. Arrays are one chunk each, not
-compressed (activations do not compress), so a group's files are the same bytes whenever the tensors are. Who wants
-plain numbers and no torch reads them with `adatsq_pipe.storage.arrays`.
+Zarr has no bf16: it is stored as its uint16 bits with the attribute `dtype`. Arrays are one chunk each and not
+compressed (activations do not compress), so equal tensors give equal files. `adatsq_pipe.storage.arrays` reads the
+same groups without torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,76 +19,82 @@ import zarr
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adatsq_pipe.storage.arrays import GROUP, MEMBERS, open_group
+from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
+from adatsq_pipe.storage.fingerprint import Plain
 
-_VIEWED = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
-_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _VIEWED}
+_BIT_TYPES = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Any] | None = None) -> None:
-    """Write `tensors` (any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`."""
-    group = zarr.open_group(folder / GROUP, mode="w", attributes=dict(attributes or {}))
+def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
+    """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`."""
+    group = zarr.open_group(folder / GROUP, mode="w", attributes=cast(Any, dict(attributes or {})))
     for name, tensor in tensors.items():
         _create(group, name, tensor, tuple(tensor.shape))
 
 
-def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Any] | None = None) -> None:
-    """As `write`, for many tensors of few shapes: those alike are one array, one chunk each.
+def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
+    """`write` for many tensors of few shapes: those of one shape and dtype become one array, a chunk each.
 
-    An array costs Zarr more than a millisecond, a chunk far less. Read by name as ever: the group's attribute
-    `members` says where a tensor lies, as [array, place].
+    A Zarr array costs more than a millisecond, a chunk far less. Tensors are still read by name: the group's attribute
+    `members` maps a name to [array name, index].
     """
-    alike: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
+    groups: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
     for name, tensor in tensors.items():
-        alike.setdefault((tensor.dtype, tensor.shape), []).append(name)
-    stacks = {f"stack{i}": names for i, names in enumerate(alike.values())}
-    members: Any = {name: [array, place] for array, names in stacks.items() for place, name in enumerate(names)}
-    group = zarr.open_group(folder / GROUP, mode="w", attributes={**(attributes or {}), MEMBERS: members})
-    for array, names in stacks.items():
+        groups.setdefault((tensor.dtype, tensor.shape), []).append(name)
+    stacks = {f"stack{i}": names for i, names in enumerate(groups.values())}
+    members = {name: [stack, index] for stack, names in stacks.items() for index, name in enumerate(names)}
+    group = zarr.open_group(folder / GROUP, mode="w", attributes=cast(Any, {**(attributes or {}), MEMBERS: members}))
+    for stack, names in stacks.items():
         stacked = torch.stack([tensors[name] for name in names])
-        _create(group, array, stacked, (1, *stacked.shape[1:]))
+        _create(group, stack, stacked, (1, *stacked.shape[1:]))
 
 
 def _create(group: zarr.Group, name: str, tensor: Tensor, chunks: tuple[int, ...]) -> None:
-    plain = tensor.detach().cpu().contiguous()
-    viewed = _VIEWED.get(plain.dtype)
-    marks: dict[str, Any] = {"dtype": str(plain.dtype).removeprefix("torch.")} if viewed else {}
-    data = (plain.view(viewed) if viewed else plain).numpy()
+    values = tensor.detach().cpu().contiguous()
+    bit_type = _BIT_TYPES.get(values.dtype)
+    data = (values.view(bit_type) if bit_type else values).numpy()
     array = group.create_array(
-        name, shape=data.shape, dtype=data.dtype, chunks=tuple(max(1, n) for n in chunks), compressors=None,
-        attributes=marks, config={"write_empty_chunks": True},
-    )  # fmt: skip
+        name,
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=tuple(max(1, n) for n in chunks),
+        compressors=None,
+        attributes={"dtype": str(values.dtype).removeprefix("torch.")} if bit_type else {},
+        config={"write_empty_chunks": True},
+    )
     array[...] = data
 
 
 def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of `<folder>/tensors.zarr`, all of them or `names`."""
+    """The tensors of `<folder>/tensors.zarr` (CPU): `names` in their order, or all of them sorted by name."""
     group = open_group(folder)
-    members: Any = group.attrs.get(MEMBERS)
+    members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
     if members is None:
-        return {name: _tensor(group[name]) for name in (names if names is not None else sorted(group.array_keys()))}
+        chosen = names if names is not None else sorted(group.array_keys())
+        return {name: _tensor(array_of(group, name)) for name in chosen}
     chosen = names if names is not None else sorted(members)
-    stacks = {array: group[array] for array in {members[name][0] for name in chosen}}
+    stacks = {stack: array_of(group, stack) for stack in {members[name][0] for name in chosen}}
     return {name: _tensor(stacks[members[name][0]], members[name][1]) for name in chosen}
 
 
 def write_scratch(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """As `write`, in one safetensors file: for units that come by the hundred and are soon discarded.
+    """Write `tensors` to one safetensors file: for the hundreds of short-lived units of a search.
 
-    A Zarr group costs several times the milliseconds of a small evaluation's bytes.
+    A Zarr group takes several times as long to write as the bytes of a small evaluation.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / "scratch.safetensors")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "scratch.safetensors")
 
 
 def read_scratch(folder: Path) -> dict[str, Tensor]:
-    """What `write_scratch` wrote."""
+    """The tensors that `write_scratch` wrote (CPU), sorted by name."""
     return dict(sorted(load_file(folder / "scratch.safetensors").items()))
 
 
-def _tensor(array: Any, place: Any = ...) -> Tensor:
+def _tensor(array: zarr.Array[Any], index: int | EllipsisType = ...) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensor = torch.from_numpy(np.array(array[place]))
-    viewed = _NAMES.get(array.attrs.get("dtype", ""))
-    return tensor.view(viewed) if viewed is not None else tensor
+        tensor = torch.from_numpy(np.array(array[index]))
+    dtype = _BY_NAME.get(str(array.attrs.get("dtype", "")))
+    return tensor.view(dtype) if dtype is not None else tensor

@@ -40,7 +40,8 @@ def model(tmp_path: Path) -> Path:
     save_file({"b.weight": np.ones((2, 3), "f4"), "b.bias": np.ones(2, "f4")}, folder / "transformer" / name.format(1))
     save_file({"a.weight": np.full((4, 5), 2, "f4")}, folder / "transformer" / name.format(2))
     save_file({"w": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    save_file({"w": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    save_file({"v": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    save_file({"v": np.ones(7, "f2")}, folder / "vae" / "model.safetensors.index.safetensors")
     save_file({"w": np.ones(9, "f2")}, folder / "safety_checker" / "model.safetensors")
     save_file({"w": np.ones(9, "f2")}, folder / "unused" / "model.safetensors")
     for file in ("README.md", "training.json", "curve.png", "loss.csv", "sampling.json", ".gitattributes", "vae/.x"):
@@ -78,10 +79,17 @@ def test_a_quantized_copy_has_the_other_parts_and_none_of_the_originals_story(mo
     tensors = {"z": torch.ones(2, 3).bfloat16().T, "a": torch.tensor([1, 2], dtype=torch.uint8)}
     write_pipeline(model, target, tensors=tensors, quantization_config={"bits": 4}, card="a card")
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()) == [
-        "README.md", "model_index.json", "safety_checker/model.safetensors", "sampling.json", "transformer/config.json",
-        "transformer/diffusion_pytorch_model.safetensors", "unused/model.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "model_index.json",
+        "safety_checker/model.safetensors",
+        "sampling.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "unused/model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vae/model.safetensors.index.safetensors",
+    ]
     assert (target / "README.md").read_text() == "a card"
     assert (target / "transformer/config.json").read_text() == (
         '{\n  "layers": 2,\n  "quantization_config": {\n    "bits": 4\n  }\n}\n'

@@ -17,3 +17,7 @@ def test_a_damaged_unit_names_its_stage_and_what_is_wrong() -> None:
 def test_a_damaged_unit_is_the_same_after_it_was_sent() -> None:
     back = copy.copy(DamagedUnit("solve", "blocks.0", "gone"))
     assert (back.stage, back.unit, back.what) == ("solve", "blocks.0", "gone")
+
+
+def test_a_damaged_unit_ends_the_stream_at_once() -> None:
+    assert DamagedUnit.fatal, "every task that reads the unit would fail"

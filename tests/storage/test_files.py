@@ -86,7 +86,7 @@ def test_a_link_never_vanishes(tmp_path: Path, full_disk: None) -> None:
 
 def test_a_folder_in_the_place_of_a_link_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(FileExistsError, match="not a link of this program"):
+    with pytest.raises(FileExistsError, match="not a link made by this program"):
         symlink_atomically(tmp_path / "model", tmp_path / "two")
     assert (tmp_path / "model").is_dir() and not (tmp_path / "model").is_symlink()
 
@@ -103,11 +103,19 @@ def test_a_clone_copies_small_files_and_shares_large_ones(tmp_path: Path) -> Non
     source, target = _tree(tmp_path / "source"), tmp_path / "target"
     (tmp_path / "target.unfinished" / "torn").mkdir(parents=True)
     (target / "of-before").mkdir(parents=True)
-    clone_tree(source, target, {"card/README.md": b"hello", "small": b"other", "vae/large": b"mine"})
+    clone_tree(source, target, {"vae/large": b"mine"})
+    assert not (target / "torn").exists() and not (target / "of-before").exists()
+    (target / "of-before").touch()
     clone_tree(source, target, {"card/README.md": b"hello", "small": b"other"})
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*")) == [
-        "card", "card/README.md", "edge", "small", "vae", "vae/empty", "vae/large",
-    ]  # fmt: skip
+        "card",
+        "card/README.md",
+        "edge",
+        "small",
+        "vae",
+        "vae/empty",
+        "vae/large",
+    ]
     assert (target / "card/README.md").read_bytes() == b"hello" and (target / "small").read_bytes() == b"other"
     assert (source / "small").read_bytes() == b"s" and (source / "vae/large").stat().st_size == 2**20 + 1
     assert (target / "vae/large").stat().st_ino == (source / "vae/large").stat().st_ino

@@ -42,9 +42,9 @@ def _leave(store: RecordingStore, until: float, token: str = "theirs") -> None:
 
 def test_a_lock_says_who_holds_it_and_until_when_and_is_removed(remote: Remote, store: RecordingStore) -> None:
     before = time.time()
-    with lease(remote, _ignore, seconds=100) as said:
+    with lease(remote, _ignore, seconds=100) as message:
         body = json.loads(store.cat_file(LOCK))
-        assert said == "" and (body["pid"], body["host"]) == (os.getpid(), socket.gethostname())
+        assert message == "" and (body["pid"], body["host"]) == (os.getpid(), socket.gethostname())
         assert before + 100 <= body["until"] <= time.time() + 100 and len(body["token"]) == 32
     assert not store.exists(LOCK)
 
@@ -68,7 +68,7 @@ def test_of_two_that_come_at_once_one_is_refused(
 ) -> None:
     read = module._read
 
-    def late(remote: Remote) -> dict[str, object] | None:
+    def late(remote: Remote) -> module._Lock | None:
         monkeypatch.setattr(module, "_read", read)
         _leave(store, time.time() + 50)
         return None
@@ -84,9 +84,9 @@ def test_a_lock_that_has_ended_or_says_nothing_is_taken_over(
     body: bytes | None, remote: Remote, store: RecordingStore
 ) -> None:
     _leave(store, time.time() - 5) if body is None else store.pipe_file(LOCK, body)
-    with lease(remote, _ignore) as said:
+    with lease(remote, _ignore) as message:
         assert json.loads(store.cat_file(LOCK))["pid"] == os.getpid()
-        assert said.startswith(
+        assert message.startswith(
             "the lock of process 7 on elsewhere ended 5 s ago" if body is None else "the lock of process ?"
         )
     assert not store.exists(LOCK)
@@ -97,7 +97,7 @@ def test_a_lock_that_two_take_over_belongs_to_the_one_that_wrote_last(
 ) -> None:
     _leave(store, time.time() - 5)
     monkeypatch.setattr("time.sleep", lambda seconds: _leave(store, time.time() + 50, token="third"))
-    with pytest.raises(StorageError, match="just been taken over by another run"):
+    with pytest.raises(StorageError, match="just taken over by another run"):
         lease(remote, _ignore).__enter__()
     assert json.loads(store.cat_file(LOCK))["token"] == "third"
 
@@ -153,3 +153,36 @@ def test_a_store_that_cannot_be_reached_for_a_moment_loses_no_lock(
         monkeypatch.setattr(store, "cat_file", flaky)
         _wait(back)
     assert not refusals and not store.exists(LOCK)
+
+
+def test_a_lock_is_renewed_four_times_within_its_seconds(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    class RecordedEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(module.threading, "Event", RecordedEvent)
+    with lease(remote, _ignore, seconds=60):
+        pass
+    assert 15.0 in waits, "the other waits are those of starting a thread"
+
+
+def test_a_renewal_under_way_does_not_bring_the_lock_back(
+    remote: Remote, store: RecordingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, release, written, pipe = threading.Event(), threading.Event(), threading.Event(), store.pipe_file
+
+    def slow(path: str, value: bytes, **options: str) -> None:
+        under_way.set()
+        threading.Timer(0.3, release.set).start()
+        _wait(release)
+        pipe(path, value, **options)
+        written.set()
+
+    with lease(remote, _ignore, seconds=0.2):
+        monkeypatch.setattr(store, "pipe_file", slow)
+        _wait(under_way)
+    _wait(written)
+    assert not store.exists(LOCK)

@@ -33,6 +33,10 @@ def test_a_listing_says_what_is_there_with_its_sizes(remote: Remote) -> None:
     assert remote.list_prefix("a") == ["a/1", "a/2", "a/b/3"] and remote.list_prefix("b") == []
     remote.invalidate()
     assert not remote.is_current
+    assert remote.download(["a/1"]) == []
+    (remote.local / "a/0").write_bytes(b"")
+    remote.upload(["a/0"])
+    assert remote.list_prefix("a") == ["a/0", "a/1", "a/2", "a/b/3"], "in order, whenever it was learned"
 
 
 def test_a_listing_of_a_part_replaces_what_was_known_of_it_alone(remote: Remote, store: RecordingStore) -> None:
@@ -163,5 +167,5 @@ def test_a_store_whose_package_is_not_there_names_it(monkeypatch: pytest.MonkeyP
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(StorageError, match="no URL that fsspec knows"):
+    with pytest.raises(StorageError, match="not a URL that fsspec knows"):
         open_remote("nosuch://bucket/run")

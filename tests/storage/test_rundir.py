@@ -99,6 +99,9 @@ def test_a_directory_that_is_no_run_of_this_format_is_refused(text: str | None, 
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(StorageError, match=words):
         RunDir(tmp_path).check()
+    if text is not None:
+        with pytest.raises(StorageError, match=words):
+            RunDir(tmp_path).create()
 
 
 def test_a_folder_of_something_else_is_not_made_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +134,8 @@ def test_a_second_lock_is_refused_and_learns_who_is_first(tmp_path: Path) -> Non
     run = RunDir(tmp_path / "run")
     run.create()
     named = f"in use by process {os.getpid()} on {socket.gethostname()}"
-    with run.lock() as said:
-        assert said == "" and json.loads((run.path / ".holder.json").read_text())["pid"] == os.getpid()
+    with run.lock() as message:
+        assert message == "" and json.loads((run.path / ".holder.json").read_text())["pid"] == os.getpid()
         with pytest.raises(StorageError, match=named), RunDir(run.path).lock():
             pass
         (run.path / ".holder.json").write_text("{}")
@@ -174,11 +177,15 @@ def test_who_holds_the_lock_sweeps_what_killed_tries_left(tmp_path: Path) -> Non
 def test_a_lock_in_a_store_is_held_there_and_swept_here(url: str) -> None:
     run = RunDir.open(url)
     run.create()
-    with run.lock() as said:
-        assert said == "" and json.loads(_there(run)["lock.json"])["pid"] == os.getpid()
+    manifest = run.manifest("solve", SHA)
+    manifest.open_unit("u")
+    manifest.commit("u")
+    torn = manifest.open_unit("v")
+    with run.lock() as message:
+        assert message == "" and json.loads(_there(run)["lock.json"])["pid"] == os.getpid() and not torn.exists()
         with pytest.raises(StorageError, match="its lock ends in"), RunDir.at(url).lock():
             pass
-    assert list(_there(run)) == ["run.json"]
+    assert list(_there(run)) == ["run.json", f"solve/{SHA[:16]}/markers/u.json"]
 
 
 def test_the_log_is_one_canonical_line_an_entry_and_torn_ones_are_passed_over(tmp_path: Path) -> None:
@@ -244,7 +251,7 @@ def test_pictures_of_prompts_are_kept_under_their_digests(tmp_path: Path) -> Non
     picture.write_bytes(b"other")
     run.add_prompt_images({name: picture})
     assert run.prompt_image(name).read_bytes() == b"png"
-    with pytest.raises(StorageError, match="is not there"):
+    with pytest.raises(StorageError, match="does not exist"):
         run.prompt_image("../run.json")
 
 
@@ -254,7 +261,7 @@ def test_pictures_of_prompts_come_from_the_store(url: str, tmp_path: Path, monke
     _machine(tmp_path / "other", monkeypatch)
     other = RunDir.open(url)
     assert other.prompt_image(SHA).read_bytes() == b"png" and other.prompt_image(SHA).is_relative_to(tmp_path / "other")
-    with pytest.raises(StorageError, match=f"{url}/given/nothing is not there"):
+    with pytest.raises(StorageError, match=f"{url}/given/nothing does not exist"):
         other.prompt_image("nothing")
 
 
@@ -287,8 +294,11 @@ def test_opening_brings_what_plans_are_made_from_and_nothing_large(
     other.refresh()
     here = {str(p.relative_to(other.path)): p for p in other.path.rglob("*") if p.is_file()}
     assert sorted(here) == [
-        "config.toml", "run.json", f"solve/{SHA[:16]}/failures/v.json", f"solve/{SHA[:16]}/identity.json",
-    ]  # fmt: skip
+        "config.toml",
+        "run.json",
+        f"solve/{SHA[:16]}/failures/v.json",
+        f"solve/{SHA[:16]}/identity.json",
+    ]
     assert here["config.toml"].read_text() == "a = 1" and other.identities("solve") == [{"n": 1}]
 
 

@@ -36,8 +36,12 @@ def test_the_file_of_an_array_holds_its_numbers_and_nothing_else(tmp_path: Path)
     group = zarr.open_group(folder, mode="r")
     assert dict(group.attrs) == {"n": 1} and dict(group["x"].attrs) == {}
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
-        "x/c/0/0", "x/zarr.json", "zarr.json", "zeros/c/0", "zeros/zarr.json",
-    ]  # fmt: skip
+        "x/c/0/0",
+        "x/zarr.json",
+        "zarr.json",
+        "zeros/c/0",
+        "zeros/zarr.json",
+    ]
 
 
 @pytest.mark.parametrize(("dtype", "bits"), VIEWED)
@@ -67,6 +71,7 @@ def test_writing_again_leaves_nothing_of_before(tmp_path: Path) -> None:
 def _stacked(tmp_path: Path) -> dict[str, torch.Tensor]:
     written = {f"rows:{i}": torch.full((2, 3 + i % 2), float(i)).bfloat16() for i in (4, 0, 1, 2, 3)}
     written["plain"] = torch.full((2, 3), 9.0)
+    written["tall"] = torch.full((3, 2), 8.0)
     tensors.write_stacked(tmp_path, written, {"start": 3})
     return written
 
@@ -86,18 +91,23 @@ def test_tensors_of_one_shape_and_type_are_one_array_of_a_chunk_each(tmp_path: P
     assert members == {
         "start": 3,
         "members": {
-            "rows:4": ["stack0", 0], "rows:0": ["stack0", 1], "rows:2": ["stack0", 2],
-            "rows:1": ["stack1", 0], "rows:3": ["stack1", 1], "plain": ["stack2", 0],
+            "rows:4": ["stack0", 0],
+            "rows:0": ["stack0", 1],
+            "rows:2": ["stack0", 2],
+            "rows:1": ["stack1", 0],
+            "rows:3": ["stack1", 1],
+            "plain": ["stack2", 0],
+            "tall": ["stack3", 0],
         },
-    }  # fmt: skip
+    }
     assert (folder / "stack0/c/2/0/0").read_bytes() == np.full(6, 0x4000, "<u2").tobytes(), "rows:2 in bf16"
     assert sorted(path.name for path in (folder / "stack0/c").iterdir()) == ["0", "1", "2"]
 
 
 def test_scratch_is_one_safetensors_file(tmp_path: Path) -> None:
     x = torch.arange(6.0).reshape(2, 3)
-    tensors.write_scratch(tmp_path, {"b": x.T, "a": torch.tensor([1], dtype=torch.int64)})
+    tensors.write_scratch(tmp_path, {"b": x.T, "c": torch.tensor([1], dtype=torch.int64), "a": torch.ones(1).half()})
     with safe_open(tmp_path / "scratch.safetensors", framework="numpy") as file:
         assert np.array_equal(file.get_tensor("b"), np.array([[0, 3], [1, 4], [2, 5]], "f4"))
     back = tensors.read_scratch(tmp_path)
-    assert list(back) == ["a", "b"] and torch.equal(back["b"], x.T) and back["a"].dtype == torch.int64
+    assert list(back) == ["a", "b", "c"] and torch.equal(back["b"], x.T) and back["c"].dtype == torch.int64
