@@ -1,4 +1,4 @@
-"""Groups are read without torch, opened once, and tell which files hold which tensors."""
+"""Groups are read without torch and opened once; file prefixes name the files of a tensor."""
 
 from __future__ import annotations
 

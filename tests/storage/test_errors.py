@@ -1,4 +1,4 @@
-"""A damaged unit names itself, and survives the way from a worker to the driver."""
+"""A DamagedUnit names its unit, and can be rebuilt from its arguments on the driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_a_damaged_unit_names_its_stage_and_what_is_wrong() -> None:
     assert isinstance(error, StorageError) and issubclass(NoTransformer, StorageError)
 
 
-def test_a_damaged_unit_is_the_same_after_it_was_sent() -> None:
+def test_a_damaged_unit_can_be_copied() -> None:
     back = copy.copy(DamagedUnit("solve", "blocks.0", "gone"))
     assert (back.stage, back.unit, back.what) == ("solve", "blocks.0", "gone")
 

@@ -1,4 +1,4 @@
-"""Files are whole or absent, links turn in one step, trees are cloned without touching their original."""
+"""Files appear whole or not at all, links are replaced in one step, clones leave their original untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a value or a folder is identified by, computed by hand with hashlib."""
+"""Digests of values and folders, against hashlib on texts written by hand."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_a_digest_of_what_was_read_is_that_of_what_was_written() -> None:
 
 
 def test_differences_name_fields() -> None:
-    found = differences({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"x": 1, "y": 3}, "c": 1})
-    assert found == [("a.y", 2, 3), ("b", 1, None), ("c", None, 1)]
+    changes = differences({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"x": 1, "y": 3}, "c": 1})
+    assert changes == [("a.y", 2, 3), ("b", 1, None), ("c", None, 1)]
 
 
 def test_differences_see_types_and_not_kinds_of_sequence() -> None:

@@ -1,4 +1,4 @@
-"""The lock of a run directory at a URL: one holder at a time, and a dead one's lock ends."""
+"""The lock of a run directory at a URL: one holder at a time, and a dead holder's lock expires."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_lock_is_removed_after_an_error_too(remote: Remote, store: RecordingSt
     assert not store.exists(LOCK)
 
 
-def test_a_second_run_is_refused_and_learns_who_is_first(remote: Remote, store: RecordingStore) -> None:
+def test_a_second_run_is_refused_and_names_the_holder(remote: Remote, store: RecordingStore) -> None:
     _leave(store, time.time() + 50)
     body = store.cat_file(LOCK)
     with pytest.raises(StorageError, match=r"in use by process 7 on elsewhere.*its lock ends in (49|50) s"):
@@ -106,7 +106,7 @@ def _wait(condition: threading.Event) -> None:
     assert condition.wait(60)
 
 
-def test_a_holder_puts_the_end_off_while_it_lives(
+def test_a_holder_renews_its_lock_while_it_lives(
     remote: Remote, store: RecordingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_off, pipe = threading.Event(), store.pipe_file
@@ -124,7 +124,7 @@ def test_a_holder_puts_the_end_off_while_it_lives(
     assert ends == sorted(set(ends)) and not store.exists(LOCK)
 
 
-def test_a_holder_that_lost_its_lock_is_told_and_leaves_it_alone(remote: Remote, store: RecordingStore) -> None:
+def test_a_holder_that_lost_its_lock_hears_of_it_and_leaves_it_alone(remote: Remote, store: RecordingStore) -> None:
     lost, messages = threading.Event(), []
 
     def note(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Units are done when their marker says so and their bytes agree with it: markers last, digests by hand."""
+"""A unit is done when it has a valid marker and its bytes match it. Digests are computed here with hashlib."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _unit(tmp_path: Path) -> Manifest:
     return manifest
 
 
-def test_a_marker_says_what_it_vouches_for(tmp_path: Path) -> None:
+def test_a_marker_lists_files_with_sizes_and_digests(tmp_path: Path) -> None:
     manifest = Manifest("capture", tmp_path)
     folder = manifest.open_unit("a/0")
     (folder / "deep").mkdir()
@@ -82,7 +82,7 @@ def test_a_unit_is_identified_by_its_bytes_and_its_value_alone(tmp_path: Path) -
     assert again.digest == by_hand and again.seconds == {"total": 9.0}
 
 
-def test_a_marker_vouches(tmp_path: Path) -> None:
+def test_a_committed_unit_is_done_and_listed(tmp_path: Path) -> None:
     manifest = _unit(tmp_path)
     assert manifest.done("a/0") and manifest.verify("a/0").value == {"x": 1} and list(manifest.units()) == ["a/0"]
     with pytest.raises(KeyError, match="unit 'a/1' of stage capture is not done"):
@@ -195,7 +195,7 @@ def test_why_a_unit_failed_is_kept_until_it_is_done(tmp_path: Path) -> None:
     assert manifest.failures() == {} and manifest.done("a/0") and not (tmp_path / "failures/a/0.json").exists()
 
 
-def test_what_killed_tries_left_is_swept(tmp_path: Path) -> None:
+def test_sweep_removes_what_killed_processes_left(tmp_path: Path) -> None:
     manifest = _unit(tmp_path)
     manifest.open_unit("a/1")
     assert manifest.attempt_folder("a/1").is_dir() and not manifest.attempt_folder("a/0").exists()
@@ -211,7 +211,7 @@ def test_a_second_try_starts_in_an_empty_folder_of_its_process(tmp_path: Path) -
     assert manifest.open_unit("a/0") == folder and list(folder.iterdir()) == []
 
 
-def test_a_commit_leaves_the_tries_of_others_alone(tmp_path: Path) -> None:
+def test_a_commit_leaves_the_attempts_of_others_alone(tmp_path: Path) -> None:
     manifest = Manifest("capture", tmp_path)
     other = tmp_path / "attempts" / "elsewhere-1" / "a" / "0"
     other.mkdir(parents=True)
@@ -325,7 +325,7 @@ def test_of_single_tensors_only_those_read_are_hashed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensors.zarr/zarr.json", "tensors.zarr/stack0/zarr.json", "notes.json"])
-def test_what_all_tensors_hang_on_is_always_hashed(name: str, tmp_path: Path) -> None:
+def test_files_that_all_tensors_need_are_always_hashed(name: str, tmp_path: Path) -> None:
     manifest = _arrays(tmp_path, stacked=True)
     path = tmp_path / "units/u" / name
     data = path.read_bytes()
@@ -376,17 +376,19 @@ def test_bytes_that_do_not_arrive_have_no_marker(
     assert store.contents() == {} and not manifest.done("a/0") and not (manifest.folder / "markers").exists()
 
 
-def test_another_machine_reads_what_the_first_one_sent(tmp_path: Path, store: RecordingStore) -> None:
+def test_another_machine_reads_what_the_first_one_uploaded(tmp_path: Path, store: RecordingStore) -> None:
     first, other = _there(store, tmp_path / "one"), _there(store, tmp_path / "two")
     for unit in ("a/0", "a/1"):
         _commit(first, unit, {"of": unit}, one=b"1", two=b"22")
-    assert other.done("a/0") and not other.done("a/2") and list(other.units()) == ["a/0"], "known so far"
+    assert other.done("a/0") and not other.done("a/2") and list(other.units()) == ["a/0"], (
+        "only what was asked for is known"
+    )
     assert list(other.units(refresh=True)) == ["a/0", "a/1"]
     store.calls.clear()
     assert {unit: marker.value for unit, marker in other.markers().items()} == {
         unit: {"of": unit} for unit in ("a/0", "a/1")
     }
-    assert len(store.requests("get")) == 1, "markers are fetched together"
+    assert len(store.requests("get")) == 1, "markers are downloaded in one request"
     folder = other.local_folder("a/1")
     assert folder == tmp_path / "two/capture/ab/units/a/1"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"one": b"1", "two": b"22"}
@@ -408,7 +410,7 @@ def test_what_is_missing_in_a_store_is_listed_once_and_again_when_others_have_wo
     assert store.requests("find")[1:] == [["/run/capture/ab/markers"]]
 
 
-def test_bytes_that_differ_in_the_mirror_are_fetched_again(tmp_path: Path, store: RecordingStore) -> None:
+def test_bytes_that_differ_in_the_mirror_are_downloaded_again(tmp_path: Path, store: RecordingStore) -> None:
     manifest = _there(store, tmp_path / "here")
     _commit(manifest, "a/0", one=b"hello", two=b"kept")
     (manifest.unit_folder("a/0") / "one").write_bytes(b"jello")
@@ -438,7 +440,7 @@ def test_withdrawing_removes_the_marks_from_the_store(tmp_path: Path, store: Rec
     manifest.withdraw("a/0")
     assert list(store.contents()) == ["/run/capture/ab/units/a/0/one"]
     assert list(manifest.units()) == [] and not manifest.done("a/0") and not manifest.done(COMPLETE)
-    assert list(other.units(refresh=True)) == [], "the mirror's own copy of a marker counts for nothing"
+    assert list(other.units(refresh=True)) == [], "the mirror's copy of a marker does not count"
     with pytest.raises(KeyError):
         other.read("a/0")
     assert not (other.folder / "markers/a/0.json").exists()

@@ -1,4 +1,4 @@
-"""A store and its mirror: what is asked of the store, what is kept, and what is refused."""
+"""A store and its mirror: which requests are made, what the mirror keeps, which URLs and names are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_listing_says_what_is_there_with_its_sizes(remote: Remote) -> None:
     assert remote.download(["a/1"]) == []
     (remote.local / "a/0").write_bytes(b"")
     remote.upload(["a/0"])
-    assert remote.list_prefix("a") == ["a/0", "a/1", "a/2", "a/b/3"], "in order, whenever it was learned"
+    assert remote.list_prefix("a") == ["a/0", "a/1", "a/2", "a/b/3"], "sorted, in whatever order the names became known"
 
 
 def test_a_listing_of_a_part_replaces_what_was_known_of_it_alone(remote: Remote, store: RecordingStore) -> None:
@@ -65,18 +65,18 @@ def test_a_file_is_asked_for_once(remote: Remote, store: RecordingStore) -> None
     assert remote.exists("a/1") and not remote.exists("a/7")
     store.rm("/run/a/1")
     store.pipe_file("/run/a/7", b"7")
-    assert remote.exists("a/1"), "what is known is believed until the next listing"
-    assert remote.exists("a/7") and remote.sizes == {"a/1": 3, "a/7": 1}, "what is not there may come any time"
+    assert remote.exists("a/1"), "a known file is not asked for again until the next listing"
+    assert remote.exists("a/7") and remote.sizes == {"a/1": 3, "a/7": 1}, "a file that was missing may exist now"
 
 
-def test_files_are_fetched_together_and_once(remote: Remote, store: RecordingStore) -> None:
+def test_files_are_downloaded_in_one_request_and_once(remote: Remote, store: RecordingStore) -> None:
     store.calls.clear()
     assert remote.download(["a/1", "a/7", "a/b/3"]) == ["a/7"]
     assert {str(p.relative_to(remote.local)): p.read_bytes() for p in remote.local.rglob("*") if p.is_file()} == {
         "a/1": b"one",
         "a/b/3": b"three",
     }
-    assert [path.name for path in remote.local.iterdir()] == ["a"], "nothing is left of the way here"
+    assert [path.name for path in remote.local.iterdir()] == ["a"], "no partial download is left"
     assert remote.download(["a/1", "a/b/3"]) == [] and store.requests("get") == [["/run/a/1", "/run/a/b/3"]]
     (remote.local / "a/1").write_bytes(b"longer")
     (remote.local / "a/b/3").unlink()
@@ -85,7 +85,7 @@ def test_files_are_fetched_together_and_once(remote: Remote, store: RecordingSto
     assert (remote.local / "a/1").read_bytes() == b"one" and (remote.local / "a/2").read_bytes() == b""
 
 
-def test_a_file_that_changed_is_fetched_when_asked_for_anew(remote: Remote, store: RecordingStore) -> None:
+def test_a_file_that_changed_is_downloaded_when_a_refresh_is_asked_for(remote: Remote, store: RecordingStore) -> None:
     remote.download(["a/1"])
     store.pipe_file("/run/a/1", b"other")
     remote.download(["a/1"])
@@ -94,14 +94,14 @@ def test_a_file_that_changed_is_fetched_when_asked_for_anew(remote: Remote, stor
     assert (remote.local / "a/1").read_bytes() == b"other" and remote.sizes["a/1"] == 5
 
 
-def test_a_mirror_of_another_day_is_not_believed(remote: Remote, store: RecordingStore) -> None:
+def test_an_old_mirror_is_not_trusted(remote: Remote, store: RecordingStore) -> None:
     (remote.local / "a").mkdir(parents=True)
     (remote.local / "a/1").write_bytes(b"old")
     remote.download(["a/1"])
-    assert (remote.local / "a/1").read_bytes() == b"one", "the same size says nothing of a file never heard of"
+    assert (remote.local / "a/1").read_bytes() == b"one", "an unlisted file is downloaded, even if the sizes agree"
 
 
-def test_files_are_sent_under_their_names(remote: Remote, store: RecordingStore) -> None:
+def test_files_are_uploaded_under_their_names(remote: Remote, store: RecordingStore) -> None:
     for name, data in (("x/1", b"x1"), ("y", b"")):
         (remote.local / name).parent.mkdir(parents=True, exist_ok=True)
         (remote.local / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""A run directory in a folder and at a URL: its small files, its lock, its model, and what is refused."""
+"""A run directory in a folder and at a URL: its small files, its lock, its model, and its refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHA = "ab" * 32
 
 
 def _there(run: RunDir) -> dict[str, bytes]:
-    """Everything that the store holds, asked without the project's code."""
+    """Everything that the store holds, read with fsspec alone."""
     root = run.url.removeprefix("memory:/")
     files = fsspec.filesystem("memory")
     return {path.removeprefix(f"{root}/"): files.cat_file(path) for path in files.find(root)}
@@ -94,7 +94,7 @@ def test_a_new_directory_gets_its_format_and_an_old_one_keeps_it(tmp_path: Path)
         ('{"format": 0}', "format 0, this version reads format 1"),
     ],
 )
-def test_a_directory_that_is_no_run_of_this_format_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
+def test_a_directory_of_another_format_is_refused(text: str | None, words: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(StorageError, match=words):
@@ -130,7 +130,7 @@ def test_a_store_that_holds_something_else_is_not_made_a_run(url: str) -> None:
     assert list(_there(run)) == ["thesis.tex"]
 
 
-def test_a_second_lock_is_refused_and_learns_who_is_first(tmp_path: Path) -> None:
+def test_a_second_lock_is_refused_and_names_the_holder(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
     named = f"in use by process {os.getpid()} on {socket.gethostname()}"
@@ -161,7 +161,7 @@ def test_a_lock_holds_against_other_processes_and_ends_with_an_error(tmp_path: P
     assert subprocess.run(command, capture_output=True, text=True).stdout == "mine\n"
 
 
-def test_who_holds_the_lock_sweeps_what_killed_tries_left(tmp_path: Path) -> None:
+def test_taking_the_lock_removes_what_killed_processes_left(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
     manifest = run.manifest("solve", SHA)
@@ -188,7 +188,7 @@ def test_a_lock_in_a_store_is_held_there_and_swept_here(url: str) -> None:
     assert list(_there(run)) == ["run.json", f"solve/{SHA[:16]}/markers/u.json"]
 
 
-def test_the_log_is_one_canonical_line_an_entry_and_torn_ones_are_passed_over(tmp_path: Path) -> None:
+def test_the_log_has_one_canonical_line_per_entry_and_torn_lines_are_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert list(run.log_entries()) == []
     run.log({"stage": "capture", "a": 1.5})
@@ -201,7 +201,7 @@ def test_the_log_is_one_canonical_line_an_entry_and_torn_ones_are_passed_over(tm
     assert list(run.log_entries()) == [{"stage": "capture", "a": 1.5}, {"stage": "solve"}]
 
 
-def test_the_log_is_sent_with_each_line(url: str) -> None:
+def test_the_log_is_uploaded_with_each_line(url: str) -> None:
     run = RunDir.open(url)
     run.create()
     for n in range(2):
@@ -209,7 +209,7 @@ def test_the_log_is_sent_with_each_line(url: str) -> None:
     assert _there(run)["log.jsonl"] == b'{"n":0}\n{"n":1}\n'
 
 
-def test_what_a_fingerprint_was_made_of_is_kept_once_and_read_newest_first(tmp_path: Path) -> None:
+def test_identities_are_recorded_once_and_read_newest_first(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for n, sha in enumerate(("aa" * 32, "cc" * 32, "bb" * 32)):
         run.record_identity("solve", sha, {"n": n})
@@ -235,8 +235,8 @@ def test_the_stages_folders_of_a_store_are_those_of_its_listing(url: str) -> Non
         manifest.commit("u")
     (run.path / "search" / "left" / "markers").mkdir(parents=True)
     open_remote.cache_clear()
-    found = RunDir.open(url).manifests()
-    assert [(m.stage, m.folder.name, m.remote is not None) for m in found] == [
+    manifests = RunDir.open(url).manifests()
+    assert [(m.stage, m.folder.name, m.remote is not None) for m in manifests] == [
         ("capture", SHA[:16], True),
         ("solve", SHA[:16], True),
     ]
@@ -265,7 +265,7 @@ def test_pictures_of_prompts_come_from_the_store(url: str, tmp_path: Path, monke
         other.prompt_image("nothing")
 
 
-def test_folders_and_files_are_sent_and_hidden_ones_are_not(url: str) -> None:
+def test_folders_and_files_are_uploaded_without_hidden_ones(url: str) -> None:
     run = RunDir.open(url)
     for name in ("report/summary.json", "report/deep/a.png", "report/.partial-1", "compare.md", "other"):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def test_folders_and_files_are_sent_and_hidden_ones_are_not(url: str) -> None:
     assert _there(run) == {n: n.encode() for n in ("compare.md", "report/deep/a.png", "report/summary.json")}
 
 
-def test_opening_brings_what_plans_are_made_from_and_nothing_large(
+def test_opening_downloads_the_small_files_that_plans_need_and_no_others(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = RunDir.open(url)
@@ -345,7 +345,7 @@ def test_a_model_with_its_evaluation_is_not_replaced_by_the_same_one_without(url
     assert _there(run)["model/card"] == b"evaluated"
     (one / "card").write_text("changed")
     run.publish(one, "a" * 64, "b" * 64)
-    assert _there(run)["model/card"] == b"evaluated", "the same model is not sent again"
+    assert _there(run)["model/card"] == b"evaluated", "the same model is not uploaded again"
     run.publish(_folder(run, "published/three", card="other"), "a" * 64, "c" * 64)
     assert _there(run)["model/card"] == b"other"
 

@@ -1,4 +1,4 @@
-"""Rows are Parquet that any reader opens; a table of somebody else's is checked before it is believed."""
+"""Rows are plain Parquet; the columns of a user's own table are checked before use."""
 
 from __future__ import annotations
 

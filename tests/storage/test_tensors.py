@@ -1,4 +1,4 @@
-"""Tensors lie on disk as their own bits, uncompressed, and come back as they were."""
+"""Tensors are stored as their own bits, uncompressed, and read back unchanged. Checked with zarr and numpy alone."""
 
 from __future__ import annotations
 

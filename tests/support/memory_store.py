@@ -1,4 +1,4 @@
-"""A store in memory of a test's own, which writes down what is asked of it."""
+"""A store in memory that records its requests."""
 
 from __future__ import annotations
 
