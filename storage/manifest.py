@@ -28,7 +28,7 @@ from adatsq_pipe.storage.fingerprint import Plain, digest, digest_of_json, file_
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
-"""The unit whose marker says that the stage is finished; its value lists the stage's units."""
+"""The unit whose marker says that the stage is finished; its value maps each of the stage's units to its digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
