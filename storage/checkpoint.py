@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.files import write_text
 
 if TYPE_CHECKING:
-    from safetensors import safe_open
     from torch import Tensor
 
 ORIGINAL_ONLY = ("training.json",)
@@ -102,7 +103,6 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tenso
 
     Raises StorageError if there is none, or one does not load.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file  # imports torch, which `status` does without
 
     tensors: dict[str, Tensor] = {}
@@ -149,8 +149,6 @@ def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:
 @contextmanager
 def _header(path: Path) -> Iterator[safe_open]:
     """A safetensors file, opened without reading its tensors. Raises StorageError if it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             yield file

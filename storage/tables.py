@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import write_bytes
+
+Row: TypeAlias = dict[str, Any]
+"""Values by column name. Their types are those of the file's columns, known only when it is read."""
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -21,13 +24,13 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of `path`. The types of their values are those of the file's columns."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+def read(path: Path) -> list[Row]:
+    """The rows of `path`."""
+    rows: list[Row] = pq.read_table(path).to_pylist()
     return rows
 
 
-def columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+def columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
     """The rows of `path`, with the `required` columns and those `optional` ones that the file has.
 
     Raises StorageError if the file is not Parquet or lacks a required column.
@@ -40,5 +43,5 @@ def columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -
     for name in required:
         if name not in names:
             raise StorageError(f"{path} has no column {name!r}; it has {', '.join(names)}")
-    rows: list[dict[str, Any]] = file.read(columns=[n for n in names if n in (*required, *optional)]).to_pylist()
+    rows: list[Row] = file.read(columns=[n for n in names if n in (*required, *optional)]).to_pylist()
     return rows

@@ -28,7 +28,7 @@ _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
 
 def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
     """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`."""
-    group = zarr.open_group(folder / GROUP, mode="w", attributes=cast(Any, dict(attributes or {})))
+    group = _new_group(folder, attributes or {})
     for name, tensor in tensors.items():
         _create(group, name, tensor, tuple(tensor.shape))
 
@@ -43,11 +43,15 @@ def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mappi
     for name, tensor in tensors.items():
         groups.setdefault((tensor.dtype, tensor.shape), []).append(name)
     stacks = {f"stack{i}": names for i, names in enumerate(groups.values())}
-    members = {name: [stack, index] for stack, names in stacks.items() for index, name in enumerate(names)}
-    group = zarr.open_group(folder / GROUP, mode="w", attributes=cast(Any, {**(attributes or {}), MEMBERS: members}))
+    members: Plain = {name: [stack, index] for stack, names in stacks.items() for index, name in enumerate(names)}
+    group = _new_group(folder, {**(attributes or {}), MEMBERS: members})
     for stack, names in stacks.items():
         stacked = torch.stack([tensors[name] for name in names])
         _create(group, stack, stacked, (1, *stacked.shape[1:]))
+
+
+def _new_group(folder: Path, attributes: Mapping[str, Plain]) -> zarr.Group:
+    return zarr.open_group(folder / GROUP, mode="w", attributes=cast("dict[str, Any]", dict(attributes)))
 
 
 def _create(group: zarr.Group, name: str, tensor: Tensor, chunks: tuple[int, ...]) -> None:
