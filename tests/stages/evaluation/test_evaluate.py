@@ -201,7 +201,7 @@ def _shown(wanted: dict[str, str]) -> Callable[[Conditions, Tensor], Tensor]:
 
     def paint(conditions: Conditions, latents: Tensor) -> Tensor:
         requests = [captions.parse(wanted[prompt]) for prompt in conditions.prompts]
-        return torch.from_numpy(scorer.truth(requests, np.random.default_rng(0)))
+        return torch.from_numpy(scorer.ground_truth(requests, np.random.default_rng(0)))
 
     return paint
 

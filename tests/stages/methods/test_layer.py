@@ -22,7 +22,8 @@ def _spec(row: dict[str, Any], group: int | None = None, **recipe: Any) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("width", "group", "size"), [(96, 64, 48), (96, 32, 32), (96, 0, 0), (96, 500, 96), (7, 5, 1), (3072, 288, 256)]
+    ("width", "group", "size"),
+    [(96, 64, 48), (96, 32, 32), (96, 0, 0), (96, 500, 96), (7, 5, 1), (10, 6, 5), (3072, 288, 256)],
 )
 def test_a_group_that_does_not_divide_the_width_stands_for_the_largest_divisor_below_it(
     width: int, group: int, size: int

@@ -189,6 +189,15 @@ def test_smoothing_takes_peaks_over_the_steps_that_the_recipe_names(
     assert marker.value["smoothing"] == "on the fly" and marker.value["spec"]["smoothed"]
 
 
+def test_channels_in_another_order_keep_their_own_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {"method": "smoothquant", "permuted": True})
+    _, stored = _unit(store)
+    order = stored["order"].long()
+    smooth = _smooth(store.peaks[FIRST].amax((0, 1)), store.weights[FIRST], 0.5)
+    assert torch.equal(stored["smooth"].double(), smooth[order])
+    _assert_nearest(stored, (store.weights[FIRST].double() / smooth)[:, order].float(), 4)
+
+
 def test_a_layer_that_smoothing_skips_keeps_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"method": "smoothquant", "smoothing_skip": ["second"]}
     store, _ = _solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
