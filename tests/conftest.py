@@ -40,8 +40,8 @@ TINY = (
 
 
 FIRST = (
-    "test_s3.py", "test_ray.py", "test_nodes.py", "test_submit.py", "test_training.py", "test_methods.py",
-    "test_models.py", "test_run.py", "test_zoo.py", "test_batch_slices.py", "test_placement.py",
+    "test_s3.py", "test_ray.py", "test_nodes.py", "test_submit.py", "test_main.py", "test_methods.py",
+    "test_builtin_models.py", "test_run.py", "test_zoo.py", "test_batch_slices.py", "test_placement.py",
 )  # fmt: skip
 """Files that take longest are handed out first, so that the processes end together."""
 

@@ -80,7 +80,9 @@ def frechet_distance(a_NF: npt.NDArray[Any], b_MF: npt.NDArray[Any]) -> float:
 
 
 def _gaussian(x_NF: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Mean, and the symmetric square root of the covariance (of N - 1)."""
+    """Mean, and the symmetric square root of the covariance (divided by N - 1); a single sample has no spread."""
     x = x_NF.astype(np.float64)
+    if len(x) == 1:
+        return x[0], np.zeros((x.shape[1], x.shape[1]))
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
     return x.mean(0), (vectors * np.sqrt(values.clip(0))) @ vectors.T
