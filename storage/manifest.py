@@ -16,59 +16,18 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import is_safe_relative, write_text
-from adatsq_pipe.storage.fingerprint import Plain, digest, digest_of_json, file_digest, list_files, list_names
+from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
+from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
 """The unit whose marker says that the stage is finished; its value maps each of the stage's units to its digest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marker:
-    """What a finished unit vouches for: `files` maps a name to (bytes, SHA-256); `value` is its small JSON result.
-
-    `seconds` are wall times by kind, `host` the machine that ran it.
-    """
-
-    unit: str
-    files: Mapping[str, tuple[int, str]]
-    value: Any = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    host: str = ""
-    micro_batch: Mapping[str, int] | None = None
-    """Batch size before (`from`) and after (`to`) running out of memory. Not part of the digest: another batch size
-    changes only the last bits."""
-    peak: int = 0
-    """Peak bytes of GPU memory allocated, with the model's weights; 0 on a CPU."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of the result: the names and digests of the files, and the value. Times and hosts do not enter."""
-        return digest({"files": {name: entry[1] for name, entry in self.files.items()}, "value": self.value})
-
-
-@lru_cache(maxsize=2**16)
-def _parsed(path: str, stamp: tuple[int, int, int]) -> Marker | None:
-    """The marker in the file `path`, None if it is damaged. `stamp` (inode, mtime, size) invalidates the cache."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            body = json.loads(file.read().decode())
-        if body.pop("self") != digest_of_json(body):
-            return None
-        files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
-        if not all(map(is_safe_relative, (*files, body["unit"]))):
-            return None
-        return Marker(files=files, **body)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -140,22 +99,13 @@ class Manifest:
             value=value,
             seconds=dict(seconds or {}),
             host=socket.gethostname(),
-            micro_batch=micro_batch,
+            micro_batch=dict(micro_batch) if micro_batch else None,
             peak=peak,
         )
-        body: dict[str, Plain] = {
-            "unit": unit,
-            "files": files,
-            "value": value,
-            "seconds": marker.seconds,
-            "host": marker.host,
-            **({"micro_batch": dict(micro_batch)} if micro_batch else {}),
-            **({"peak": peak} if peak else {}),
-        }
         _move(attempt, folder)
         if self.remote is not None:
             self.remote.upload(self._names(*(folder / name for name in files)))
-        write_text(self._marker(unit), json.dumps({**body, "self": digest(body)}, indent=1))
+        write_text(self._marker(unit), marker.to_json())
         if self.remote is not None:
             self.remote.upload(self._names(self._marker(unit)))
         if self._failure(unit).exists():
@@ -216,8 +166,7 @@ class Manifest:
         if self.remote is not None and self.remote.download(self._names(self._marker(unit))):
             self._marker(unit).unlink(missing_ok=True)
         try:
-            stat = os.stat(path)
-            marker = _parsed(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            marker = read_marker(path)
         except FileNotFoundError:
             raise KeyError(f"unit {unit!r} of stage {self.stage} is not done") from None
         if marker is None or marker.unit != unit:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from adatsq_pipe.stages.base.settings import SettingsT
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.manifest import Manifest, Marker
+from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.marker import Marker
 from adatsq_pipe.storage.rundir import RunDir
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.weights.solve import STAGE, Solve
 from adatsq_pipe.storage import tensors
-from adatsq_pipe.storage.manifest import Marker
+from adatsq_pipe.storage.marker import Marker
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND
 from tests.support.made_store import MadeStore, make_store

@@ -1,0 +1,75 @@
+"""The marker of a finished unit: a JSON file that lists the unit's files and carries a digest of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from adatsq_pipe.storage.files import is_safe_relative
+from adatsq_pipe.storage.fingerprint import Plain, digest, digest_of_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What a finished unit vouches for: `files` maps a name to (bytes, SHA-256); `value` is its small JSON result.
+
+    `seconds` are wall times by kind, `host` the machine that ran it.
+    """
+
+    unit: str
+    files: Mapping[str, tuple[int, str]]
+    value: Any = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    host: str = ""
+    micro_batch: Mapping[str, int] | None = None
+    """Batch size before (`from`) and after (`to`) running out of memory. Not part of the digest: another batch size
+    changes only the last bits."""
+    peak: int = 0
+    """Peak bytes of GPU memory allocated, with the model's weights; 0 on a CPU."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the result: the names and digests of the files, and the value. Times and hosts do not enter."""
+        return digest({"files": {name: entry[1] for name, entry in self.files.items()}, "value": self.value})
+
+    def to_json(self) -> str:
+        """The text of the marker's file. Raises TypeError if `value` has no canonical text."""
+        body: dict[str, Plain] = {
+            "unit": self.unit,
+            "files": self.files,
+            "value": self.value,
+            "seconds": self.seconds,
+            "host": self.host,
+            **({"micro_batch": self.micro_batch} if self.micro_batch else {}),
+            **({"peak": self.peak} if self.peak else {}),
+        }
+        return json.dumps({**body, "self": digest(body)}, indent=1)
+
+
+def read_marker(path: str) -> Marker | None:
+    """The marker in the file `path`, None if it is not as it was written. Raises FileNotFoundError.
+
+    Markers are cached: a plan reads each of them several times.
+    """
+    stat = os.stat(path)
+    return _parse(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2**16)
+def _parse(path: str, stamp: tuple[int, int, int]) -> Marker | None:
+    """`stamp` (inode, mtime, size) is part of the cache's key, so that a replaced file is read again."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            body = json.loads(file.read().decode())
+        if body.pop("self") != digest_of_json(body):
+            return None
+        files = {name: (int(size), str(sha)) for name, (size, sha) in body.pop("files").items()}
+        if not all(map(is_safe_relative, (*files, body["unit"]))):
+            return None
+        return Marker(files=files, **body)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
