@@ -31,7 +31,7 @@ def small_plans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["dit-xl", *(pytest.param(name, marks=pytest.mark.extended) for name in FAMILIES if name != "dit-xl")],
+    [pytest.param(name, marks=() if name in ("dit-xl", "z-image") else (pytest.mark.extended,)) for name in FAMILIES],
 )
 @pytest.mark.usefixtures("small_plans")
 def test_a_trainer_makes_a_pipeline_and_continues_from_it(family: str, tmp_path: Path) -> None:
