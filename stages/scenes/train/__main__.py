@@ -19,6 +19,14 @@ from adatsq_pipe.stages.scenes.train.pipeline_folder import draw_samples, export
 from adatsq_pipe.stages.scenes.train.training import make_deterministic
 from adatsq_pipe.storage.files import write_text
 
+ONLY_FOR = {
+    "guidance_steps": ("flux-dev",),
+    "rounds": ("flux-dev", "flux-schnell"),
+    "round_steps": ("flux-dev", "flux-schnell"),
+    "salient": ("dit-xl",),
+}
+"""Fields of a plan that only some families use."""
+
 
 def _check_plan(work: Path, plan: Plan) -> None:
     """Record the plan of the parts in `work`. Raises UsageError if they belong to another plan."""
@@ -29,6 +37,14 @@ def _check_plan(work: Path, plan: Plan) -> None:
         if differing:
             raise click.UsageError(f"{work} holds parts of another plan: {', '.join(differing)}; choose another --out")
     write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _check_options(family: str, options: dict[str, Any]) -> None:
+    """Raises UsageError for an option that has no effect on `family`."""
+    for field in options:
+        if family not in ONLY_FOR.get(field, FAMILIES):
+            option = "--" + field.replace("_", "-")
+            raise click.UsageError(f"{option} has no effect on {family}; it is for {' and '.join(ONLY_FOR[field])}")
 
 
 @click.command()
@@ -67,15 +83,17 @@ def main(
     compile: bool,
 ) -> None:
     """Train the built-in pipeline FAMILY and write it to --out. Run the same command again to resume."""
+    options: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
+    options |= {"rounds": rounds, "round_steps": round_steps, "salient": salient}
+    options = {field: value for field, value in options.items() if value is not None}
+    _check_options(family, options)
     make_deterministic()
     train, plan = FAMILIES[family]
     previous_plans = plan_history(start)
     plan = replace(plan, seed=plan.seed + len(previous_plans))
     if any(previous.get("salient", 1) > 1 for previous in previous_plans):
         plan = replace(plan, salient=1.0)
-    options: dict[str, Any] = {"steps": steps, "guidance_steps": guidance_steps, "rate": rate, "batch": batch}
-    options |= {"rounds": rounds, "round_steps": round_steps, "salient": salient}
-    plan = replace(plan, **{field: value for field, value in options.items() if value is not None})
+    plan = replace(plan, **options)
     plan = plan.scaled(share) if share != 1 else plan
     work = out / ".work"
     work.mkdir(parents=True, exist_ok=True)

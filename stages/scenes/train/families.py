@@ -36,7 +36,7 @@ from adatsq_pipe.stages.scenes.world import captions
 class Plan:
     """What decides the weights: the sizes of the parts and the seed. training.json lists the plans of a model.
 
-    A family ignores the fields of parts that it does not have.
+    A family ignores the fields of parts that it does not have; the command line refuses them.
     """
 
     steps: int

@@ -71,6 +71,6 @@ def test_missing_things_are_added_and_surplus_ones_dropped() -> None:
     assert round(one.x) in (8, 23)
 
 
-def test_a_colour_left_open_is_the_one_detections() -> None:
+def test_an_open_colour_is_the_detected_one() -> None:
     (one,) = correction.nearest(parse("a square"), _detections(LEFT), np.random.default_rng(0))
     assert (one.colour, one.shape, round(one.x)) == ("red", "square", 8)

@@ -56,6 +56,15 @@ def test_parts_of_another_plan_are_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "steps 3000 (now 9000)" in result.output.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("family", "option"), [("flux-dev", "--salient"), ("wan", "--rounds"), ("flux-schnell", "--guidance-steps")]
+)
+def test_an_option_of_another_family_is_refused(family: str, option: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [family, "--out", str(tmp_path / "out"), option, "2"])
+    assert result.exit_code == 2 and f"{option} has no effect on {family}" in result.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_share_scales_every_part_but_the_batch_and_the_rounds() -> None:
     plan = Plan(steps=1000, teacher_walks=64, rounds=3).scaled(0.25)
     assert (plan.steps, plan.reader_steps, plan.autoencoder_steps) == (250, 150, 400)

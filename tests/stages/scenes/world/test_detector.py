@@ -75,11 +75,22 @@ def test_a_patch_larger_than_any_thing_has_no_name() -> None:
     assert wall.shape == ""
 
 
-def test_a_bar_looks_like_none_of_the_shapes() -> None:
+@pytest.mark.parametrize(("height", "width"), [(2, 26), (6, 12)])
+def test_a_bar_looks_like_none_of_the_shapes(height: int, width: int) -> None:
     picture = _empty()
-    picture[10:12, 3:29] = COLOURS["red"]
+    picture[10 : 10 + height, 3 : 3 + width] = COLOURS["red"]
     (bar,) = detector.detect(picture[None])[0]
-    assert bar.shape == "" and bar.overlap < 0.7
+    assert bar.shape == ""
+
+
+def test_the_overlap_of_an_oblong_with_a_square_of_its_area_is_their_intersection_over_their_union() -> None:
+    """An oblong of 9 x 8 and the square of side sqrt(72) share 8 x sqrt(72) pixels."""
+    picture = _empty()
+    picture[10:18, 4:13] = COLOURS["red"]
+    (oblong,) = detector.detect(picture[None])[0]
+    shared = 8 * np.sqrt(72)
+    assert oblong.shape == "square"
+    assert oblong.overlap == pytest.approx(shared / (2 * 72 - shared), abs=0.03)
 
 
 @pytest.fixture(scope="module")
