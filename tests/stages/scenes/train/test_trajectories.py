@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes.builtin_models import MODELS_FOLDER
 from adatsq_pipe.stages.scenes.train import components, families, flux, schnell, trajectories
-from adatsq_pipe.stages.scenes.train.training import generator
+from adatsq_pipe.stages.scenes.train.training import TrainConfig, generator
 from adatsq_pipe.stages.scenes.train.trajectories import SamplingSchedule, Trajectories
 from adatsq_pipe.stages.scenes.world import captions, scorer
 
@@ -57,6 +58,31 @@ def test_states_are_reached_by_eulers_rule(monkeypatch: pytest.MonkeyPatch, tmp_
     assert times == [1.0, 0.75, 0.5]
     assert (states[:, 1] - states[:, 0]).mean().item() == pytest.approx(-(1.0 + 0.75) * 0.25, abs=1e-5)
     assert (states[:, 2] - states[:, 1]).mean().item() == pytest.approx(-0.5 * 0.5, abs=1e-5)
+
+
+def test_a_model_learns_the_lines_between_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """States at levels 1, 0.5 and 0 are 4, 3 and 1: the slopes are 2 and 4, drawn three times to one."""
+    losses: list[Callable[[int], Tensor]] = []
+
+    def capture(name: str, model: nn.Module, loss: Callable[[int], Tensor], **_: object) -> nn.Module:
+        losses.append(loss)
+        return model
+
+    class _Texts:
+        def encode(self, ids: Tensor, length: int) -> dict[str, Tensor]:
+            return {}
+
+    paths = object.__new__(Trajectories)
+    paths.schedule = SamplingSchedule(levels=(1.0, 0.5, 0.0), euler_steps=(1, 1), probabilities=(0.75, 0.25))
+    paths.states = torch.tensor([4.0, 3.0, 1.0]).view(1, 3, 1, 1).expand(10, 3, 64, 32)
+    paths.levels, paths.ids = torch.tensor([1.0, 0.5, 0.0]).expand(10, 3), torch.zeros(10, 12)
+    paths.scales = torch.full((10,), torch.nan)
+    monkeypatch.setattr(trajectories, "train_part", capture)
+    monkeypatch.setattr(flux, "velocity", lambda denoiser, text, x, t, scale: torch.where(x == 4.0, 2.0, 3.0))
+    config = TrainConfig(steps=1, rate=1.0, batch=2000, seed=5, compile=False)
+    model = flux.transformer(guidance=False)
+    trajectories.train_on("name", model, paths, _Texts(), tmp_path, config)  # type: ignore[arg-type]
+    assert losses[0](0).item() == pytest.approx(0.25, abs=0.04), "right at 4, off by 1 at 3, which is a quarter"
 
 
 def test_chunks_end_at_correct_pictures_and_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
