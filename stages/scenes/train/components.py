@@ -1,6 +1,6 @@
-"""The parts of the small pipelines that are the same in every family: tokenizers, text encoders, the autoencoder.
+"""Tokenizers, text encoders and autoencoders of the built-in pipelines, untrained.
 
-All are the stock classes of transformers and diffusers with small configs, so plain `from_pretrained` loads them.
+All are stock classes of transformers and diffusers with small configs, so a plain `from_pretrained` loads them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TEXT_WIDTH = 64
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "</s>")
 
 
-def tokenizer(known: Sequence[str] = captions.WORDS) -> PreTrainedTokenizerFast:
-    """One token for each of the words `known`, closed by `</s>`; a word outside them becomes `<unk>`."""
-    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *known))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+def tokenizer(vocabulary: Sequence[str] = captions.WORDS) -> PreTrainedTokenizerFast:
+    """One token for each word of `vocabulary`, and `</s>` at the end; another word becomes `<unk>`."""
+    index = {word: i for i, word in enumerate((*_SPECIAL, *vocabulary))}
+    core = Tokenizer(models.WordLevel(index, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", index["</s>"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -46,13 +46,13 @@ def tokenizer(known: Sequence[str] = captions.WORDS) -> PreTrainedTokenizerFast:
     )
 
 
-def ids(sayings: Sequence[str]) -> Tensor:
-    """Token ids `[N, TEXT_LENGTH]` of captions of pictures."""
-    return torch.tensor(tokenizer()(list(sayings), padding="max_length", max_length=TEXT_LENGTH).input_ids)
+def ids(texts: Sequence[str]) -> Tensor:
+    """Token ids int64 `[N, TEXT_LENGTH]` of captions of pictures, padded."""
+    return torch.tensor(tokenizer()(list(texts), padding="max_length", max_length=TEXT_LENGTH).input_ids)
 
 
 def clip_text_encoder() -> CLIPTextModel:
-    """A one-layer CLIP text model; its pooled output is the state at `</s>`."""
+    """A CLIP text model of one layer; its pooled output is the state at `</s>`."""
     words = tokenizer()
     return CLIPTextModel(
         CLIPTextConfig(
@@ -88,13 +88,13 @@ def _t5_sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def t5_text_encoder() -> T5EncoderModel:
-    """A two-layer T5 encoder; relative positions carry the word order, which Flux itself does not see."""
+    """A T5 encoder of two layers. Its relative positions carry the word order, which Flux itself does not see."""
     words = tokenizer()
     return T5EncoderModel(T5Config(**_t5_sizes(words), decoder_start_token_id=words.pad_token_id))
 
 
 def qwen_text_encoder() -> Qwen3Model:
-    """A causal language model of three layers; pipelines take the state after the second."""
+    """A causal language model of three layers; pipelines use the states after the second."""
     words = tokenizer()
     return Qwen3Model(
         Qwen3Config(
@@ -113,13 +113,13 @@ def qwen_text_encoder() -> Qwen3Model:
 
 
 def umt5_text_encoder() -> UMT5EncoderModel:
-    """A two-layer UMT5 encoder over the words of the moving world."""
+    """A UMT5 encoder of two layers for the words of the moving world."""
     words = tokenizer(motions.WORDS)
     return UMT5EncoderModel(UMT5Config(**_t5_sizes(words)))
 
 
 def video_autoencoder(latent_channels: int) -> AutoencoderKLWan:
-    """A small Wan autoencoder: half the resolution, and every frame but the first two by two."""
+    """A small Wan autoencoder: half the resolution, and pairs of frames after the first."""
     return AutoencoderKLWan(
         base_dim=16,
         z_dim=latent_channels,

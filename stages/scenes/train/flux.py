@@ -145,7 +145,7 @@ def train_flow(
 ) -> torch.nn.Module:
     """The transformer's running average after `config.steps` of flow matching, captions dropped once in ten.
 
-    Training begins with the weights of `start`: at scale 1 a guided transformer is what flow matching made it.
+    With `start`, training begins with its weights; at guidance scale 1 they predict the velocity of flow matching.
     """
     torch.manual_seed(config.seed)
     model = transformer()

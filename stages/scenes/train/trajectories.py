@@ -41,7 +41,7 @@ class SamplingSchedule:
     """Lowest and highest guidance scale, for a model with a guidance embedding; each trajectory draws its own."""
     jitter: bool = False
     """Draw the inner levels of each chunk, for a model that takes any level. Each moves at most nine tenths of the way
-    to the level above: states are kept in fp16, and a line between two that almost touch is mostly rounding."""
+    to the level above: states are stored in fp16, and a line between two that almost touch is mostly rounding."""
 
     def draw_levels(self, source: torch.Generator) -> Tensor:
         """The levels `[K + 1]` of one chunk."""

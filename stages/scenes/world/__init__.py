@@ -1,1 +1,1 @@
-"""The built-in worlds: what can be asked for, how it is drawn, and how pictures are scored. No model is known here."""
+"""The built-in worlds: what can be requested, how it is rendered, and how pictures are scored. Knows no model."""
