@@ -49,6 +49,21 @@ def test_a_lock_says_who_holds_it_and_until_when_and_is_removed(remote: Remote, 
     assert not store.exists(LOCK)
 
 
+def test_a_lock_is_not_read_from_a_cache(
+    remote: Remote, store: RecordingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, cat = [], store.cat_file
+
+    def recorded(path: str, **options: int) -> bytes:
+        reads.append(store.calls[-1:])
+        return cat(path, **options)
+
+    monkeypatch.setattr(store, "cat_file", recorded)
+    with lease(remote, _ignore):
+        pass
+    assert reads == [[("invalidate_cache",)]] * 2
+
+
 def test_a_lock_is_removed_after_an_error_too(remote: Remote, store: RecordingStore) -> None:
     with pytest.raises(RuntimeError, match="stop"), lease(remote, _ignore):
         raise RuntimeError("stop")

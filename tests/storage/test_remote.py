@@ -54,6 +54,12 @@ def test_a_listing_of_a_part_replaces_what_was_known_of_it_alone(remote: Remote,
     assert remote.sizes == {}
 
 
+def test_a_listing_does_not_come_from_a_cache(remote: Remote, store: RecordingStore) -> None:
+    store.calls.clear()
+    remote.refresh("a")
+    assert store.calls == [("invalidate_cache",), ("find", "/run/a")]
+
+
 def test_a_store_whose_names_lead_out_is_refused(remote: Remote, store: RecordingStore, tmp_path: Path) -> None:
     store.store["/run/../../escaped"] = store.store["/run/run.json"]
     with pytest.raises(StorageError, match="leads out of it"):

@@ -37,6 +37,10 @@ class RecordingStore(MemoryFileSystem):
         self.calls.append(("find", path))
         return super().find(path, **options)
 
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.calls.append(("invalidate_cache",))
+        super().invalidate_cache(path)
+
     def requests(self, kind: str) -> list[tuple[str, ...]]:
         """The names of every request of this kind, in order."""
         return [names for name, *names in self.calls if name == kind]  # type: ignore[misc]
