@@ -83,11 +83,11 @@ def test_the_average_follows_the_weights_with_its_decay(tmp_path: Path) -> None:
         history.append(model.weight.detach().clone())
         return model(torch.ones(1, 3)).square().sum()
 
-    smooth = train_part("part", model, loss, steps=30, rate=0.1, work=tmp_path, average=0.6)
+    smooth = train_part("part", model, loss, steps=6, rate=0.1, work=tmp_path, average=0.3)
     history.append(load_file(tmp_path / "part.safetensors")["model.weight"])
     expected = history[0]
     for step, weight in enumerate(history[1:]):
-        decay = min(0.6, (step + 1) / (step + 10))
+        decay = min(0.3, (step + 1) / (step + 10))
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(smooth.state_dict()["weight"], expected)
 
