@@ -26,6 +26,18 @@ def test_pictures_come_back_from_normalised_latents() -> None:
     assert np.abs(decoded - expected).mean() < 0.01
 
 
+def test_latents_are_shifted_and_then_scaled_and_decoded_in_reverse() -> None:
+    vae = AutoencoderKL.from_pretrained(MODELS_FOLDER / "flux-dev", subfolder="vae")
+    vae.register_to_config(scaling_factor=4.0, shift_factor=0.5)
+    pictures = rendering.batch((0,), 2)[1]
+    with torch.no_grad():
+        raw = vae.encode(pictures).latent_dist.mean
+    encoded = latents.encoded(vae, pictures)
+    torch.testing.assert_close(encoded, (raw - 0.5) * 4)
+    expected = ((pictures + 1) / 2).movedim(1, -1).numpy()
+    assert np.abs(flux.pictures(vae, flux.pack(encoded)) - expected).mean() < 0.02
+
+
 def test_a_training_set_holds_training_captions_and_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "_CHUNK", 16)
     vae = AutoencoderKL.from_pretrained(MODELS_FOLDER / "flux-dev", subfolder="vae")

@@ -113,6 +113,10 @@ def test_a_background_that_flickers_or_is_gone_is_not_clean() -> None:
     flicker[2] = np.maximum(flicker[2], 0.25)
     assert not _verdicts(RED, flicker)["background"]
     assert not _verdicts(RED, np.ones_like(clip))["background"]
+    for brighter, clean in ((0.04, True), (0.06, False)):
+        haze = clip.copy()
+        haze[3] += np.where(haze[3] == EMPTY[3], np.float32(brighter), np.float32(0))
+        assert _verdicts(RED, haze)["background"] is clean
 
 
 def test_frames_are_detected_clip_by_clip() -> None:
