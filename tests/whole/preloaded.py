@@ -7,10 +7,17 @@ import importlib
 
 PIPELINES = ("DiTPipeline", "FluxPipeline", "WanPipeline", "ZImagePipeline")
 OURS = {
-    "pipeline": "compare inspect plan remote report runner screen",
-    "stages": "assemble basis capture denoiser draw evaluate fisher hessian runtime search solve",
+    "pipeline": "compare plan report runner",
+    "pipeline.commands": "inspect remote screen",
+    "stages": "runtime",
+    "stages.allocation": "search",
+    "stages.calibration": "capture fisher hessian",
+    "stages.denoiser": "denoiser sample",
+    "stages.evaluation": "evaluate reference",
+    "stages.export": "assemble",
     "stages.numerics": "beam gptq grid lowrank metrics packing policy sensitivity weight",
     "stages.scenes.world": "detector metrics scorer",
+    "stages.weights": "input_transform solve",
     "storage": "arrays checkpoint tables tensors",
 }
 
