@@ -45,5 +45,5 @@ class TableExecutor:
             manifest.commit(unit, value=value, seconds=seconds, micro_batch=self.micro_batches.get(key))
             yield key, error
 
-    def conduct(self, drive: Callable[..., None], context: Context, report: Callable[[int, int], None]) -> None:
-        drive(self, context, report)
+    def coordinate(self, search: Callable[..., None], context: Context, report: Callable[[int, int], None]) -> None:
+        search(self, context, report)

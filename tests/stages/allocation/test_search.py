@@ -91,7 +91,7 @@ def _run(store: MadeStore, executor: TableExecutor) -> list[tuple[int, int]]:
 
 
 def _rows(store: MadeStore) -> list[dict[str, Any]]:
-    return tables.read(store.manifest("search").local("front") / "front.parquet")
+    return tables.read(store.manifest("search").local_folder("front") / "front.parquet")
 
 
 def test_the_front_is_that_of_all_27_paths(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_prices_of_steps_with_different_layers_add_up_to_the_mean(tmp_path: Path
         bits = [b for t, c in enumerate(choices) for b in found.policies[c][t]]
         price = sum(found.prices[t][c] for t, c in enumerate(choices)) / 3
         assert price == pytest.approx(sum(bits) / 4), "four pairs of step and layer"
-        assert found.policy(choices).mean == pytest.approx(sum(bits) / 4)
+        assert found.mean_bits(choices) == pytest.approx(sum(bits) / 4)
 
 
 def test_a_whole_row_has_16_where_a_layer_is_weight_only_or_not_used(tmp_path: Path) -> None:
@@ -74,8 +74,7 @@ def test_a_whole_row_has_16_where_a_layer_is_weight_only_or_not_used(tmp_path: P
     store.write_survey()
     found = Trellis(store.context)
     assert found.whole_row(1, (3, 8)) == (3, 8, 16)
-    whole = found.whole(found.policy((0, 1, 2)))
-    assert whole.bits == tuple((*found.policies[c][t], 16) for t, c in enumerate((0, 1, 2)))
+    assert found.policy((0, 1, 2)).bits == tuple((*found.policies[c][t], 16) for t, c in enumerate((0, 1, 2)))
     assert found.even == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
     parts = _store(tmp_path / "two")
     _in_parts(parts)
@@ -99,8 +98,8 @@ def test_the_weighted_mean_counts_every_layer_by_its_multiply_accumulates(parts:
         for bits, name in zip(found.policies[c][t], used[t], strict=True)
     ]
     wanted = sum(bits * macs for bits, macs in pairs) / sum(macs for _, macs in pairs)
-    assert found.mac_weighted(found.policy(choices)) == pytest.approx(wanted, rel=1e-12)
-    assert abs(wanted - found.policy(choices).mean) > 0.01, "the plain mean is another number"
+    assert found.mac_weighted_bits(choices) == pytest.approx(wanted, rel=1e-12)
+    assert abs(wanted - found.mean_bits(choices)) > 0.01, "the plain mean is another number"
 
 
 @pytest.mark.parametrize(
