@@ -53,6 +53,14 @@ def test_a_level_of_the_default_beam_fills_32_workers_with_one_caption_a_unit() 
     assert {batch_slices.read_key(key) for key in keys} == {("path", p, i) for p in paths for i in range(16)}
 
 
+def test_keys_go_portion_by_portion_and_take_the_paths_parents_in_turn() -> None:
+    parts = batch_slices.of_trellis(_data(2, 2), SearchSettings(samples=1))
+    keys = batch_slices.keys_of("path", [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)], parts)
+    order = ["0.0", "1.0", "0.1", "1.1", "1.2"]
+    assert list(keys) == [f"path/{path}/{place}" for place in (0, 1) for path in order]
+    assert keys["path/1.0/1"] == batch_slices.unit_name("path", (1, 0), 1)
+
+
 def test_errors_are_put_together_in_the_portions_order_weighted_by_captions() -> None:
     parts = [Portion(batch=0, start=0, stop=2, of=3), Portion(batch=0, start=2, stop=3, of=3)]
     assert batch_slices.together({1: 0.4, 0: 0.1}, parts) == (0.1 * 2 + 0.4) / 3
