@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.calibration.capture import Capture
 from adatsq_pipe.stages.calibration.survey import active_steps, left_of, survey_of, unit_waves
+from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
 from tests.support.made_context import FIRST, MODULATION, TOKENS
@@ -82,6 +84,16 @@ def test_the_survey_says_what_each_layer_is_fed_and_costs(
     assert found["timesteps"] == [1000.0, 700.0, 400.0]
     assert found["parameters"] == 24 * 16 + 24 + 8 * 16 + 8 + 16 * 8 + 16 + 16 * 16 + 16
     assert found == store.survey(), "the made-up store is like a real one"
+
+
+def test_the_timestep_of_a_step_is_the_largest_of_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, worker = _opened(tmp_path, TwoLayerDenoiser(guided=True), monkeypatch)
+    manifest, run = store.manifest("capture"), read_trajectory(store.context, 0)
+    manifest.withdraw("trajectory/000")
+    write_trajectory(manifest.open_unit("trajectory/000"), replace(run, timesteps=(1000, 990, 650, 700, 400, 410)))
+    manifest.commit("trajectory/000")
+    worker("survey")
+    assert survey_of(store.context)["timesteps"] == [1000, 700, 410]
 
 
 def test_a_survey_of_a_batch_that_is_cut_counts_by_sample_all_the_same(
