@@ -1,17 +1,19 @@
-"""Configuration layers, stage ranges, and the package list."""
+"""Configuration: its layers, what it refuses, what each method is, and the package list."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adatsq_pipe.pipeline import config, plan
+from adatsq_pipe.pipeline import config
 from adatsq_pipe.pipeline.config import ConfigError
-from adatsq_pipe.stages.base.stage import STAGES, all_stages
+from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.methods._recipe import methods, resolve
 from adatsq_pipe.stages.scenes.world.captions import SHAPES
+from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -49,35 +51,219 @@ def test_held_out_captions_are_not_calibration_captions() -> None:
     assert both <= {f"a {a}{b}" for a in SHAPES for b in ("", *(f" and a {c}" for c in SHAPES))}
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("all", list(STAGES)),
-        ("solve", ["solve"]),
-        ("solve,fisher", ["fisher", "solve"]),
-        ("hessian..search", ["hessian", "solve", "search"]),
-        ("capture,assemble..evaluate", ["capture", "assemble", "evaluate"]),
-    ],
-)
-def test_stages(text: str, wanted: list[str]) -> None:
-    assert plan.choose(text) == wanted
-
-
-@pytest.mark.parametrize("text", ["", "solv", "search..solve", "capture..x"])
-def test_wrong_stages(text: str) -> None:
-    with pytest.raises(ConfigError):
-        plan.choose(text)
-
-
 def test_presets_are_whole() -> None:
     for name in config.PRESETS:
         made = _load(preset=name)
         assert resolve(made.tables["recipe"]).weight_bits == int(name[1])
 
 
-@pytest.mark.parametrize("method", methods())
-def test_every_method_is_a_recipe(method: str) -> None:
-    assert resolve(_load(f"recipe.method={method}").tables["recipe"])
+PARTS: dict[str, dict[str, Any]] = {
+    "rtn": {},
+    "smoothquant": {"smoothing": "smoothquant"},
+    "quarot": {
+        "transform": "hadamard",
+        "transform_block": 4096,
+        "solver": "gptq",
+        "weight_clip": True,
+        "weight_symmetric": True,
+        "activation_symmetric": True,
+    },
+    "q_dit": {
+        "weight_group": 128,
+        "group_fit": True,
+        "group_search": (32, 64, 128, 192, 288),
+        "activation_group": 128,
+    },
+    "vidit_q": {
+        "transform": "hadamard",
+        "transform_block": 4096,
+        "smoothing": "smoothquant",
+        "smoothing_over": "noisiest",
+        "allocation": "decoupled",
+    },
+    "svdquant": {
+        "smoothing": "smoothquant",
+        "smoothing_grid": 20,
+        "rank": 32,
+        "rank_rounds": 100,
+        "weight_group": 64,
+        "activation_group": 64,
+    },
+    "ptq4dit": {
+        "smoothing": "smoothquant",
+        "smoothing_over": "salience",
+        "smoothing_skip": ("net.2", "w2", "proj_out"),
+        "smoothing_fold": True,
+    },
+    "tq_dit": {"time_groups": 10, "time_search": True, "regions": True},
+    "orbitquant": {"transform": "hadamard", "transform_block": 128, "permuted": True, "codebook": True},
+    "adatsq": {
+        "transform": "hadamard",
+        "transform_block": 128,
+        "temporal": True,
+        "solver": "gptq",
+        "weight_clip": True,
+        "allocation": "trellis",
+    },
+}
+"""What each method has beyond rounding to nearest."""
+
+
+def test_a_method_is_the_parts_of_its_paper_over_rounding_to_nearest() -> None:
+    plain = resolve({"method": "rtn"}).model_dump()
+    assert plain["solver"] == "rtn" and plain["allocation"] == "uniform" and plain["transform"] == "none"
+    assert set(PARTS) == set(methods())
+    for method, parts in PARTS.items():
+        found = resolve(_load(f"recipe.method={method}", "recipe.weight_bits=4").tables["recipe"]).model_dump()
+        assert {key: value for key, value in found.items() if value != plain[key]} == parts, method
+
+
+def test_a_later_layer_wins_and_leaves_other_keys_alone(tmp_path: Path) -> None:
+    """From weak to strong: the preset, what was kept, the file, --set, --model."""
+    kept = {"preset": "w3a3", "tables": {"search": {"budget": 3.2, "width": 5}, "solve": {"damping": 0.5}}}
+    file = tmp_path / "c.toml"
+    file.write_text("[search]\nwidth = 6\nbudget = 3.3\n[model]\npath = 'from the file'\n")
+    sets = ["search.budget=3.4", "model.path='from the set'"]
+    made = config.load(preset=None, file=file, sets=sets, model=str(tmp_path), kept=kept)
+    search = made.tables["search"]
+    assert (search["budget"], search["width"], made.tables["solve"]["damping"]) == (3.4, 6, 0.5)
+    assert made.tables["recipe"]["weight_bits"] == 3, "of the preset that was kept"
+    assert made.model == tmp_path and made.asked["preset"] == "w3a3"
+    assert made.asked["tables"]["search"] == {"budget": 3.4, "width": 6}
+    assert made.asked["tables"]["model"] == {"path": str(tmp_path)}
+    scratch = config.load(preset="w4a4", file=None, sets=[], model=None, kept=kept)
+    assert (scratch.tables["search"]["width"], scratch.tables["solve"]["damping"]) == (2, 0.01)
+    assert scratch.asked == {"preset": "w4a4", "tables": {}}
+    assert _load().asked["preset"] == "w4a4" and _load().tables["search"]["budget"] == 4.0
+
+
+def test_the_model_s_own_call_is_the_weakest_of_the_call_s_layers(tmp_path: Path) -> None:
+    (tmp_path / "sampling.json").write_text('{"call": {"height": 64, "num_inference_steps": 9}}')
+    made = config.load(
+        preset=None, file=None, sets=["model.call.num_inference_steps=3"], model=str(tmp_path), kept=None
+    )
+    assert made.tables["model"]["call"] == {"height": 64, "num_inference_steps": 3}
+    assert made.tables["model"]["world"] == ""
+    for text in ("{", "[]", '{"world": "scenes"}', '{"call": 3}'):
+        (tmp_path / "sampling.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"sampling\.json is not"):
+            config.sampling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("search.budget=3.6", {"search": {"budget": 3.6}}),
+        ("data.prompts=['a', 'b=c']", {"data": {"prompts": ["a", "b=c"]}}),
+        ("recipe.method=rtn", {"recipe": {"method": "rtn"}}),
+        ("model.path=/a/b c", {"model": {"path": "/a/b c"}}),
+        (" model.call.eta =0.5", {"model": {"call": {"eta": 0.5}}}),
+        ("fisher.gradient_checkpointing=true", {"fisher": {"gradient_checkpointing": True}}),
+        ("model.path=", {"model": {"path": ""}}),
+    ],
+)
+def test_a_set_is_toml_and_else_text(text: str, table: dict[str, Any]) -> None:
+    assert config.parse_set([text]) == table
+
+
+def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
+    assert config.parse_set(["search.width=3", "search.budget=3.6", "search.width=4"]) == {
+        "search": {"width": 4, "budget": 3.6}
+    }
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["budget=3"], r"--set takes table\.key=value, e\.g\. search\.budget=3\.6; given 'budget=3'"),
+        (["search.budget"], r"--set takes table\.key=value.* given 'search\.budget'"),
+        (["serach.budget=3"], r"there is no table \[serach\]; did you mean 'search'\?"),
+        (["zzzzzz.budget=3"], r"there is no table \[zzzzzz\]; there are assemble, capture, cluster, compute, data,"),
+        (["search.budgte=3"], r"\[search\] has no key 'budgte'; did you mean 'budget'\?"),
+        (["search.width=0"], r"search\.width: .*greater than or equal to 1 \(given 0\)"),
+        (["search.width=two"], r"search\.width: .*valid integer.* \(given 'two'\)"),
+        (["recipe.method=quark"], r"recipe\.method is 'quark'; there are adatsq, "),
+        (["recipe.method=tq_dit", "recipe.allocation=trellis"], r"needs allocation = 'uniform'"),
+        (["data.inputs=[{}]"], r"data\.inputs comes from a manifest; name it: --set data\.prompts_file=FILE\.jsonl"),
+        (["cluster.executor=slurm"], r"cluster\.executor: .*'ray' or 'inline'"),
+        (
+            ["model.path=scenes/flux-dve"],
+            r"there is no built-in model 'scenes/flux-dve'; did you mean 'scenes/flux-dev'",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_may_be_written(sets: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _load(*sets)
+
+
+def test_a_table_that_is_a_value_and_a_preset_that_is_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("search = 3\n")
+    with pytest.raises(ConfigError, match=r"search is a table, not 3; write search\.<key>"):
+        config.load(preset=None, file=file, sets=[], model=None, kept=None)
+    file.write_text("search = [")
+    with pytest.raises(ConfigError, match=r"c\.toml is not TOML"):
+        config.load(preset=None, file=file, sets=[], model=None, kept=None)
+    with pytest.raises(ConfigError, match=r"--config .*none\.toml: there is no such file"):
+        config.load(preset=None, file=tmp_path / "none.toml", sets=[], model=None, kept=None)
+    with pytest.raises(ConfigError, match=r"preset is 'w5a5'; there are w4a4, w3a3"):
+        _load(preset="w5a5")
+
+
+def test_prompts_come_from_the_settings_or_the_file_or_the_captions_that_ship(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("one\n\ntwo\n")
+
+    def load(*sets: str) -> config.RunConfig:
+        return config.load(preset=None, file=None, sets=sets, model=str(tmp_path), kept=None)
+
+    made = load(f"data.prompts_file={file}", "evaluate.prompts=['three']")
+    assert (made.tables["data"]["prompts"], made.tables["evaluate"]["prompts"]) == (["one", "two"], ["three"])
+    for table in ("data", "evaluate"):
+        assert not {"count", "prompts_file", "inputs"} & set(made.tables[table]), "they bear no identity"
+    assert made.tables["data"]["batch"] == 8 and made.images == {}
+    ours = load("data.count=3", "evaluate.count=2").tables
+    lines = (ROOT / "pipeline" / "presets" / "captions.txt").read_text().splitlines()
+    assert ours["data"]["prompts"] == [lines[0], lines[2], lines[4]]
+    assert ours["evaluate"]["prompts"] == [lines[1], lines[3]]
+
+
+def test_what_the_built_in_world_cannot_draw_is_refused() -> None:
+    made = _load("data.prompts=['a red circle']")
+    assert made.tables["model"]["world"] == "scenes" and made.tables["data"]["prompts"] == ["a red circle"]
+    with pytest.raises(ConfigError, match=r"evaluate\.prompts: .*a purple cow"):
+        _load("evaluate.prompts=['a purple cow']")
+
+
+def test_arguments_that_every_prompt_comes_with_are_the_call_s(tmp_path: Path) -> None:
+    inputs = [{"call": {"a": 1, "b": 2}, "images": {"image": "x"}}, {"call": {"a": 1}, "images": {"image": "y"}}]
+    tables: dict[str, Any] = {"data": {"inputs": inputs}, "evaluate": {}, "model": {"call": {"c": 1}}}
+    made = config.RunConfig(tables=tables, model=tmp_path, asked={}, images={})
+    assert made.given("data") == {"a", "image", "c"}
+    assert made.given() == {"c"}, "the held-out prompts come with nothing"
+
+
+@pytest.mark.parametrize(("asked", "share"), [("auto", 1.0), ("0", 1.0), ("0.25", 0.25), ("2", 1.0)])
+def test_a_worker_counts_on_its_share_of_a_device(asked: str, share: float) -> None:
+    assert _load(f"cluster.gpus_per_worker={asked}").cluster.device_share == share
+
+
+def test_a_kept_configuration_that_is_torn_is_named(tmp_path: Path) -> None:
+    assert config.kept_config(tmp_path) is None
+    (tmp_path / "config.toml").write_text("preset = ")
+    with pytest.raises(StorageError, match=r"config\.toml is not TOML"):
+        config.kept_config(tmp_path)
+
+
+def test_the_configuration_is_written_only_where_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    config.keep_config(RunDir(tmp_path), _load("search.width=3"))
+    stamp = path.stat().st_mtime_ns
+    config.keep_config(RunDir(tmp_path), _load("search.width=3"))
+    assert path.stat().st_mtime_ns == stamp
+    config.keep_config(RunDir(tmp_path), _load("search.width=4"))
+    assert tomllib.loads(path.read_text()) == {"preset": "w4a4", "tables": {"search": {"width": 4}}}
 
 
 def test_the_package_list_is_the_folders() -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, load
-from adatsq_pipe.pipeline.runner import Executors, _placed
+from adatsq_pipe.pipeline.runner import Executors, _placed, _unusual
 from adatsq_pipe.stages.architecture import memory
+from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage.rundir import RunDir
+from tests.support.made_store import make_store
 
 
 class Made:
@@ -68,3 +70,21 @@ def test_a_share_that_is_none_is_refused_with_what_may_be_given() -> None:
     for given in ("some", "-1", "true"):
         with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: give the share .* or auto \(given"):
             _config(f"cluster.gpus_per_worker={given}")
+
+
+def test_what_is_no_linear_layer_is_said_in_one_line(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    manifest = store.manifest("capture")
+    store.write_survey(parameters=1000)
+    assert _unusual(store.context) == ""
+    manifest.discard("left")
+    manifest.open_unit("left")
+    reasons = [VECTORS, CONVOLUTION, TABLE, RAW, CONVOLUTION, CONVOLUTION]
+    left = [
+        {"why": why, "parameters": 10 + i, "count": i, "kind": f"Kind{i}", "pattern": f"blocks.*.p{i}"}
+        for i, why in enumerate(reasons)
+    ]
+    manifest.commit("left", value=left)
+    said = _unusual(store.context)
+    assert said.startswith("left as they are in the blocks, 6.5 % of the parameters: 1 Kind1 (blocks.*.p1), 2 Kind2")
+    assert "4 Kind4 (blocks.*.p4) and 1 more kinds; `inspect` says why" in said and "Kind0" not in said

@@ -1,0 +1,243 @@
+"""A run of made-up stages: what is done, what is withdrawn, what is refused and what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from adatsq_pipe.pipeline import config, plan, runner
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.stages.base.context import Context, Report
+from adatsq_pipe.stages.base.settings import Settings
+from adatsq_pipe.stages.base.stage import Stage
+from adatsq_pipe.storage.errors import DamagedUnit, StorageError
+from adatsq_pipe.storage.rundir import RunDir
+
+NEEDS = {"first": (), "second": ("first",), "assemble": ("second",), "evaluate": ("assemble",)}
+
+
+class Screen:
+    """Keeps what is said, and the stages that were shown."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.stages: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        self.stages.append(name)
+        yield lambda done, of: None
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+class Made:
+    """Four stages of two units each (assemble has one, `model`); `evaluate` also keeps `truth` in a shared folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.run, self.screen = folder, RunDir(folder / "run"), Screen()
+        self.worked: list[str] = []
+        self.before: dict[str, Callable[[Context], None]] = {}
+        self.executors = 0
+        (folder / "model").mkdir()
+        self.run.create()
+        stages = {name: self._stage(name) for name in NEEDS}
+        monkeypatch.setattr(runner, "all_stages", lambda: stages)
+        monkeypatch.setattr(plan, "all_stages", lambda: stages)
+        monkeypatch.setattr(runner.memory, "surveyed", lambda context: None)
+
+    def _stage(self, name: str) -> Stage:
+        def work(context: Context, executor: object, report: Report) -> None:
+            assert executor == "executor"
+            if name in self.before:
+                self.before[name](context)
+            units = [("assemble", "model")] if name == "assemble" else [(name, "a"), (name, "b")]
+            for stage, unit in [*units, *([("shared", "truth")] if name == "evaluate" else [])]:
+                manifest = context.manifest(stage)
+                if not manifest.done(unit):
+                    self.worked.append(f"{stage}/{unit}")
+                    (manifest.open_unit(unit) / "bytes").write_text(unit)
+                    manifest.commit(unit)
+
+        def reads(tables: Any, model: str) -> Any:
+            return {"seed": tables["data"]["seed"]}
+
+        shares = {"shared": reads} if name == "evaluate" else {}
+        return Stage(
+            name=name,
+            version=1,
+            needs=NEEDS[name],
+            reads=reads,
+            run=work,
+            expected=lambda context: 2,
+            settings=Settings,
+            shares=shares,
+        )
+
+    def config(self) -> RunConfig:
+        return config.load(preset=None, file=None, sets=(), model=str(self.folder / "model"), kept=None)
+
+    def context(self) -> Context:
+        return plan.plan(self.config(), self.run)[1]
+
+    def execute(self, *stages: str, publish: bool = True) -> bool:
+        def get(share: float | None) -> str:
+            assert share is None
+            self.executors += 1
+            return "executor"
+
+        loaded = self.config()
+        executors: Any = SimpleNamespace(get=get, config=loaded, said="")
+        steps, context, ran = runner.execute(
+            loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish
+        )
+        assert [step.stage.name for step in steps] == list(NEEDS) and context == self.context()
+        return ran
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    return Made(tmp_path, monkeypatch)
+
+
+EVERY = ["first/a", "first/b", "second/a", "second/b", "assemble/model", "evaluate/a", "evaluate/b", "shared/truth"]
+
+
+def test_every_missing_stage_is_run_in_order_and_vouches_for_its_units(made: Made) -> None:
+    assert made.execute()
+    assert made.worked == EVERY and made.screen.stages == list(NEEDS) and made.screen.lines == []
+    context = made.context()
+    for name in NEEDS:
+        manifest = context.manifest(name)
+        assert manifest.read("complete").value == {u: manifest.read(u).digest for u in manifest.units()}
+    entries = list(made.run.log_entries())
+    assert [(e["stage"], e["fingerprint"]) for e in entries] == [(n, context.fingerprints[n]) for n in NEEDS]
+    assert all(set(e) == {"stage", "fingerprint", "wall"} for e in entries)
+    assert made.run.identities("second")[0]["needs"] == {"first": context.fingerprints["first"]}
+
+
+def test_a_run_with_nothing_to_do_makes_no_executor(made: Made) -> None:
+    made.execute()
+    before = made.executors
+    assert made.executors == 4
+    assert not made.execute()
+    assert made.executors == before and made.worked == EVERY and len(list(made.run.log_entries())) == 4
+
+
+def test_only_the_chosen_stages_run(made: Made) -> None:
+    assert made.execute("first")
+    assert made.worked == ["first/a", "first/b"]
+    assert made.execute("second", "first")
+    assert made.worked == EVERY[:4]
+
+
+def test_a_stage_whose_needs_are_not_done_is_refused_by_name(made: Made) -> None:
+    with pytest.raises(
+        ConfigError, match=r"stage second needs first, which is not done; add it: --stages first\.\.second"
+    ):
+        made.execute("second")
+    made.execute("first", "second")
+    with pytest.raises(ConfigError, match=r"stage evaluate needs assemble, which is not done"):
+        made.execute("evaluate")
+    assert made.worked == EVERY[:4]
+
+
+def test_a_damaged_unit_is_withdrawn_and_done_again_alone(made: Made) -> None:
+    made.execute()
+    made.worked.clear()
+    manifest = made.context().manifest("second")
+    (manifest.unit_folder("b") / "bytes").write_text("too long")
+    assert made.execute()
+    assert made.worked == ["second/b"]
+    assert made.screen.lines == [
+        "unit 'b' of stage second is damaged (a file is missing or has the wrong size): it is done again"
+    ]
+    assert (manifest.unit_folder("b") / "bytes").read_text() == "b" and manifest.done("complete")
+
+
+def test_a_unit_found_damaged_while_a_later_stage_reads_it_is_done_again(made: Made) -> None:
+    """Its size is right, so that only who reads it notices; its stage runs again though it was not chosen."""
+    made.execute("first", "second")
+    (made.context().manifest("first").unit_folder("a") / "bytes").write_text("x")
+    made.worked.clear()
+    made.before["assemble"] = lambda context: void(context.read("first", "a"))
+    assert made.execute("assemble")
+    assert made.worked == ["first/a", "assemble/model"]
+    assert len(made.screen.lines) == 1 and "it is withdrawn and done again" in made.screen.lines[0]
+    assert made.screen.stages[-2:] == ["first", "assemble"]
+
+
+def void(value: object) -> None:
+    """Nothing."""
+
+
+def test_a_unit_of_a_shared_folder_belongs_to_the_stage_that_shares_it(made: Made) -> None:
+    made.execute()
+    manifest = made.context().manifest("shared")
+    (manifest.unit_folder("truth") / "bytes").write_text("wrong")
+    made.worked.clear()
+    made.context().manifest("evaluate").withdraw("b")
+    made.before["evaluate"] = lambda context: (
+        None if not manifest.done("truth") else void(context.read("shared", "truth"))
+    )
+    assert made.execute("evaluate")
+    assert sorted(made.worked) == ["evaluate/b", "shared/truth"]
+
+
+def test_what_is_found_damaged_again_and_again_ends_the_run(made: Made) -> None:
+    tries = list[int]()
+
+    def find(context: Context) -> None:
+        tries.append(1)
+        raise DamagedUnit("first", "a", "it is not as it was written")
+
+    made.before["second"] = find
+    with pytest.raises(StorageError, match=r"units were found damaged 8 times in one run"):
+        made.execute()
+    assert len(tries) == 8 and made.worked == ["first/a", "first/b", *["first/a"] * 7]
+
+
+def test_an_error_leaves_the_stage_unfinished_and_its_time_in_the_log(made: Made) -> None:
+    def fail(context: Context) -> None:
+        raise RuntimeError("stop")
+
+    made.before["second"] = fail
+    with pytest.raises(RuntimeError, match="stop"):
+        made.execute()
+    assert not made.context().manifest("second").done("complete")
+    assert [entry["stage"] for entry in made.run.log_entries()] == ["first", "second"]
+
+
+def test_the_assembled_folder_becomes_the_run_s_model(made: Made) -> None:
+    made.execute(publish=False)
+    assert not made.run.model.exists()
+    made.execute()
+    folder = made.context().manifest("assemble").local_folder("model")
+    assert made.run.model.resolve() == folder.resolve()
+
+
+def test_a_model_published_with_its_scores_is_not_replaced_by_one_without(made: Made) -> None:
+    made.execute()
+    prints = made.context().fingerprints
+    scored = made.run.published_folder(prints["assemble"], prints["evaluate"])
+    scored.mkdir(parents=True)
+    made.run.publish(scored, prints["assemble"], prints["evaluate"])
+    made.execute()
+    assert made.run.model.resolve() == scored.resolve()
+    other = made.run.published_folder(prints["assemble"], "of another evaluation")
+    other.mkdir(parents=True)
+    made.run.publish(other, prints["assemble"], "of another evaluation")
+    made.execute()
+    assert made.run.model.resolve() == made.context().manifest("assemble").local_folder("model").resolve()
+
+
+def test_a_stage_that_does_not_assemble_publishes_nothing(made: Made) -> None:
+    made.execute(publish=False)
+    made.execute("first", "second", "evaluate")
+    assert not made.run.model.exists()
