@@ -31,7 +31,7 @@ def test_layers_lie_in_order(tmp_path: Path) -> None:
     assert made.tables["recipe"]["weight_bits"] == 3
 
 
-def test_what_was_asked_before_is_gone_on_with_until_a_preset_starts_anew() -> None:
+def test_a_kept_configuration_continues_until_a_preset_starts_from_scratch() -> None:
     first = _load("search.budget=3.2", preset="w3a3")
     again = _load("solve.damping=0.05", kept=dict(first.asked))
     assert (again.tables["search"]["budget"], again.tables["solve"]["damping"]) == (3.2, 0.05)

@@ -123,7 +123,7 @@ def test_the_number_of_units_is_shown_once_the_needs_are_done(made: Made) -> Non
     assert made.steps(*sets)["evaluate"].expected is None
 
 
-def test_partial_done_and_damaged_are_told_apart(made: Made) -> None:
+def test_a_stage_is_partial_done_or_damaged(made: Made) -> None:
     manifest = made.commit("fisher", "scores/0", "scores/1")
     step = made.steps()["fisher"]
     assert (step.state, step.done, step.complete) == ("partial", 2, False)
@@ -175,13 +175,16 @@ def test_a_stale_stage_says_which_fields_changed(made: Made) -> None:
     assert (begun.state, begun.changed) == ("partial", ())
 
 
-def test_what_changed_is_told_from_the_newest_folder(made: Made) -> None:
+def test_changes_are_against_the_newest_folder(made: Made) -> None:
     for age, width in ((100, 5), (50, 7)):
         step = made.steps(f"search.width={width}")["search"]
         made.run.record_identity("search", step.fingerprint, dict(step.identity))
         path = made.run.path / "search" / step.fingerprint[:16] / "identity.json"
         os.utime(path, (path.stat().st_mtime - age,) * 2)
-    assert made.steps()["search"].changed == (("reads.search.width", 7, 2),)
+    step = made.steps()["search"]
+    assert step.changed == (("reads.search.width", 7, 2),)
+    made.run.record_identity("search", step.fingerprint, dict(step.identity))
+    assert made.steps()["search"].changed == (("reads.search.width", 7, 2),), "its own folder is none of the others"
 
 
 def test_a_failed_unit_shows_its_error_s_last_line(made: Made) -> None:

@@ -1,4 +1,4 @@
-"""The run's executor: made on first use, and anew when its workers are to hold another share of a GPU."""
+"""The run's executor: made on first use, and again when its workers are to hold another share of a GPU."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ RECIPE = {"method": "vidit_q"}
         ("blocks.0.ff.net.2", "rest"),
     ],
 )
-def test_a_layer_s_kind_is_told_by_its_name(name: str, kind: str) -> None:
+def test_a_layer_s_kind_follows_from_its_name(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 

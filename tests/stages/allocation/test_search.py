@@ -178,6 +178,7 @@ def test_a_narrow_beam_keeps_the_paths_nearest_the_origin(width: int, budget: fl
     assert {tuple(row["choices"]) for row in rows if row["trellis_error"] is not None} == set(front)
     tried = {tuple(row["choices"]) for row in rows if row["rollout_error"] is not None}
     assert tried == {*kept, *((c, c, c) for c in range(3))}, "survivors and even paths are rolled out, no other"
+    assert store.manifest("search").read("front").value["front"] == len(rows) >= len(tried)
 
 
 def test_a_search_that_was_stopped_reads_its_levels_and_evaluates_no_path_twice(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_search_that_was_stopped_reads_its_levels_and_evaluates_no_path_twice(
     assert not third.asked, "what is finished asks for nothing"
 
 
-def test_a_level_is_told_what_its_own_unit_says(tmp_path: Path) -> None:
+def test_a_finished_level_is_read_from_its_unit(tmp_path: Path) -> None:
     store = _store(tmp_path)
     manifest = store.manifest("search")
     manifest.open_unit("level/000")
