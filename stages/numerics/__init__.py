@@ -1,1 +1,1 @@
-"""Tensors in, tensors or plain values out. Imports torch alone."""
+"""The mathematics: tensors and plain values in, tensors and plain values out. Imports torch alone; see README.md."""

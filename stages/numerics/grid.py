@@ -1,7 +1,8 @@
-"""Uniform grids: rounding weights offline and activations on the fly.
+"""Uniform grids: weights are quantized offline, activations on the fly.
 
 A grid of b bits has 2^b levels: codes 0 .. qmax = 2^b - 1, and value = (code - zero) * scale. A symmetric grid has the
-fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels.
+fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels. `fake_quantize_*` round to a
+grid and back. Sources: QuaRot (2404.00456), sec. 5, for clipping; TQ-DiT (2502.04056) for static grids and regions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CLIP_NORM = 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Grid of the rows (or row groups) of a weight: `scale_OG`, `zero_OG` float32, G groups of equal width."""
+    """Grid of a weight: `scale_OG` and `zero_OG` float32 [out, groups], groups of equal width along the inputs."""
 
     bits: int
     scale_OG: Tensor
@@ -33,25 +34,26 @@ class Grid:
         return int(2**self.bits - 1)
 
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
-        """(scale, zero) of every column, `[O, width]`."""
+        """(scale, zero) of every entry of the weight, [out, width]; `width` is the input width."""
         repeat = width // self.scale_OG.shape[1]
         return self.scale_OG.repeat_interleave(repeat, 1), self.zero_OG.repeat_interleave(repeat, 1)
 
 
 def quantize(w: Tensor, scale: Tensor, zero: Tensor, qmax: int) -> Tensor:
-    """Nearest codes of `w` (float, in 0 .. qmax); `scale` and `zero` broadcast."""
+    """Nearest codes of `w` (float, of its dtype, whole numbers in 0 .. qmax); `scale` and `zero` broadcast."""
     return (torch.round(w / scale) + zero).clamp_(0, qmax)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Values of `codes`, in the dtype of `scale`."""
+    """Values (codes - zero) * scale, in the dtype of `scale`; `scale` and `zero` broadcast."""
     return (codes.to(scale.dtype) - zero) * scale
 
 
 def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
-    """Grid of `w_OI` [out, in]: min-max per row or row group, or the clipping ratio of least |error|^2.4.
+    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^2.4.
 
-    `group` = 0 is per output channel; else it must divide the input width. Rows of one value are represented exactly.
+    `group` is the groups' width, 0 for the whole row. Ranges include 0; rows of one value are represented exactly.
+    Raises ValueError if `group` does not divide the input width.
     """
     out, width = w_OI.shape
     if group and width % group:
@@ -63,16 +65,17 @@ def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: b
         least = _norm(rows, *best, bits)
         for i in range(1, CLIP_STEPS):
             ratio = 1 - i * (1 - CLIP_SMALLEST) / CLIP_STEPS
-            trial = _range_grid(low * ratio, high * ratio, bits, symmetric)
-            error = _norm(rows, *trial, bits)
+            candidate = _range_grid(low * ratio, high * ratio, bits, symmetric)
+            error = _norm(rows, *candidate, bits)
             better = error < least
             least = torch.where(better, error, least)
-            best = (torch.where(better, trial[0], best[0]), torch.where(better, trial[1], best[1]))
+            best = (torch.where(better, candidate[0], best[0]), torch.where(better, candidate[1], best[1]))
     scale, zero = (part.reshape(out, -1) for part in best)
     return Grid(bits=bits, scale_OG=scale, zero_OG=zero)
 
 
 def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """(scale, zero) of the ranges [low, high], each [rows]."""
     qmax = 2**bits - 1
     if symmetric:
         scale = 2 * torch.maximum(-low, high) / qmax
@@ -84,6 +87,7 @@ def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[
 
 
 def _norm(rows: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """sum |error|^2.4 of every row, [rows]."""
     scale, zero = scale.unsqueeze(1), zero.unsqueeze(1)
     error = dequantize(quantize(rows, scale, zero, 2**bits - 1), scale, zero).sub_(rows)
     return error.abs_().pow_(CLIP_NORM).sum(1)
@@ -110,19 +114,24 @@ def token_codes(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool) -> tuple
 
 
 def static_codes(x_NI: Tensor, qmax: Tensor | float, scale: Tensor, zero: Tensor) -> Tensor:
-    """Codes [..., in] of `x_NI` on one grid that was calibrated: `scale` and `zero` are single numbers."""
+    """Codes less zero, -zero .. qmax - zero, of `x_NI` [..., in] on one calibrated grid, in the dtype of `x_NI`.
+
+    `scale` and `zero` are float32 scalars. The values are codes times `scale`.
+    """
     floor = -zero
     codes = torch.div(x_NI.float(), scale).round_()
     return torch.minimum(torch.maximum(codes, floor), floor + qmax).to(x_NI.dtype)
 
 
 _FINE = 0.17
-"""Negative values after GELU reach to -.17 (TQ-DiT, 2502.04056, multi-region quantization)."""
+"""GELU's values reach down to -.17."""
 
 
 def fake_quantize_regions(x_NI: Tensor, qmax: Tensor | float, scale: Tensor) -> Tensor:
-    """`x_NI` [..., in] rounded in two regions of 2^(b-1) codes each: from 0 up in steps of `scale` (a single number),
-    below 0 in the fixed step .17 / 2^(b-1); dtype kept."""
+    """Round `x_NI` [..., in] in two regions of 2^(b-1) codes each; dtype kept (TQ-DiT, multi-region quantization).
+
+    Values from 0 up take steps of `scale` (a float32 scalar), those below 0 the fixed step .17 / 2^(b-1).
+    """
     half = (qmax + 1) / 2
     x, fine = x_NI.float(), _FINE / half
     above = torch.div(x, scale).round_().clamp_(min=0).clamp_(max=half - 1).mul_(scale)
@@ -131,7 +140,10 @@ def fake_quantize_regions(x_NI: Tensor, qmax: Tensor | float, scale: Tensor) -> 
 
 
 def fake_quantize_to_codebook(x_NI: Tensor, levels: Tensor) -> Tensor:
-    """Round every token (row) of `x_NI` [..., in] to the nearest of `levels` times its root mean square; dtype kept."""
+    """Round every token (row) of `x_NI` [..., in] to the nearest of `levels` times its root mean square; dtype kept.
+
+    `levels` [2^bits] rises, e.g. `lloyd.gaussian_codebook` (OrbitQuant, 2607.02461).
+    """
     x = x_NI.float()
     size = x.square().mean(-1, keepdim=True).sqrt_().clamp_(min=1e-12)
     return levels.to(x)[nearest_index(x / size, levels)].mul_(size).to(x_NI.dtype)
@@ -153,5 +165,5 @@ def _token_codes(x_NI: Tensor, qmax: Tensor | float, symmetric: bool, group: int
 
 
 def rows_of(tensor: Tensor, part: slice) -> Tensor:
-    """Rows of `tensor`; all of them are the tensor itself, which takes less time than a view of it."""
+    """`tensor[part]`, without the cost of a view when `part` covers all rows."""
     return tensor if part.start == 0 and part.stop >= tensor.shape[0] else tensor[part]

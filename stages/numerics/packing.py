@@ -1,8 +1,8 @@
-"""Codes of b bits in bytes with no bit between them, laid out so that they unpack in whole slices.
+"""Codes of b bits packed into bytes without gaps, laid out so that they unpack in whole slices.
 
-A row of codes is cut into eight equal segments (the last ones padded). The k-th codes of the eight segments make a word
-of 8 b bits, code s at bit s b; byte i of all words together is plane i, and a row is its b planes one after another. So
-every shift and mask below works on a contiguous slice, whatever b is.
+The layout is ours. A row of codes is cut into eight equal segments (the last ones padded). The k-th codes of the eight
+segments make a word of 8 b bits, code s at bit s b; byte i of all words together is plane i, and a row is its b planes
+one after another. So every shift and mask below works on a contiguous slice, whatever b is.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ SEGMENTS = 8
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that a row of `count` codes of `bits` bits takes."""
+    """Bytes of a packed row of `count` codes of `bits` bits."""
     return -(-count // SEGMENTS) * bits
 
 
 def pack(codes_OI: Tensor, bits: int) -> Tensor:
-    """uint8 codes `[out, in]` below 2^bits -> uint8 `[out, bits * ceil(in / 8)]`; ValueError for a code too large."""
+    """`codes_OI` (uint8 [out, in], below 2^bits) packed: uint8 [out, bits * ceil(in / 8)]. `bits` lies in 1..8.
+
+    Raises ValueError for a code of 2^bits or more.
+    """
     if codes_OI.numel() and int(codes_OI.max()) >= 2**bits:
         raise ValueError(f"a code of {int(codes_OI.max())} does not fit {bits} bits")
     out, width = codes_OI.shape
@@ -35,7 +38,10 @@ def pack(codes_OI: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Inverse of `pack`: uint8 `[out, width]`. ValueError if the rows are not of the right length."""
+    """The inverse of `pack`: codes uint8 [out, width] of `packed` uint8 [out, bits * ceil(width / 8)].
+
+    Raises ValueError if the rows have another length.
+    """
     length = packed_bytes(width, 1)
     if packed.shape[1] != bits * length:
         raise ValueError(f"rows of {packed.shape[1]} bytes do not hold {width} codes of {bits} bits ({bits * length})")
@@ -47,9 +53,9 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
         segments = []
         for segment in range(SEGMENTS):
             plane, shift = divmod(segment * bits, 8)
-            found = planes[:, plane] >> shift
+            part = planes[:, plane] >> shift
             if shift + bits > 8:
-                found = found | planes[:, plane + 1] << (8 - shift)
-            segments.append(found & mask)
+                part = part | planes[:, plane + 1] << (8 - shift)
+            segments.append(part & mask)
         codes = torch.cat(segments, 1)
     return codes if codes.shape[1] == width else codes[:, :width]

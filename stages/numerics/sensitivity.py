@@ -1,4 +1,7 @@
-"""Temporal Fisher information: what it is for one layer, and the weights over timesteps that follow from it."""
+"""Temporal Fisher information: of one layer at one timestep, and the weights over timesteps that follow from it.
+
+Source: AdaTSQ (2602.09883), sec. 3.2.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,18 @@ from torch import Tensor
 
 
 def squared_gradient_mean(x_NI: Tensor, g_NO: Tensor) -> Tensor:
-    """Mean over the weight's entries of (dL/dW)^2 = (g^T x)^2, a float64 scalar (AdaTSQ, temporal Fisher).
+    """Mean over the weight's entries of (dL/dW)^2 = (g^T x)^2, a float64 scalar: the diagonal empirical Fisher.
 
-    `x_NI` inputs and `g_NO` output gradients of one linear over all tokens of a batch. With a label-free loss whose
-    noise is independent from sample to sample the expectation is the sum over samples, so no per-sample loop is needed.
+    `x_NI` [..., in] are the inputs and `g_NO` [..., out] the output gradients of one linear over all tokens of a batch.
+    With a label-free loss whose noise is independent from sample to sample, the square of the batch's gradient has the
+    expectation of the sum of samples' squares, so no loop over samples is needed.
     """
     gradient_OI = g_NO.reshape(-1, g_NO.shape[-1]).float().T @ x_NI.reshape(-1, x_NI.shape[-1]).float()
     return gradient_OI.double().square_().mean()
 
 
 def effective_steps(alpha_T: Tensor) -> float:
-    """exp of the entropy of weights that sum to one: T if they are equal, 1 if one has all."""
+    """exp of the entropy of `alpha_T` [steps], weights that sum to one: T if they are equal, 1 if one has all."""
     positive = alpha_T[alpha_T > 0]
     return math.exp(-(positive * positive.log()).sum().item())
 
@@ -27,8 +31,8 @@ def effective_steps(alpha_T: Tensor) -> float:
 def temporal_weights(fisher_T: Tensor, *, effective: float) -> tuple[Tensor, float]:
     """alpha = softmax over timesteps of I / tau, with tau such that the effective number of steps is `effective`.
 
-    The paper gives no tau (AdaTSQ, sec. 3.2); this choice is ours. Returns (alpha_T float64, tau). Scores that cannot
-    be told apart, or `effective` >= T, give equal weights and tau = inf.
+    `fisher_T` [steps] holds a layer's Fisher scores. The paper gives no tau; this choice is ours. Returns (alpha_T
+    float64 [steps], tau). Equal scores, or `effective` >= T, give equal weights and tau = inf.
     """
     scores = fisher_T.double()
     steps = scores.numel()

@@ -1,6 +1,7 @@
-"""Smoothing: moving the size of outlying input channels into the weight.
+"""Smoothing: moves the magnitude of outlier input channels into the weight.
 
-An input is divided by s, the weight's columns are multiplied by it: x W^T = (x / s) (W s)^T.
+The input is divided by s [in] and the weight's columns are multiplied by it: x W^T = (x / s) (W s)^T (SmoothQuant,
+2211.10438, eq. 3). PTQ4DiT (2405.16005) replaces the input's absolute maximum by a salience over timesteps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ _LEAST = 1e-5
 
 
 def smoothquant(peak_x_I: Tensor, w_OI: Tensor, *, alpha: float) -> Tensor:
-    """s [in] = max|X_j|^alpha / max|W_j|^(1 - alpha) (SmoothQuant, 2211.10438, eq. 4); 1 where a channel is dead."""
+    """s = max|X_j|^alpha / max|W_j|^(1 - alpha), float64 [in] (SmoothQuant, eq. 4); 1 where a channel is all zero.
+
+    `peak_x_I` [in] is max|X_j|, or another salience of the input channels; `w_OI` is [out, in].
+    """
     peak_x, peak_w = peak_x_I.double(), w_OI.double().abs().amax(0)
     alive = (peak_x > 0) & (peak_w > 0)
     s = peak_x.clamp(min=_LEAST).pow(alpha) / peak_w.clamp(min=_LEAST).pow(1 - alpha)
@@ -36,10 +40,10 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def temporal_salience(peaks_TI: Tensor, w_OI: Tensor) -> Tensor:
-    """sum_t eta_t max|X_t|, eta = softmax_t(-rho_t), [in] float64 (PTQ4DiT, 2405.16005, Spearman's rho calibration).
+    """sum_t eta_t max|X_t|, eta = softmax_t(-rho_t), float64 [in] (PTQ4DiT, Spearman's rho-guided calibration).
 
-    rho_t is Spearman's correlation over channels of the input's and the weight's absolute maxima: steps at which the
-    weight's large channels are not the input's count more, for there balancing helps.
+    `peaks_TI` [steps, in] holds max|X_t|. rho_t is Spearman's correlation over channels of max|X_t| and max|W|: where
+    the large channels of input and weight differ, balancing helps most, so those steps count more.
     """
     peak_w = w_OI.double().abs().amax(0)
     rho = torch.tensor([spearman(peaks, peak_w) for peaks in peaks_TI], dtype=torch.float64)

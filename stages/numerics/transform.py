@@ -1,7 +1,7 @@
 """Block Hadamard rotation: applied to activations on the fly, folded into weights offline.
 
-An input width is cut into equal blocks of the largest power of two that divides it, at most `largest`. The Sylvester
-Hadamard matrix over sqrt(block) is symmetric and its own inverse, so x W^T = (x Q) (W Q)^T (QuaRot, 2404.00456).
+Source: QuaRot (2404.00456), sec. 3. Q is block-diagonal: the input width is cut into equal blocks of a power of two,
+and each is the Sylvester Hadamard matrix over sqrt(block), symmetric and its own inverse: x W^T = (x Q) (W Q)^T.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 _BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether this CPU is fit to multiply bfloat16 matrices; others take several times as long as for float32 ones."""
+"""Whether this CPU multiplies bfloat16 matrices natively; others take several times as long as for float32."""
 _MULTIPLIED = 32
-"""The part of a rotation that a CPU does as a product; the rest it does by sums and differences, which is sooner."""
+"""The block that a CPU multiplies by; larger blocks follow by sums and differences, which take less time."""
 
 
 def block_size(width: int, largest: int) -> int:
@@ -24,7 +24,7 @@ def block_size(width: int, largest: int) -> int:
 
 
 def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The normalised Hadamard matrix `[block, block]`."""
+    """The Sylvester Hadamard matrix over sqrt(block), [block, block]; `block` is a power of two."""
     h = torch.ones(1, 1, dtype=torch.float64)
     while h.shape[0] < block:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
@@ -33,8 +33,10 @@ def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cp
 
 
 def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
-    """`x` [..., in] with every block of its last axis multiplied by `h_BB` (a `hadamard`); sums are in float32, the
-    result in the dtype of `x`."""
+    """x Q: `x` [..., in] with every block of its last axis multiplied by `h_BB` (a `hadamard` of the dtype of `x`).
+
+    The block divides `in`. Sums are in float32 or wider; the dtype of `x` is kept.
+    """
     block = h_BB.shape[0]
     if block == 1:
         return x
@@ -47,7 +49,7 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
 
 
 def _in_factors(x: Tensor) -> bool:
-    """Whether sums in place are sooner, and neither a compiler nor a gradient forbids them."""
+    """Whether sums in place take less time, and neither a compiler nor a gradient forbids them."""
     forbidden = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
     return x.dtype == torch.float32 and x.device.type == "cpu" and not forbidden
 
@@ -66,5 +68,5 @@ def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
 
 
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:
-    """Gram matrix of rotated inputs: Q^T G Q."""
+    """Q^T G Q: the Gram matrix of rotated inputs, of `gram_II` [in, in]."""
     return rotate(rotate(gram_II, h_BB).T, h_BB).T

@@ -1,4 +1,4 @@
-"""One weight, in the basis of its codes, turned into codes: on a uniform grid, beside a branch, or on a codebook."""
+"""Quantizes one weight, in the basis of its codes: on a uniform grid, beside a low-rank branch, or on a codebook."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from adatsq_pipe.stages.numerics.gptq import Solution, weighted_error
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 
 Solver = Callable[[Tensor, Tensor, Grid], Solution]
+"""(w_OI, gram_II, grid) -> Solution, e.g. `gptq.solve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedWeight:
-    """`tensors` as they are stored (codes uint8 [out, in]); the output error, that of rounding to nearest, damping."""
+    """A quantized weight; errors are `gptq.weighted_error`."""
 
     tensors: dict[str, Tensor]
+    """As they are stored: codes uint8 [out, in]; scale bfloat16 and zero uint8 [out, groups], or scale bfloat16
+    [out, 1] and book float32 [2^bits]; up [out, rank] and down [rank, in] of a branch."""
     error: float
     nearest_error: float
+    """The error of rounding to nearest."""
     damping: float
+    """The solver's damping; 0 without one."""
 
 
 def on_grid(
@@ -34,44 +39,49 @@ def on_grid(
     rounds: int = 1,
     solver: Solver | None = None,
 ) -> QuantizedWeight:
-    """`w_OI` (float32) on the uniform grid `grid_of` finds for it: to nearest, or by `solver`; with `rank` only what is
-    left of it beside a branch (see `lowrank.alternate`)."""
+    """`w_OI` (float32 [out, in]) on the uniform grid that `grid_of` finds for it, to nearest or by `solver`.
 
-    def rounded(w: Tensor) -> tuple[Grid, Tensor, Tensor]:
+    With `rank`, the grid holds only the residual W - L beside a branch L (see `lowrank.alternate`). `gram_II` float64.
+    """
+
+    def to_nearest(w: Tensor) -> tuple[Grid, Tensor, Tensor]:
         grid = grid_of(w)
         scale, zero = grid.columns(w.shape[1])
         codes = quantize(w, scale, zero, grid.qmax)
         return grid, codes, dequantize(codes, scale, zero)
 
-    left, low, parts = w_OI, torch.zeros_like(w_OI), dict[str, Tensor]()
+    residual, low, branch_tensors = w_OI, torch.zeros_like(w_OI), dict[str, Tensor]()
     if rank:
-        branch = lowrank.alternate(w_OI, gram_II, lambda r: rounded(r)[2], rank=rank, rounds=rounds)
-        parts = {"up": branch.up_OR, "down": branch.down_RI}
-        left = (w_OI.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
-        low = w_OI - left
-    grid, codes, values = rounded(left)
+        branch = lowrank.alternate(w_OI, gram_II, lambda r: to_nearest(r)[2], rank=rank, rounds=rounds)
+        branch_tensors = {"up": branch.up_OR, "down": branch.down_RI}
+        residual = (w_OI.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
+        low = w_OI - residual
+    grid, codes, values = to_nearest(residual)
     nearest_error = error = weighted_error(w_OI, low + values, gram_II)
     damping = 0.0
     if solver is not None:
-        solved = solver(left, gram_II, grid)
-        codes, damping, error = solved.codes_OI, solved.damping, solved.error
+        solution = solver(residual, gram_II, grid)
+        codes, damping, error = solution.codes_OI, solution.damping, solution.error
         if rank:
             error = weighted_error(w_OI, low + dequantize(codes, *grid.columns(w_OI.shape[1])), gram_II)
     tensors = {
         "codes": codes.to(torch.uint8),
         "scale": grid.scale_OG.bfloat16(),
         "zero": grid.zero_OG.to(torch.uint8),
-        **parts,
+        **branch_tensors,
     }
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
 
 
 def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
-    """Every row of `w_OI`, divided by its root mean square, on the Lloyd-Max levels of a Gaussian (OrbitQuant)."""
+    """Every row of `w_OI` (float32 [out, in]) on `lloyd.gaussian_codebook(bits)` times its root mean square.
+
+    Source: OrbitQuant (2607.02461). A row of zeros gets the scale 0.
+    """
     book = lloyd.gaussian_codebook(bits).to(w_OI)
     scale = w_OI.square().mean(1, keepdim=True).sqrt().bfloat16()
-    unit = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
-    codes = lloyd.nearest_index(w_OI / unit, book)
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
+    codes = lloyd.nearest_index(w_OI / divisor, book)
     error = weighted_error(w_OI, book[codes] * scale.float(), gram_II)
     tensors = {"codes": codes.to(torch.uint8), "scale": scale, "book": book.float()}
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)
