@@ -30,9 +30,11 @@ from adatsq_pipe.pipeline.commands.shell import (
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.architecture.support import refuse as accept
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.formats import _formats
 from adatsq_pipe.stages.methods._layer import refuse
-from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -46,8 +48,8 @@ def main() -> None:
 
 def _accept(config: RunConfig) -> None:
     """Raise NotTaken if the model cannot be quantized, or not with these prompts and this call."""
-    asked = [*config.tables["data"]["prompts"], *config.tables["evaluate"]["prompts"]]
-    accept(config.model, asked, config.given(), config.tables["model"]["call"])
+    asked = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
+    accept(config.model, asked, config.given(), config.settings[ModelSettings].call)
 
 
 @main.command()
@@ -73,7 +75,7 @@ def run(
     _accept(config)
     if "solve" in chosen:
         try:
-            refuse(resolve(config.tables["recipe"]), config.model)
+            refuse(config.settings[Recipe], config.model)
         except StageError as error:
             raise ConfigError(str(error)) from None
     place.create()

@@ -1,7 +1,7 @@
 """RunConfig: what a run is asked to do, from a preset, a TOML file, `--set` and the model folder, checked as a whole.
 
-Every stage brings its own table; nothing here names one. Tables are refused whole or taken whole: unknown keys are
-errors that name the nearest right one. `[cluster]` says where and how wide, and bears no identity.
+Every stage brings its own table. A table is accepted or refused as a whole: an unknown key is an error that names the
+nearest right one. `[cluster]` says where and how wide; it changes no byte of the result.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
 from adatsq_pipe.pipeline import prompts
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings, Settings
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import (
+    ComputeSettings,
+    DataSettings,
+    ModelSettings,
+    PromptSettings,
+    Settings,
+    first_error,
+)
 from adatsq_pipe.stages.base.stage import all_stages
-from adatsq_pipe.stages.methods._recipe import RecipeSettings, resolve
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -37,6 +46,8 @@ class ConfigError(ValueError):
 
 class ClusterSettings(Settings):
     """[cluster] Where and how wide. Changes no byte of the result."""
+
+    table: ClassVar[str] = "cluster"
 
     executor: Literal["ray", "inline"] = "ray"
     address: str = "local"
@@ -71,38 +82,32 @@ class ClusterSettings(Settings):
 
 @cache
 def kinds() -> dict[str, type[Settings]]:
-    """The tables there are."""
-    return {
-        "model": ModelSettings,
-        "data": DataSettings,
-        "compute": ComputeSettings,
-        "recipe": RecipeSettings,
-        **{name: stage.settings for name, stage in all_stages().items()},
-        "cluster": ClusterSettings,
-    }
+    """The type of every table, by its name."""
+    ours: list[type[Settings]] = [ModelSettings, DataSettings, ComputeSettings, Recipe]
+    ours += [stage.settings for stage in all_stages().values()]
+    ours.append(ClusterSettings)
+    return {kind.table: kind for kind in ours}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Checked tables as plain values, the model folder, and what the user asked for (`asked`), to be kept."""
+    """The settings of a run, parsed once; where it runs (`cluster`); and the tables that the user wrote (`asked`)."""
 
-    tables: Mapping[str, Mapping[str, Any]]
+    settings: RunSettings
+    cluster: ClusterSettings
     model: Path
+    """Folder of the full-precision pipeline."""
     asked: Mapping[str, Any]
     images: Mapping[str, Path]
     """Pictures that come with prompts, by digest: where they are on this machine."""
 
-    def given(self, *of: str) -> set[str]:
-        """Arguments of the pipeline's call that all prompts of the tables `of` (data and evaluate) come with, or
-        [model.call] has."""
-        none: list[dict[str, Any]] = [{}]
-        rows = [row for table in of or ("data", "evaluate") for row in self.tables[table].get("inputs") or none]
+    def given(self, *of: type[PromptSettings]) -> set[str]:
+        """Names of the pipeline call's arguments that every prompt of these tables (default: both) comes with, or
+        that [model.call] has."""
+        none: tuple[dict[str, Any], ...] = ({},)
+        rows = [row for kind in of or (DataSettings, EvaluateSettings) for row in self.settings[kind].inputs or none]
         each = [{*row.get("images", {}), *row.get("call", {})} for row in rows]
-        return set.intersection(*each) | set(self.tables["model"]["call"])
-
-    @property
-    def cluster(self) -> ClusterSettings:
-        return ClusterSettings.model_validate(self.tables["cluster"])
+        return set.intersection(*each) | set(self.settings[ModelSettings].call)
 
 
 def model_folder(given: str) -> Path:
@@ -208,62 +213,50 @@ def _nearest(word: str, words: Any) -> str:
 
 
 def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
-    given = str(tables.get("model", {}).get("path", ""))
-    model = model_folder(given)
-    filled = merged(tables, {"model": {"path": "" if given == BUILT_IN else given}})
+    name = str(tables.get("model", {}).get("path", ""))
+    model = model_folder(name)
+    filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
     filled["model"] = merged(sampling(model), filled["model"])
-    checked = {name: _checked(name, kind, filled.get(name, {})) for name, kind in kinds().items()}
-    world, images = checked["model"]["world"], dict[str, Path]()
-    for table, held_out in (("data", False), ("evaluate", True)):
-        brought = _take_file(checked[table], table)
-        images.update(brought)
-        if brought and "batch" not in filled.get(table, {}):
-            checked[table]["batch"] = 1
-        if not checked[table]["prompts"]:
-            checked[table]["prompts"] = list(_captions(checked[table], world, held_out))
-        elif world:
-            in_the_world(checked[table]["prompts"], world, f"{table}.prompts")
-        del checked[table]["count"], checked[table]["prompts_file"]
-        if not checked[table]["inputs"]:
-            del checked[table]["inputs"]
-    try:
-        resolve(checked["recipe"])
-    except (StageError, ValidationError) as error:
-        raise ConfigError(_first_line(error, "recipe")) from None
-    return RunConfig(tables=checked, model=model, asked=asked, images=images)
+    parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())
+    world, images = parsed[ModelSettings].world, dict[str, Path]()
+    for kind in (DataSettings, EvaluateSettings):
+        captions, pictures = _with_captions(parsed[kind], world)
+        images.update(pictures)
+        if pictures and "batch" not in filled.get(kind.table, {}):
+            captions = captions.model_copy(update={"batch": 1})
+        parsed = parsed.replaced(captions)
+    return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, asked=asked, images=images)
 
 
-def _take_file(values: dict[str, Any], table: str) -> Mapping[str, Path]:
-    """Put the prompts of the table's file, if one is named, in the place of those given. The pictures it names."""
-    file = values["prompts_file"]
-    if values["inputs"]:
-        raise ConfigError(f"{table}.inputs comes from a manifest; name it: --set {table}.prompts_file=FILE.jsonl")
-    if file and values["prompts"]:
-        raise ConfigError(f"{table}.prompts and {table}.prompts_file are both given; add --set {table}.prompts=[]")
-    if file:
+def _with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Mapping[str, Path]]:
+    """The table with its captions: its own, those of its file, or built-in ones. And the pictures that a file names."""
+    name = table.table
+    if table.inputs:
+        raise ConfigError(f"{name}.inputs comes from a manifest; name it: --set {name}.prompts_file=FILE.jsonl")
+    if table.prompts_file and table.prompts:
+        raise ConfigError(f"{name}.prompts and {name}.prompts_file are both set; add --set {name}.prompts=[]")
+    images: Mapping[str, Path] = {}
+    if table.prompts_file:
         try:
-            found = prompts.read(Path(file))
+            manifest = prompts.read(Path(table.prompts_file))
         except ValueError as error:
-            raise ConfigError(f"{table}.prompts_file: {error}") from None
-        values["prompts"], values["inputs"] = found.prompts, found.inputs
-        return found.images
-    return {}
+            raise ConfigError(f"{name}.prompts_file: {error}") from None
+        images = manifest.images
+        table = table.model_copy(update={"prompts": tuple(manifest.prompts), "inputs": tuple(manifest.inputs)})
+    if not table.prompts:
+        return table.model_copy(update={"prompts": tuple(_captions(table, world))}), images
+    if world:
+        in_the_world(table.prompts, world, f"{name}.prompts")
+    return table, images
 
 
-def _checked(name: str, kind: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+def _parsed(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
-        return kind.model_validate(values).model_dump(mode="json")
+        return resolve(values) if kind is Recipe else kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_first_line(error, name)) from None
-
-
-def _first_line(error: Exception, table: str) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in (table, *first["loc"]))
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (given {first['input']!r})")
+        raise ConfigError(first_error(error, kind.table)) from None
+    except StageError as error:
+        raise ConfigError(str(error)) from None
 
 
 def sampling(model: Path) -> dict[str, Any]:
@@ -288,14 +281,16 @@ def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
             raise ConfigError(f"{where}: {error}") from None
 
 
-def _captions(table: Mapping[str, Any], world: str, held_out: bool) -> Sequence[str]:
+def _captions(table: PromptSettings, world: str) -> Sequence[str]:
+    """Built-in captions; those of [evaluate] are held out."""
+    held_out = isinstance(table, EvaluateSettings)
     if world:
         from adatsq_pipe.stages.scenes.world import prompts
 
         split = "held_out" if held_out else "train"
-        return prompts.draw_prompts(table["count"], world=world, split=split, seed=table["seed"])
+        return prompts.draw_prompts(table.count, world=world, split=split, seed=table.seed)
     lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
-    return lines[1::2][: table["count"]] if held_out else lines[::2][: table["count"]]
+    return lines[1 if held_out else 0 :: 2][: table.count]
 
 
 def kept_config(run: Path) -> dict[str, Any] | None:

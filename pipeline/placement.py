@@ -7,7 +7,6 @@ pass; before there is a survey, a worker has a GPU to itself. Importing this bri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.architecture.memory import BYTES, by_block
@@ -63,15 +62,15 @@ class Placement:
 
 def need_of(context: Context, stage: str) -> Need | None:
     """What a worker of the stage takes; None before anything is known."""
-    compute = context.settings("compute", ComputeSettings)
+    compute = context.settings[ComputeSettings]
     size = BYTES[compute.dtype]
-    weights = size * sum(sum(part.values()) for part in stored_sizes(Path(context.model)).values())
+    weights = size * sum(sum(part.values()) for part in stored_sizes(context.model.path).values())
     peaks = [m.peak for m in context.manifest(stage).markers().values() if m.peak]
     if peaks:
         return Need(weights=weights, unit=max(0, max(peaks) - weights), basis=f"measured in {len(peaks)} units")
     if not context.manifest("capture").done("survey"):
         return None
-    batch = context.settings("data", DataSettings).batch
+    batch = context.settings[DataSettings].batch
     kept = sum(by_block(survey_of(context)["layers"]).values())
     return Need(weights=weights, unit=int(KEPT * size * batch * kept), basis="estimated from the survey")
 

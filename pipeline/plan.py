@@ -8,6 +8,7 @@ from typing import Any
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
@@ -41,37 +42,31 @@ class Step:
         return "stale" if self.changed else "missing"
 
 
-def context_of(config: RunConfig, run: RunDir) -> Context:
+def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Context:
     """The context without fingerprints."""
-    tables = {name: table for name, table in config.tables.items() if name != "cluster"}
-    cluster = config.cluster
     return Context(
-        tables=tables,
+        settings=config.settings,
         run=run.uri,
-        model=str(config.model),
-        gpu_memory=cluster.gpu_memory,
-        device_share=cluster.device_share,
+        model=ModelRef(path=config.model, digest=model_digest),
+        gpu_memory=config.cluster.gpu_memory,
+        device_share=config.cluster.device_share,
     )
 
 
 def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
     """Every stage in order, and the context that workers get."""
-    model = folder_digest(config.model, run.digest_cache)
-    context = context_of(config, run)
+    context = context_of(config, run, folder_digest(config.model, run.digest_cache))
     steps: list[Step] = []
     for stage in all_stages().values():
         needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}
         identity: dict[str, Plain] = {
             "stage": stage.name,
             "version": stage.version,
-            "reads": stage.reads(config.tables, model),
+            "reads": stage.reads(config.settings, context.model.digest),
             "needs": needs,
         }
         fingerprint = digest(identity)
         context = replace(context, fingerprints={**context.fingerprints, stage.name: fingerprint})
-        for name, reads in stage.shares.items():
-            shared: dict[str, Plain] = {"stage": name, "version": stage.version, "reads": reads(config.tables, model)}
-            context = replace(context, fingerprints={**context.fingerprints, name: digest(shared)})
         ready = all(step.complete for step in steps if step.stage.name in stage.needs)
         steps.append(_look(stage, identity, fingerprint, context, run, ready))
     return steps, context

@@ -13,11 +13,15 @@ from typing import Any
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.stages.allocation.front import policy_of
+from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.calibration.survey import left_of
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
-from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
+from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
@@ -88,7 +92,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
     damped = {
         u.removeprefix("layer/"): v["damping"]
         for u, v in layers.items()
-        if v["damping"] > config.tables["solve"]["damping"]
+        if v["damping"] > config.settings[SolveSettings].damping
     }
     return {
         "title": f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, "
@@ -96,8 +100,8 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
         "fingerprint": context.fingerprints["evaluate"],
         "model": str(config.model),
         "quality": {
-            "captions": len(config.tables["evaluate"]["prompts"]),
-            "seeds": config.tables["evaluate"]["seeds"],
+            "captions": len(config.settings[EvaluateSettings].prompts),
+            "seeds": config.settings[EvaluateSettings].seeds,
             **{name: _mean(drawn, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
             "asked_for": _asked_for(config, context, drawn),
             "per_step": {
@@ -109,7 +113,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any
             "weights_with_scales": sizes["weight_bits"],
             "activations_mean": found["mean_bits"],
             "activations_mac_weighted": found["mac_weighted_bits"],
-            "budget": config.tables["search"]["budget"],
+            "budget": config.settings[SearchSettings].budget,
         },
         "size": {
             **{
@@ -159,7 +163,7 @@ def _logged(run: RunDir, context: Context, fact: str) -> dict[str, Any]:
 
 def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
     """Layers whose weight groups are not of the recipe's size, for that does not divide their width."""
-    recipe = resolve(config.tables["recipe"])
+    recipe = config.settings[Recipe]
     wanted = {recipe.weight_group, recipe.conditioning_group}
     if not recipe.group_fit or recipe.group_search:
         return {}
@@ -168,7 +172,7 @@ def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
 
 def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
     """GenEval's tasks and Frechet distances, where a program can read the pictures."""
-    if not config.tables["model"]["world"]:
+    if not config.settings[ModelSettings].world:
         return None
     import numpy as np
 
@@ -207,11 +211,11 @@ def search_cost(context: Context) -> dict[str, float]:
     units = list(search.markers().values())
     levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
-    batches = context.tables["search"]["batches"] if rollouts else 1
+    batches = context.settings[SearchSettings].batches if rollouts else 1
     reference = [capture.read(f"trajectory/{batch:03d}") for batch in range(batches)]
     captions = sum(m.value["samples"] for m in reference)
     calls = sum(m.seconds["calls"] for m in levels)
-    few = min(context.tables["search"]["rollout_prompts"], reference[0].value["samples"])
+    few = min(context.settings[SearchSettings].rollout_prompts, reference[0].value["samples"])
     calls += sum(m.value["calls"] * m.value.get("samples", few) for m in rollouts) / captions
     spent = sum(m.seconds["model"] for m in (*levels, *rollouts))
     return {

@@ -17,6 +17,7 @@ from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Report
+from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
@@ -130,8 +131,7 @@ def execute(
             screen.say(f"{error}: it is withdrawn and done again")
             steps, context = plan(config, run)
             context.manifest(error.stage).withdraw(error.unit)
-            owner = error.stage
-            stages = [s.stage.name for s in steps if s.stage.name in (*stages, owner) or owner in s.stage.shares]
+            stages = [s.stage.name for s in steps if s.stage.name in (*stages, error.stage)]
             ran = True
     raise StorageError(f"units were found damaged {REPAIRS} times in one run; check what holds {run.display()}")
 
@@ -203,7 +203,7 @@ def _memory(stage: str, context: Context, executors: Executors, screen: Screen) 
     if stage not in memory.STAGES:
         return {}
     found = memory.plan_of(context, memory.surveyed(context))
-    if found is None and context.tables["compute"]["device"] == "cpu":
+    if found is None and context.settings[ComputeSettings].device == "cpu":
         return {}
     line = found.said() if found else memory.UNKNOWN
     if executors.said != line and (found is None or found.recomputed):

@@ -18,6 +18,9 @@ from adatsq_pipe.pipeline.commands.shell import plainly
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.architecture.support import VECTORS
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
+from adatsq_pipe.stages.calibration.survey import CaptureSettings
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
-    support.refuse(folder, given=config.given("data"), call=config.tables["model"]["call"])
+    support.refuse(folder, given=config.given(DataSettings), call=config.settings[ModelSettings].call)
     index = find_pipeline(folder)
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
@@ -90,14 +93,14 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
     from adatsq_pipe.stages.denoiser import inspection
     from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
 
-    compute, given = config.tables["compute"], (config.tables["data"].get("inputs") or [{}])[0]
+    compute, given = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]
     watched = inspection.watch(
         folder,
-        dtype=compute["dtype"],
-        device=compute["device"],
-        call=dict(config.tables["model"]["call"]),
+        dtype=compute.dtype,
+        device=compute.device,
+        call=dict(config.settings[ModelSettings].call),
         given=arguments_of(lambda digest: config.images[digest], given, picture_mode(folder)),
-        prompt="0" if support.takes_labels(index) else str(config.tables["data"]["prompts"][0]),
+        prompt="0" if support.takes_labels(index) else str(config.settings[DataSettings].prompts[0]),
     )
     return [
         inspection.walk(module, watched=seen, component=part, pipeline=name) for part, (module, seen) in watched.items()
@@ -106,14 +109,13 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
 
 def _footprint(found: Inspection, config: RunConfig) -> Footprint:
     from adatsq_pipe.pipeline.commands.footprint import footprint
-    from adatsq_pipe.stages.methods._recipe import resolve
 
     return footprint(
         found.rows,
         parameters=found.parameters,
-        recipe=resolve(config.tables["recipe"]),
-        dtype=config.tables["compute"]["dtype"],
-        kept=config.tables["capture"]["rows"],
+        recipe=config.settings[Recipe],
+        dtype=config.settings[ComputeSettings].dtype,
+        kept=config.settings[CaptureSettings].rows,
         steps=found.watched.steps if found.watched else 1,
     )
 
@@ -123,8 +125,8 @@ def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> Memor
     files of weights counts by its layers."""
     from adatsq_pipe.stages.architecture import memory
 
-    compute, cluster = config.tables["compute"], config.cluster
-    device = memory.device_bytes(compute["device"], cluster.gpu_memory, cluster.device_share)
+    compute, cluster = config.settings[ComputeSettings], config.cluster
+    device = memory.device_bytes(compute.device, cluster.gpu_memory, cluster.device_share)
     if device is None:
         return None
     sizes = stored_sizes(path) if path.is_dir() else {}
@@ -136,9 +138,9 @@ def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> Memor
         sizes,
         denoising=[one.component for one in found],
         device=device,
-        dtype=compute["dtype"],
+        dtype=compute.dtype,
         rows=[row for one in found for row in one.rows] if all(one.watched for one in found) else (),
-        samples=config.tables["data"]["batch"],
+        samples=config.settings[DataSettings].batch,
     )
 
 

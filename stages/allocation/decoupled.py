@@ -48,7 +48,7 @@ class Sensitivity(Halving):
 
         super().__init__()
         self.context, self.survey = context, survey_of(context)
-        self.bits = context.settings("search", SearchSettings).bits
+        self.bits = context.settings[SearchSettings].bits
         shards, steps = calibration_shards(context), self.survey["steps"]
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
         policy = Policy.uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
@@ -100,7 +100,7 @@ class Sensitivity(Halving):
 def allocate(context: Context, executor: Executor, report: Report) -> None:
     """Measure every layer, spend the budget inside each kind, and commit the policy as the stage's `front`."""
 
-    settings, survey = context.settings("search", SearchSettings), survey_of(context)
+    settings, survey = context.settings[SearchSettings], survey_of(context)
     rows: Sequence[Mapping[str, Any]] = survey["layers"]
     rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
     fan_out(context, executor, Sensitivity, [f"sensitivity/{i:04d}" for i in rounded], report)

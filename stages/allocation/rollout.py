@@ -94,7 +94,7 @@ class Evaluate(Halving):
 
         super().__init__()
         self.context, self.space = context, Trellis(context)
-        survey, data = self.space.survey, context.settings("data", DataSettings)
+        survey, data = self.space.survey, context.settings[DataSettings]
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
         policy = Policy.uniform(survey["steps"], len(survey["layers"]), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())

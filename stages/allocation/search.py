@@ -11,20 +11,21 @@ Units: `path/<digest>-<portion>` (an extension evaluated on a portion of the cap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.allocation import batch_slices, decoupled
 from adatsq_pipe.stages.allocation.batch_slices import Portion, digest_of, unit_name
 from adatsq_pipe.stages.allocation.front import write_front
 from adatsq_pipe.stages.allocation.rollout import Evaluate
-from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis, identity_of
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.settings import DataSettings
-from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import Unit, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
-from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def search(executor: Executor, context: Context, report: Report) -> None:
     """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
-    space, manifest, data = Trellis(context), context.manifest("search"), context.settings("data", DataSettings)
+    space, manifest, data = Trellis(context), context.manifest("search"), context.settings[DataSettings]
     trellis, again = batch_slices.of_trellis(data, space.settings), batch_slices.of_rollouts(data, space.settings)
     if len({part.batch for part in trellis}) < space.settings.batches:
         raise StageError(
@@ -103,7 +104,7 @@ def _evaluated(
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    allocation = resolve(context.tables["recipe"]).allocation
+    allocation = context.settings[Recipe].allocation
     if allocation == "trellis":
         executor.coordinate(search, context, report)
     elif allocation == "decoupled":
@@ -115,7 +116,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 def _uniform(context: Context) -> None:
     """No search: the recipe's activation bits everywhere."""
-    bits = resolve(context.tables["recipe"]).activation_bits
+    bits = context.settings[Recipe].activation_bits
     survey = survey_of(context)
     row = [bits if layer["kind"] == "tokens" else WEIGHT_ONLY for layer in survey["layers"]]
     if not context.manifest("search").done("front"):
@@ -129,11 +130,11 @@ def _uniform(context: Context) -> None:
             }
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    recipe = resolve(tables["recipe"])
+def _reads(settings: RunSettings, model: str) -> Plain:
+    recipe = settings[Recipe]
     if recipe.allocation == "uniform":
         return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
-    return {**identity(tables, "compute"), "search": identity_of(tables["search"]), "allocation": recipe.allocation}
+    return {**settings.identity(ComputeSettings, SearchSettings), "allocation": recipe.allocation}
 
 
 STAGE = Stage(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 class SearchSettings(Settings):
     """[search]"""
+
+    table: ClassVar[str] = "search"
 
     bits: tuple[int, ...] = (3, 4, 8)
     """Activation bit-widths to choose from, rising."""
@@ -58,18 +59,17 @@ class SearchSettings(Settings):
                 raise ValueError(f"candidate {list(sharpness)} must be two numbers of at least 0: layers, steps")
         return self
 
-
-def identity_of(table: Mapping[str, Any]) -> dict[str, Plain]:
-    """What of [search] bears identity: all of it, but not what came later and is as if it were not there."""
-    neutral = {"batches": 1, "samples": 0}
-    return {key: value for key, value in table.items() if key not in neutral or value != neutral[key]}
+    def identity(self) -> dict[str, Plain]:
+        """All settings, less those added later while they have the value that makes no difference."""
+        neutral = {"batches": 1, "samples": 0}
+        return {key: value for key, value in super().identity().items() if key not in neutral or value != neutral[key]}
 
 
 class Trellis:
     """The trellis of one run: bits of every candidate at every step, over the layers that have activation bits."""
 
     def __init__(self, context: Context) -> None:
-        self.settings = context.settings("search", SearchSettings)
+        self.settings = context.settings[SearchSettings]
         self.survey = survey_of(context)
         rows = self.survey["layers"]
         rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]

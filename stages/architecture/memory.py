@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.architecture.support import denoisers
@@ -144,7 +143,7 @@ def by_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | None:
     """The plan of a run's full-precision model, with the survey `found` if there is one; None where it takes none."""
-    compute, folder = context.settings("compute", ComputeSettings), Path(context.model)
+    compute, folder = context.settings[ComputeSettings], context.model.path
     device = device_bytes(compute.device, context.gpu_memory, context.device_share)
     if device is None:
         return None
@@ -154,7 +153,7 @@ def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | N
         device=device,
         dtype=compute.dtype,
         rows=found["layers"] if found else (),
-        samples=context.settings("data", DataSettings).batch,
+        samples=context.settings[DataSettings].batch,
     )
 
 

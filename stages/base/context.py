@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from adatsq_pipe.stages.base.settings import SettingsT
+from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.marker import Marker
 from adatsq_pipe.storage.rundir import RunDir
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a worker needs to know, small enough to send anywhere: plain config, run directory, fingerprints."""
+    """What a worker needs to know, small enough to send anywhere: settings, run directory, fingerprints."""
 
-    tables: Mapping[str, Mapping[str, Any]]
+    settings: RunSettings
     run: str
-    model: str
+    model: ModelRef
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     gpu_memory: float = 0.0
     """GB of the device's memory; 0 = as it says itself."""
     device_share: float = 1.0
     """Share of a device that a worker has."""
-
-    def settings(self, table: str, kind: type[SettingsT]) -> SettingsT:
-        return kind.model_validate(self.tables[table])
 
     def manifest(self, stage: str) -> Manifest:
         return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-if TYPE_CHECKING:
-    pass
+from adatsq_pipe.storage.fingerprint import Plain
 
 
 class Settings(BaseModel):
@@ -16,8 +15,42 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    table: ClassVar[str]
+    """Name of the TOML table."""
+
+    def identity(self) -> dict[str, Plain]:
+        """What the bytes of a result depend on, as JSON has it."""
+        return self.model_dump(mode="json")
+
+
+class PromptSettings(Settings):
+    """What [data] and [evaluate] have in common: captions, and what comes with each."""
+
+    prompts: tuple[str, ...] = ()
+    inputs: tuple[dict[str, Any], ...] = ()
+    prompts_file: str = ""
+    count: int
+    batch: int
+    seed: int
+
+    def identity(self) -> dict[str, Plain]:
+        """The captions themselves and their inputs, not the file or the count that they came from."""
+        plain = super().identity()
+        del plain["count"], plain["prompts_file"]
+        if not self.inputs:
+            del plain["inputs"]
+        return plain
+
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def first_error(error: ValidationError, table: str) -> str:
+    """What is wrong with the first key that is, in one line: its name, the reason, the value."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in (table, *first["loc"]))
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (given {first['input']!r})")
 
 
 Scalar = bool | int | float | str | None
@@ -28,6 +61,8 @@ CallValue = Scalar | list[Scalar | list[Scalar]] | dict[str, Scalar]
 
 class ModelSettings(Settings):
     """[model] What is quantized, and how its pipeline is called."""
+
+    table: ClassVar[str] = "model"
 
     path: str = ""
     """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
@@ -46,8 +81,10 @@ class ModelSettings(Settings):
         return {key: None if value == "null" else value for key, value in given.items()}
 
 
-class DataSettings(Settings):
+class DataSettings(PromptSettings):
     """[data] Captions for calibration."""
+
+    table: ClassVar[str] = "data"
 
     prompts: tuple[str, ...] = ()
     """Calibration captions; empty = the built-in world's training captions."""
@@ -66,6 +103,8 @@ class DataSettings(Settings):
 
 class ComputeSettings(Settings):
     """[compute] What float results depend on besides the method."""
+
+    table: ClassVar[str] = "compute"
 
     device: str = "cpu"
     """Torch device of the workers: cpu or cuda."""

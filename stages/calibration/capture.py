@@ -19,7 +19,9 @@ from adatsq_pipe.stages.architecture.families import _family
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import Halving
-from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration.survey import (
     CaptureSettings,
@@ -217,7 +219,7 @@ class Capture(Halving):
         return of_layer
 
     def _rows_per_call(self, calls: int) -> int:
-        return max(1, self.context.settings("capture", CaptureSettings).rows // calls)
+        return max(1, self.context.settings[CaptureSettings].rows // calls)
 
 
 def _not_finite(layer: str, call: Call) -> StageError:
@@ -234,9 +236,9 @@ def run(context: Context, executor: Executor, report: Report) -> None:
         fan_out(context, executor, Capture, keys, lambda done, n: report(len(before) + done, total_units(context) or n))  # noqa: B023
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    said = {"model": model, "call": tables["model"]["call"], **_family.identity()}
-    return {**identity(tables, "data", "compute", "capture"), **said}
+def _reads(settings: RunSettings, model: str) -> Plain:
+    said = {"model": model, "call": settings[ModelSettings].identity()["call"], **_family.identity()}
+    return {**settings.identity(DataSettings, ComputeSettings, CaptureSettings), **said}
 
 
 STAGE = Stage(

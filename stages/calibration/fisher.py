@@ -15,12 +15,13 @@ from pydantic import Field
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import Halving
-from adatsq_pipe.stages.base.settings import Settings
-from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration.scores import score_units
 from adatsq_pipe.stages.calibration.survey import step_blocks, survey_of
-from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -32,12 +33,18 @@ if TYPE_CHECKING:
 class FisherSettings(Settings):
     """[fisher]"""
 
+    table: ClassVar[str] = "fisher"
+
     draws: int = Field(default=1, ge=1)
     """Noise draws per (timestep, batch of captions)."""
     seed: int = 0
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, one more forward. It is done anyway where the memory plan
     has it so."""
+
+    def identity(self) -> dict[str, Plain]:
+        """Recomputed blocks give the same gradients."""
+        return {key: value for key, value in super().identity().items() if key != "gradient_checkpointing"}
 
 
 class Fisher(Halving):
@@ -53,14 +60,14 @@ class Fisher(Halving):
         from adatsq_pipe.stages.denoiser.loading import denoiser_of
 
         super().__init__()
-        self.context, self.settings = context, context.settings("fisher", FisherSettings)
+        self.context, self.settings = context, context.settings[FisherSettings]
         self.denoiser = denoiser_of(context, self.micro)
         self.denoiser.transformer.requires_grad_(False)
         self.shards = calibration_shards(context)
         self.survey = survey_of(context)
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row["name"]: linears[row["name"]] for row in self.survey["layers"]}
-        self.by_channel = _by_channel(context.tables)
+        self.by_channel = context.settings[Recipe].time_search
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
         self.again = blocks_of(self.denoiser.parts) if again else []
@@ -153,19 +160,13 @@ class Fisher(Halving):
         return found
 
 
-def _by_channel(tables: Mapping[str, Any]) -> bool:
-    return resolve(tables["recipe"]).time_search
-
-
 def run(context: Context, executor: Executor, report: Report) -> None:
     fan_out(context, executor, Fisher, score_units(context), report)
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    settings = dict(tables["fisher"])
-    settings.pop("gradient_checkpointing")
-    found = {**identity(tables, "compute"), "fisher": settings}
-    return {**found, "curvature": True} if _by_channel(tables) else found
+def _reads(settings: RunSettings, model: str) -> Plain:
+    found = settings.identity(ComputeSettings, FisherSettings)
+    return {**found, "curvature": True} if settings[Recipe].time_search else found
 
 
 STAGE = Stage(

@@ -7,20 +7,20 @@ Units: `gram/<layer that owns the input>`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report
+from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
-from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import active_steps, survey_of
 from adatsq_pipe.stages.denoiser.device import settle
-from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 class HessianSettings(Settings):
     """[hessian]"""
+
+    table: ClassVar[str] = "hessian"
 
     temporal: bool = True
     """Weight timesteps by Fisher information, if the recipe does; false = all alike."""
@@ -45,8 +47,8 @@ class Hessian:
     def __init__(self, context: Context) -> None:
         import torch
 
-        self.context, self.settings = context, context.settings("hessian", HessianSettings)
-        compute = context.settings("compute", ComputeSettings)
+        self.context, self.settings = context, context.settings[HessianSettings]
+        compute = context.settings[ComputeSettings]
         settle(device=compute.device, threads=compute.threads)
         self.device = compute.device
         self.survey = survey_of(context)
@@ -81,7 +83,7 @@ class Hessian:
         from adatsq_pipe.stages.numerics.sensitivity import temporal_weights
 
         steps = self.survey["steps"]
-        temporal = self.settings.temporal and resolve(self.context.tables["recipe"]).temporal
+        temporal = self.settings.temporal and self.context.settings[Recipe].temporal
         share = self.settings.effective_steps if temporal else 1.0
         here = active_steps(self.survey, self.survey["layers"][layer])
         alpha, tau = temporal_weights(self.fisher_TL[here, layer], effective=max(1.0, share * len(here)))
@@ -99,8 +101,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
     fan_out(context, executor, Hessian, _units(context), report)
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {**identity(tables, "compute", "hessian"), "temporal": resolve(tables["recipe"]).temporal}
+def _reads(settings: RunSettings, model: str) -> Plain:
+    return {**settings.identity(ComputeSettings, HessianSettings), "temporal": settings[Recipe].temporal}
 
 
 STAGE = Stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class CaptureSettings(Settings):
     """[capture]"""
+
+    table: ClassVar[str] = "capture"
 
     rows: int = Field(default=48, ge=1)
     """Input rows kept per (scheduler step, layer, batch of captions)."""
@@ -45,12 +47,12 @@ def active_steps(survey: Mapping[str, Any], row: Mapping[str, Any]) -> list[int]
 
 def step_blocks(context: Context, steps: int) -> list[range]:
     """Scheduler steps in the ranges that are one unit of work each."""
-    return shards(steps, context.settings("capture", CaptureSettings).block)
+    return shards(steps, context.settings[CaptureSettings].block)
 
 
 def batch_count(context: Context) -> int:
     """Batches of calibration captions."""
-    data = context.settings("data", DataSettings)
+    data = context.settings[DataSettings]
     return len(shards(len(data.prompts), data.batch))
 
 

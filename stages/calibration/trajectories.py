@@ -28,7 +28,7 @@ def read_trajectory(context: Context, shard: int) -> Trajectory:
     _, folder = context.read("capture", f"trajectory/{shard:03d}")
     stored, marks = tensors.read(folder), arrays.attributes(folder)
     form, count = json.loads(marks["structure"]), len(marks["steps"])
-    device = context.settings("compute", ComputeSettings).device
+    device = context.settings[ComputeSettings].device
     return Trajectory(
         outputs=tuple(unstacked(stored, form if isinstance(form, list) else [form] * count, device)),
         steps=tuple(marks["steps"]),

@@ -102,7 +102,7 @@ class Conditions:
 
 def calibration_shards(context: Context) -> list[Conditions]:
     """The calibration captions with their seeds, cut into the batches they are run in."""
-    data = context.settings("data", DataSettings)
+    data = context.settings[DataSettings]
     return batched(asked_for(context, data.prompts, data.inputs, data.seed), data.batch)
 
 
@@ -110,7 +110,7 @@ def asked_for(
     context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
 ) -> list[Conditions]:
     """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
-    found, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(Path(context.model))
+    found, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(context.model.path)
     for i, prompt in enumerate(prompts):
         given = inputs[i] if inputs else {}
         own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i

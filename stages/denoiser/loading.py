@@ -44,10 +44,10 @@ def denoiser_of(
 
     `to_change` gives one that no later stage will be handed.
     """
-    compute, model = context.settings("compute", ComputeSettings), context.settings("model", ModelSettings)
+    compute, model = context.settings[ComputeSettings], context.settings[ModelSettings]
     opener, plan = take_denoiser if to_change else open_denoiser, plan_of(context, surveyed(context))
     denoiser = opener(
-        folder or context.model,
+        folder or str(context.model.path),
         dtype=compute.dtype,
         device=compute.device,
         threads=compute.threads,

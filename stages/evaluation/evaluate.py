@@ -1,23 +1,20 @@
 """Evaluate: held-out captions, paired seeds, the assembled model against full precision.
 
 Where the model draws the built-in world, each picture is also read back and scored by what was asked for.
-Units: `quantized/<shard>` (the draws through the folder as a user loads it: one row of metrics a sample, one of latent
-error and PSNR a step), and, in the shared folder `reference`, `draw/<shard>` (full-precision latents before every step,
-and pictures), which do not depend on the quantized model and are drawn once for all of a run directory's models.
+Units: `quantized/<batch>`, the draws through the folder as a user loads it: one row of metrics for each sample, one of
+latent error and PSNR for each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.micro_batch import Halving
 from adatsq_pipe.stages.base.settings import ModelSettings
-from adatsq_pipe.stages.base.stage import Stage, identity
-from adatsq_pipe.stages.base.units import fan_out, shards, unit_of
-from adatsq_pipe.stages.evaluation.reference import TRUTH, EvaluateSettings, Reference, drawn, draws
-from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.stages.base.stage import Stage
+from adatsq_pipe.stages.base.units import fan_out, unit_of
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, drawn, draws, draws_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +29,7 @@ class Evaluate(Halving):
         super().__init__()
         self.context = context
         self.batches = draws(context)
-        self.world = context.settings("model", ModelSettings).world
+        self.world = context.settings[ModelSettings].world
 
     def _score(self, samples: list[dict[str, Any]], shard: int, pictures: Any, reference: Any) -> dict[str, Tensor]:
         """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
@@ -41,7 +38,7 @@ class Evaluate(Halving):
         from adatsq_pipe.stages.scenes.world import scorer
         from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 
-        settings = self.context.settings("evaluate", EvaluateSettings)
+        settings = self.context.settings[EvaluateSettings]
         wanted = [parse_prompt(row["prompt"], self.world) for row in samples]
         verdicts = zip(scorer.verdicts(wanted, pictures), scorer.verdicts(wanted, reference), strict=True)
         for i, (row, (got, right)) in enumerate(zip(samples, verdicts, strict=True)):
@@ -101,32 +98,20 @@ def _ssim(picture: Any, reference: Any) -> float:
     )
 
 
-def _units(context: Context, kind: str) -> list[str]:
-    settings = context.settings("evaluate", EvaluateSettings)
-    count = len(shards(len(settings.prompts) * settings.seeds, settings.batch))
-    truth = [TRUTH] if kind == "draw" and context.settings("model", ModelSettings).world else []
-    return [*truth, *(f"{kind}/{i:03d}" for i in range(count))]
+def _units(context: Context) -> list[str]:
+    return [f"quantized/{i:03d}" for i in range(batch_count(context))]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    reference, quantized = _units(context, "draw"), _units(context, "quantized")
-    both = len(reference) + len(quantized)
-    fan_out(context, executor, Reference, reference, lambda done, n: report(done, both))
-    fan_out(context, executor, Evaluate, quantized, lambda done, n: report(len(reference) + done, both))
-
-
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    called = {key: tables["model"][key] for key in ("call", "world")}
-    return {**identity(tables, "compute", "evaluate"), **called, "model": model}
+    fan_out(context, executor, Evaluate, _units(context), report)
 
 
 STAGE = Stage(
     name="evaluate",
     version=4,
-    needs=("assemble",),
-    reads=_reads,
+    needs=("assemble", "reference"),
+    reads=draws_identity,
     run=run,
-    expected=lambda context: len(_units(context, "quantized")),
+    expected=lambda context: len(_units(context)),
     settings=EvaluateSettings,
-    shares={"reference": _reads},
 )

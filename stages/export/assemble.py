@@ -14,6 +14,7 @@ from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.architecture.families._family import families
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ModelSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out, unit_of
@@ -23,6 +24,8 @@ from adatsq_pipe.storage.fingerprint import Plain
 
 class AssembleSettings(Settings):
     """[assemble] Nothing to set."""
+
+    table: ClassVar[str] = "assemble"
 
 
 class Assemble:
@@ -38,7 +41,7 @@ class Assemble:
         from adatsq_pipe.stages.runtime.spec import FORMAT
         from adatsq_pipe.storage.checkpoint import write_component, write_pipeline
 
-        source = Path(self.context.model)
+        source = self.context.model.path
         with unit_of(self.context, self.stage, key) as unit:
             said = {"quant_method": "adatsq", "format": FORMAT}
             timesteps = survey_of(self.context)["timesteps"]
@@ -50,7 +53,7 @@ class Assemble:
                     write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
                 else:
                     write_component(source, unit.folder, part=part, tensors=stored, quantization_config=config)
-            model = self.context.settings("model", ModelSettings)
+            model = self.context.settings[ModelSettings]
             if model.call:
                 called = {"call": dict(model.call), "world": model.world}
                 (unit.folder / "sampling.json").write_text(json.dumps(called, indent=1) + "\n")
@@ -122,8 +125,9 @@ def run(context: Context, executor: Executor, report: Report) -> None:
     fan_out(context, executor, Assemble, ["model"], report)
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    return {"model": model, **{key: tables["model"][key] for key in ("call", "world")}}
+def _reads(settings: RunSettings, model: str) -> Plain:
+    called = settings[ModelSettings].identity()
+    return {"model": model, "call": called["call"], "world": called["world"]}
 
 
 STAGE = Stage(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.methods._recipe import Recipe
 
 INHERITED = ("license", "license_name", "license_link", "language")
 """What a card says of the original that holds for its copy."""
@@ -55,7 +56,7 @@ noise level.
 
 def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] | None = None) -> str:
     """Text of the card. `sizes` is what assemble counted, `quality` what evaluate found (None: not yet evaluated)."""
-    source = Path(context.model)
+    source = context.model.path
     inherited = front_matter(source)
     found, _ = context.read("search", "front")
     licence = inherited.get("license_name") or inherited.get("license")
@@ -64,7 +65,7 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
         name=source.name,
         pipeline=json.loads((source / "model_index.json").read_text())["_class_name"],
         loading=LOADING,
-        method=context.tables["recipe"]["method"],
+        method=context.settings[Recipe].method,
         licence=f"Licence: {licence}, that of the original."
         if licence
         else "Its licence is that of the original model.",

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.settings import Settings
+from adatsq_pipe.stages.base.settings import Settings, first_error
 
 
 class Recipe(Settings):
-    """Every choice that makes a method."""
+    """[recipe] The method, and every choice that makes it: a method's own value wherever the table has none."""
+
+    table: ClassVar[str] = "recipe"
+
+    method: str = "adatsq"
+    """One of the files of stages/methods."""
 
     transform: Literal["none", "hadamard"]
     """What is applied to activations online and folded into weights offline."""
@@ -88,17 +93,8 @@ class Recipe(Settings):
         return self
 
 
-NOT_OF_WEIGHTS = ("temporal", "allocation", "activation_bits")
+NOT_OF_WEIGHTS = ("method", "temporal", "allocation", "activation_bits")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
-
-
-RecipeSettings = create_model(
-    "RecipeSettings",
-    __base__=Settings,
-    __doc__="[recipe] The method, and what to change of it.",
-    method=(str, "adatsq"),
-    **{name: (cast(Any, info.annotation) | None, None) for name, info in Recipe.model_fields.items()},  # type: ignore[call-overload]
-)
 
 
 def methods() -> list[str]:
@@ -114,16 +110,12 @@ def variants(name: str) -> list[dict[str, Any]]:
 
 
 def resolve(table: Mapping[str, Any]) -> Recipe:
-    """The recipe that a [recipe] table asks for. Raises StageError for an unknown method."""
-    name = table["method"]
+    """The recipe of a [recipe] table: the method's own, with the table's changes. Raises StageError."""
+    name = table.get("method", Recipe.model_fields["method"].default)
     if name not in methods():
-        raise StageError(f"recipe.method is {name!r}; there are {', '.join(methods())}")
+        raise StageError(f"unknown recipe.method {name!r}; choose from {', '.join(methods())}")
     base: Recipe = importlib.import_module(f"adatsq_pipe.stages.methods.{name}").RECIPE
-    changes = {key: value for key, value in table.items() if key != "method" and value is not None}
     try:
-        return Recipe.model_validate({**base.model_dump(), **changes})
+        return Recipe.model_validate({**base.model_dump(), **table, "method": name})
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            raise StageError(f"[recipe] {first['msg'].removeprefix('Value error, ')}") from None
-        raise StageError(f"recipe.{first['loc'][0]} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise StageError(first_error(error, "recipe")) from None

@@ -17,14 +17,15 @@ from pydantic import Field
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
-from adatsq_pipe.stages.base.stage import Stage, identity
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import Unit, fan_out, unit_of
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._layer import spec_of
-from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, resolve
+from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe
 from adatsq_pipe.stages.weights import group_search, input_transform
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 class SolveSettings(Settings):
     """[solve]"""
 
+    table: ClassVar[str] = "solve"
+
     damping: float = Field(default=0.01, gt=0)
     """Added to the Gram diagonal, as a share of its mean."""
     act_order: bool = True
@@ -57,9 +60,9 @@ class Solve:
         from adatsq_pipe.stages.architecture.layers import quantizable_linears
         from adatsq_pipe.stages.denoiser.loading import denoiser_of
 
-        self.context, self.settings = context, context.settings("solve", SolveSettings)
-        self.recipe = resolve(context.tables["recipe"])
-        self.device = context.settings("compute", ComputeSettings).device
+        self.context, self.settings = context, context.settings[SolveSettings]
+        self.recipe = context.settings[Recipe]
+        self.device = context.settings[ComputeSettings].device
         self.rows = {row["name"]: row for row in survey_of(context)["layers"]}
         transformer = denoiser_of(context).transformer
         self.linears = quantizable_linears(transformer)
@@ -208,7 +211,7 @@ def _waves(context: Context) -> list[list[str]]:
     """The stage's units in their order: with a search of groups the errors and the choice come first."""
     rows = survey_of(context)["layers"]
     before = []
-    if resolve(context.tables["recipe"]).group_search:
+    if context.settings[Recipe].group_search:
         before = [[f"sizes/{row['name']}" for row in _searched(rows)], [group_search.CHOICE]]
     return [*before, [f"layer/{row['name']}" for row in rows]]
 
@@ -221,13 +224,13 @@ def run(context: Context, executor: Executor, report: Report) -> None:
         before += len(keys)
 
 
-def _reads(tables: Mapping[str, Any], model: str) -> Plain:
-    recipe = resolve(tables["recipe"])
+def _reads(settings: RunSettings, model: str) -> Plain:
+    recipe = settings[Recipe]
     without_meaning = set() if recipe.time_groups else {"time_search"}
     weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
     if recipe.time_groups or recipe.group_search:
         weights["activation_bits"] = recipe.activation_bits
-    return {**identity(tables, "compute", "solve"), "recipe": weights}
+    return {**settings.identity(ComputeSettings, SolveSettings), "recipe": weights}
 
 
 STAGE = Stage(

@@ -29,6 +29,7 @@ from adatsq_pipe.pipeline import cli, config, plan
 from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.architecture.families._family import timestep_told
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.pipeline_call import pictures_of
@@ -169,11 +170,11 @@ def _first_draw(context: Context) -> Conditions:
 
 def drawn_by_folder(folder: Path, context: Context) -> torch.Tensor:
     """What the quantized folder draws for the first held-out caption, opened as a user opens it."""
-    pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, context.tables["compute"]["dtype"]))
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, context.settings[ComputeSettings].dtype))
     pipe.set_progress_bar_config(disable=True)
     if type(pipe).__name__ == "AllegroPipeline":
         pipe.vae.enable_tiling()
-    wanted, call = _first_draw(context), dict(context.tables["model"]["call"])
+    wanted, call = _first_draw(context), dict(context.settings[ModelSettings].call)
     given: dict[str, Any] = {**collated(wanted.inputs[:1]), "prompt": wanted.prompts[0]}
     if type(pipe).__name__ == "DiTPipeline":
         given = {"class_labels": [int(prompt) for prompt in wanted.prompts]}
@@ -190,7 +191,10 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     from adatsq_pipe.stages.weights.solved import load_solved
 
     denoiser = Denoiser(
-        context.model, dtype=context.tables["compute"]["dtype"], device="cpu", call=context.tables["model"]["call"]
+        context.model.path,
+        dtype=context.settings[ComputeSettings].dtype,
+        device="cpu",
+        call=context.settings[ModelSettings].call,
     )
     load_solved(context, denoiser.transformer, policy_of(context))
     for part in denoiser.parts.values():

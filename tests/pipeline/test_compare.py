@@ -11,7 +11,8 @@ import pytest
 from adatsq_pipe.pipeline import compare, config
 from adatsq_pipe.pipeline.compare import Row
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
-from adatsq_pipe.stages.methods._recipe import methods
+from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.methods._recipe import Recipe, methods
 from tests.support.drawn import coloured
 
 
@@ -27,22 +28,22 @@ def test_all_is_every_method_at_every_pair_of_bits() -> None:
     rows = planned("all", "w4a4,w3a3")
     assert [(row.method, row.bits) for row in rows] == [(m, b) for b in ("w4a4", "w3a3") for m in methods()]
     assert not any(row.refused for row in rows)
-    tables = [row.config.tables for row in rows]
-    assert all(table["recipe"]["weight_bits"] == row.weight_bits for row, table in zip(rows, tables, strict=True))
+    tables = [row.config.settings for row in rows]
+    assert all(table[Recipe].weight_bits == row.weight_bits for row, table in zip(rows, tables, strict=True))
 
 
 def test_a_mean_that_is_no_whole_number_is_for_searched_policies() -> None:
     rows = planned("all", "w3a3.6")
     assert {row.method for row in rows} == {"adatsq", "vidit_q"}
-    assert all(row.config.tables["search"]["budget"] == 3.6 for row in rows)
-    assert planned("adatsq", "w3a3")[0].config.tables["search"]["budget"] == 3.1
+    assert all(row.config.settings[SearchSettings].budget == 3.6 for row in rows)
+    assert planned("adatsq", "w3a3")[0].config.settings[SearchSettings].budget == 3.1
 
 
 def test_sweeping_turns_the_main_knob() -> None:
     changes = [dict(row.change) for row in planned("smoothquant", "w4a4", sweep=True)]
     assert changes == [{}, {"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7}]
     ablations = planned("adatsq", "w4a4", sweep=True)
-    assert [row.config.tables["recipe"]["temporal"] for row in ablations] == [None, None, False, False, None]
+    assert [row.config.settings[Recipe].temporal for row in ablations] == [True, True, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import config
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.config import ClusterSettings, ConfigError
+from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.base.stage import all_stages
-from adatsq_pipe.stages.methods._recipe import methods, resolve
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.methods._recipe import Recipe, methods, resolve
 from adatsq_pipe.stages.scenes.world.captions import SHAPES
+from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -27,34 +32,34 @@ def test_layers_lie_in_order(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[search]\nbudget = 3.3\nwidth = 3\n")
     made = config.load(preset="w3a3", file=file, sets=["search.budget=3.2"], model=None, kept=None)
-    assert (made.tables["search"]["budget"], made.tables["search"]["width"]) == (3.2, 3)
-    assert made.tables["recipe"]["weight_bits"] == 3
+    assert (made.settings[SearchSettings].budget, made.settings[SearchSettings].width) == (3.2, 3)
+    assert made.settings[Recipe].weight_bits == 3
 
 
 def test_a_kept_configuration_continues_until_a_preset_starts_from_scratch() -> None:
     first = _load("search.budget=3.2", preset="w3a3")
     again = _load("solve.damping=0.05", kept=dict(first.asked))
-    assert (again.tables["search"]["budget"], again.tables["solve"]["damping"]) == (3.2, 0.05)
-    assert _load(preset="w3a3", kept=dict(first.asked)).tables["search"]["budget"] == 3.1
+    assert (again.settings[SearchSettings].budget, again.settings[SolveSettings].damping) == (3.2, 0.05)
+    assert _load(preset="w3a3", kept=dict(first.asked)).settings[SearchSettings].budget == 3.1
 
 
 def test_the_cluster_table_bears_no_identity() -> None:
     a, b = _load(), _load("cluster.workers=7", "cluster.executor='inline'")
     for stage in all_stages().values():
-        assert stage.reads(a.tables, "m") == stage.reads(b.tables, "m")
+        assert stage.reads(a.settings, "m") == stage.reads(b.settings, "m")
 
 
 def test_held_out_captions_are_not_calibration_captions() -> None:
     """Save the captions without a colour, which are too few to hold any out."""
     made = _load("data.count=60", "evaluate.count=60")
-    both = set(made.tables["data"]["prompts"]) & set(made.tables["evaluate"]["prompts"])
+    both = set(made.settings[DataSettings].prompts) & set(made.settings[EvaluateSettings].prompts)
     assert both <= {f"a {a}{b}" for a in SHAPES for b in ("", *(f" and a {c}" for c in SHAPES))}
 
 
 def test_presets_are_whole() -> None:
     for name in config.PRESETS:
         made = _load(preset=name)
-        assert resolve(made.tables["recipe"]).weight_bits == int(name[1])
+        assert made.settings[Recipe].weight_bits == int(name[1])
 
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -114,8 +119,8 @@ def test_a_method_is_the_parts_of_its_paper_over_rounding_to_nearest() -> None:
     assert plain["solver"] == "rtn" and plain["allocation"] == "uniform" and plain["transform"] == "none"
     assert set(PARTS) == set(methods())
     for method, parts in PARTS.items():
-        found = resolve(_load(f"recipe.method={method}", "recipe.weight_bits=4").tables["recipe"]).model_dump()
-        assert {key: value for key, value in found.items() if value != plain[key]} == parts, method
+        found = _load(f"recipe.method={method}", "recipe.weight_bits=4").settings[Recipe].model_dump()
+        assert {key: value for key, value in found.items() if key != "method" and value != plain[key]} == parts, method
 
 
 def test_a_later_layer_wins_and_leaves_other_keys_alone(tmp_path: Path) -> None:
@@ -125,16 +130,16 @@ def test_a_later_layer_wins_and_leaves_other_keys_alone(tmp_path: Path) -> None:
     file.write_text("[search]\nwidth = 6\nbudget = 3.3\n[model]\npath = 'from the file'\n")
     sets = ["search.budget=3.4", "model.path='from the set'"]
     made = config.load(preset=None, file=file, sets=sets, model=str(tmp_path), kept=kept)
-    search = made.tables["search"]
-    assert (search["budget"], search["width"], made.tables["solve"]["damping"]) == (3.4, 6, 0.5)
-    assert made.tables["recipe"]["weight_bits"] == 3, "of the preset that was kept"
+    search = made.settings[SearchSettings]
+    assert (search.budget, search.width, made.settings[SolveSettings].damping) == (3.4, 6, 0.5)
+    assert made.settings[Recipe].weight_bits == 3, "of the preset that was kept"
     assert made.model == tmp_path and made.asked["preset"] == "w3a3"
     assert made.asked["tables"]["search"] == {"budget": 3.4, "width": 6}
     assert made.asked["tables"]["model"] == {"path": str(tmp_path)}
     scratch = config.load(preset="w4a4", file=None, sets=[], model=None, kept=kept)
-    assert (scratch.tables["search"]["width"], scratch.tables["solve"]["damping"]) == (2, 0.01)
+    assert (scratch.settings[SearchSettings].width, scratch.settings[SolveSettings].damping) == (2, 0.01)
     assert scratch.asked == {"preset": "w4a4", "tables": {}}
-    assert _load().asked["preset"] == "w4a4" and _load().tables["search"]["budget"] == 4.0
+    assert _load().asked["preset"] == "w4a4" and _load().settings[SearchSettings].budget == 4.0
 
 
 def test_the_model_s_own_call_is_the_weakest_of_the_call_s_layers(tmp_path: Path) -> None:
@@ -142,8 +147,8 @@ def test_the_model_s_own_call_is_the_weakest_of_the_call_s_layers(tmp_path: Path
     made = config.load(
         preset=None, file=None, sets=["model.call.num_inference_steps=3"], model=str(tmp_path), kept=None
     )
-    assert made.tables["model"]["call"] == {"height": 64, "num_inference_steps": 3}
-    assert made.tables["model"]["world"] == ""
+    assert made.settings[ModelSettings].call == {"height": 64, "num_inference_steps": 3}
+    assert made.settings[ModelSettings].world == ""
     for text in ("{", "[]", '{"world": "scenes"}', '{"call": 3}'):
         (tmp_path / "sampling.json").write_text(text)
         with pytest.raises(ConfigError, match=r"sampling\.json is not"):
@@ -182,7 +187,7 @@ def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
         (["search.budgte=3"], r"\[search\] has no key 'budgte'; did you mean 'budget'\?"),
         (["search.width=0"], r"search\.width: .*greater than or equal to 1 \(given 0\)"),
         (["search.width=two"], r"search\.width: .*valid integer.* \(given 'two'\)"),
-        (["recipe.method=quark"], r"recipe\.method is 'quark'; there are adatsq, "),
+        (["recipe.method=quark"], r"unknown recipe\.method 'quark'; choose from adatsq, "),
         (["recipe.method=tq_dit", "recipe.allocation=trellis"], r"needs allocation = 'uniform'"),
         (["data.inputs=[{}]"], r"data\.inputs comes from a manifest; name it: --set data\.prompts_file=FILE\.jsonl"),
         (["cluster.executor=slurm"], r"cluster\.executor: .*'ray' or 'inline'"),
@@ -219,28 +224,31 @@ def test_prompts_come_from_the_settings_or_the_file_or_the_captions_that_ship(tm
         return config.load(preset=None, file=None, sets=sets, model=str(tmp_path), kept=None)
 
     made = load(f"data.prompts_file={file}", "evaluate.prompts=['three']")
-    assert (made.tables["data"]["prompts"], made.tables["evaluate"]["prompts"]) == (["one", "two"], ["three"])
-    for table in ("data", "evaluate"):
-        assert not {"count", "prompts_file", "inputs"} & set(made.tables[table]), "they bear no identity"
-    assert made.tables["data"]["batch"] == 8 and made.images == {}
-    ours = load("data.count=3", "evaluate.count=2").tables
+    assert (made.settings[DataSettings].prompts, made.settings[EvaluateSettings].prompts) == (
+        ("one", "two"),
+        ("three",),
+    )
+    for kind in (DataSettings, EvaluateSettings):
+        assert not {"count", "prompts_file", "inputs"} & set(made.settings[kind].identity()), "they bear no identity"
+    assert made.settings[DataSettings].batch == 8 and made.images == {}
+    ours = load("data.count=3", "evaluate.count=2").settings
     lines = (ROOT / "pipeline" / "presets" / "captions.txt").read_text().splitlines()
-    assert ours["data"]["prompts"] == [lines[0], lines[2], lines[4]]
-    assert ours["evaluate"]["prompts"] == [lines[1], lines[3]]
+    assert ours[DataSettings].prompts == (lines[0], lines[2], lines[4])
+    assert ours[EvaluateSettings].prompts == (lines[1], lines[3])
 
 
 def test_what_the_built_in_world_cannot_draw_is_refused() -> None:
     made = _load("data.prompts=['a red circle']")
-    assert made.tables["model"]["world"] == "scenes" and made.tables["data"]["prompts"] == ["a red circle"]
+    assert made.settings[ModelSettings].world == "scenes" and made.settings[DataSettings].prompts == ("a red circle",)
     with pytest.raises(ConfigError, match=r"evaluate\.prompts: .*a purple cow"):
         _load("evaluate.prompts=['a purple cow']")
 
 
 def test_arguments_that_every_prompt_comes_with_are_the_call_s(tmp_path: Path) -> None:
     inputs = [{"call": {"a": 1, "b": 2}, "images": {"image": "x"}}, {"call": {"a": 1}, "images": {"image": "y"}}]
-    tables: dict[str, Any] = {"data": {"inputs": inputs}, "evaluate": {}, "model": {"call": {"c": 1}}}
-    made = config.RunConfig(tables=tables, model=tmp_path, asked={}, images={})
-    assert made.given("data") == {"a", "image", "c"}
+    settings = RunSettings([DataSettings(inputs=tuple(inputs)), EvaluateSettings(), ModelSettings(call={"c": 1})])
+    made = config.RunConfig(settings=settings, cluster=ClusterSettings(), model=tmp_path, asked={}, images={})
+    assert made.given(DataSettings) == {"a", "image", "c"}
     assert made.given() == {"c"}, "the held-out prompts come with nothing"
 
 
@@ -285,12 +293,12 @@ def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
         "model.call.how={a=1}",
     ]
     loaded = _load(*sets)
-    call = loaded.tables["model"]["call"]
+    call = loaded.settings[ModelSettings].call
     assert (call["steps"], call["schedule"], call["eta"], call["dynamic"]) == ([1, 2], None, 0.5, True)
     assert call["how"] == {"a": 1}
     place = RunDir(tmp_path)
     config.keep_config(place, loaded)
     again = _load(kept=config.kept_config(tmp_path))
-    assert again.tables["model"]["call"] == call
+    assert again.settings[ModelSettings].call == call
     with pytest.raises(ConfigError, match=r"model\.call"):
         _load("model.call.x={a={b=1}}")

@@ -13,7 +13,7 @@ import pytest
 from adatsq_pipe.pipeline import config, plan, runner
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.base.context import Context, Report
-from adatsq_pipe.stages.base.settings import Settings
+from adatsq_pipe.stages.base.settings import DataSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.rundir import RunDir
@@ -38,7 +38,7 @@ class Screen:
 
 
 class Made:
-    """Four stages of two units each (assemble has one, `model`); `evaluate` also keeps `truth` in a shared folder."""
+    """Four stages of two units each (assemble has one, `model`)."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.run, self.screen = folder, RunDir(folder / "run"), Screen()
@@ -58,7 +58,7 @@ class Made:
             if name in self.before:
                 self.before[name](context)
             units = [("assemble", "model")] if name == "assemble" else [(name, "a"), (name, "b")]
-            for stage, unit in [*units, *([("shared", "truth")] if name == "evaluate" else [])]:
+            for stage, unit in units:
                 manifest = context.manifest(stage)
                 if not manifest.done(unit):
                     self.worked.append(f"{stage}/{unit}")
@@ -66,9 +66,8 @@ class Made:
                     manifest.commit(unit)
 
         def reads(tables: Any, model: str) -> Any:
-            return {"seed": tables["data"]["seed"]}
+            return {"seed": tables[DataSettings].seed}
 
-        shares = {"shared": reads} if name == "evaluate" else {}
         return Stage(
             name=name,
             version=1,
@@ -77,7 +76,6 @@ class Made:
             run=work,
             expected=lambda context: 2,
             settings=Settings,
-            shares=shares,
         )
 
     def config(self) -> RunConfig:
@@ -106,7 +104,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     return Made(tmp_path, monkeypatch)
 
 
-EVERY = ["first/a", "first/b", "second/a", "second/b", "assemble/model", "evaluate/a", "evaluate/b", "shared/truth"]
+EVERY = ["first/a", "first/b", "second/a", "second/b", "assemble/model", "evaluate/a", "evaluate/b"]
 
 
 def test_every_missing_stage_is_run_in_order_and_vouches_for_its_units(made: Made) -> None:
@@ -175,20 +173,6 @@ def test_a_unit_found_damaged_while_a_later_stage_reads_it_is_done_again(made: M
 
 def void(value: object) -> None:
     """Nothing."""
-
-
-def test_a_unit_of_a_shared_folder_belongs_to_the_stage_that_shares_it(made: Made) -> None:
-    """Another stage finds it damaged; the stage that shares the folder runs again though it was not chosen."""
-    made.execute()
-    context = made.context()
-    manifest = context.manifest("shared")
-    (manifest.unit_folder("truth") / "bytes").write_text("wrong")
-    context.manifest("second").withdraw("b")
-    context.manifest("evaluate").withdraw("b")
-    made.before["second"] = lambda context: void(manifest.done("truth") and context.read("shared", "truth"))
-    made.worked.clear()
-    assert made.execute("second")
-    assert made.worked == ["second/b", "evaluate/b", "shared/truth"]
 
 
 def test_what_is_found_damaged_again_and_again_ends_the_run(made: Made) -> None:

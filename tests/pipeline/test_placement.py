@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from safetensors.torch import save_file
 from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.placement import Need
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.storage.checkpoint import stored_sizes
 
 GB = 10**9
@@ -19,9 +20,9 @@ ROW = {"name": "a", "source": "a", "in": 10, "out": 20, "macs": 7 * 10 * 20}
 
 
 def _context(run: Path, model: Path) -> Context:
-    tables: dict[str, Any] = {"compute": {"dtype": "bfloat16"}, "data": {"batch": 3}}
+    settings = RunSettings([ComputeSettings(dtype="bfloat16"), DataSettings(batch=3)])
     prints = {stage: 2 * f"{i}" * 32 for i, stage in enumerate(("capture", "fisher"), 1)}
-    return Context(tables=tables, run=str(run), model=str(model), fingerprints=prints)
+    return Context(settings=settings, run=str(run), model=ModelRef(path=model), fingerprints=prints)
 
 
 @pytest.mark.parametrize(

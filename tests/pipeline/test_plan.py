@@ -13,11 +13,10 @@ import pytest
 from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 
-NAMES = ["capture", "fisher", "hessian", "solve", "search", "assemble", "evaluate"]
+NAMES = ["capture", "fisher", "hessian", "solve", "search", "assemble", "reference", "evaluate"]
 NEEDS = {
     "capture": [],
     "fisher": ["capture"],
@@ -25,7 +24,8 @@ NEEDS = {
     "solve": ["capture", "hessian"],
     "search": ["capture", "fisher", "solve"],
     "assemble": ["capture", "solve", "search"],
-    "evaluate": ["assemble"],
+    "reference": [],
+    "evaluate": ["assemble", "reference"],
 }
 
 
@@ -45,12 +45,19 @@ class Made:
     def steps(self, *sets: str) -> dict[str, Step]:
         return {step.stage.name: step for step in plan.plan(self.config(*sets), self.run)[0]}
 
-    def manifest(self, stage: str) -> Manifest:
-        return self.run.manifest(stage, self.steps()[stage].fingerprint)
+    def manifest(self, stage: str, sets: tuple[str, ...] = ()) -> Manifest:
+        return self.run.manifest(stage, self.steps(*sets)[stage].fingerprint)
 
-    def commit(self, stage: str, *units: str, complete: bool = False, vouched: tuple[str, ...] = ()) -> Manifest:
+    def commit(
+        self,
+        stage: str,
+        *units: str,
+        complete: bool = False,
+        vouched: tuple[str, ...] = (),
+        sets: tuple[str, ...] = (),
+    ) -> Manifest:
         """Units with a file each, and the stage's own mark, which vouches for them or for `vouched`."""
-        manifest = self.manifest(stage)
+        manifest = self.manifest(stage, sets)
         for unit in units:
             (manifest.open_unit(unit) / "bytes").write_text(unit)
             manifest.commit(unit)
@@ -82,17 +89,14 @@ def test_a_fingerprint_is_the_digest_of_name_version_what_is_read_and_the_needs(
         made_of = {
             "stage": stage.name,
             "version": stage.version,
-            "reads": stage.reads(asked.tables, model),
+            "reads": stage.reads(asked.settings, model),
             "needs": needs,
         }
         prints[stage.name] = _digest(made_of)
         assert step.fingerprint == prints[stage.name] and step.identity == made_of
-    evaluate = all_stages()["evaluate"]
-    reads = evaluate.shares["reference"](asked.tables, model)
-    prints["reference"] = _digest({"stage": "reference", "version": evaluate.version, "reads": reads})
     assert dict(context.fingerprints) == prints
-    assert "cluster" not in context.tables and set(context.tables) == set(asked.tables) - {"cluster"}
-    assert (context.run, context.model) == (str(made.run.path), str(made.model))
+    assert context.settings == asked.settings
+    assert (context.run, context.model.path, context.model.digest) == (str(made.run.path), made.model, model)
 
 
 def test_the_context_has_the_cluster_s_memory_and_share(made: Made) -> None:
@@ -103,7 +107,7 @@ def test_the_context_has_the_cluster_s_memory_and_share(made: Made) -> None:
 def test_a_change_reaches_the_stages_below_and_no_other(made: Made) -> None:
     before, after = made.steps(), made.steps("search.width=3")
     same = {name for name in NAMES if before[name].fingerprint == after[name].fingerprint}
-    assert same == {"capture", "fisher", "hessian", "solve"}
+    assert same == {"capture", "fisher", "hessian", "solve", "reference"}
     (made.model / "weights").write_bytes(b"others!")
     assert all(made.steps()[name].fingerprint != before[name].fingerprint for name in NAMES)
 
@@ -111,14 +115,19 @@ def test_a_change_reaches_the_stages_below_and_no_other(made: Made) -> None:
 def test_nothing_done_is_missing_and_promises_no_number_of_units(made: Made) -> None:
     steps = made.steps()
     assert {step.state for step in steps.values()} == {"missing"}
-    assert {name: (step.done, step.expected) for name, step in steps.items()} == dict.fromkeys(NAMES, (0, None))
+    assert {name: (step.done, step.expected) for name, step in steps.items()} == {
+        **dict.fromkeys(NAMES, (0, None)),
+        "reference": (0, 8),
+    }, "16 built-in captions, 3 seeds, 6 at a time: what needs no other stage is known"
 
 
 def test_the_number_of_units_is_shown_once_the_needs_are_done(made: Made) -> None:
     made.commit("assemble", "model", complete=True)
     sets = ("evaluate.prompts=['a','b','c']", "evaluate.seeds=3", "evaluate.batch=2")
-    other = made.steps(*sets)["evaluate"]
-    assert other.expected == 5, "nine pictures, two at a time"
+    steps = made.steps(*sets)
+    assert (steps["reference"].expected, steps["evaluate"].expected) == (5, None), "nine pictures, two at a time"
+    made.commit("reference", "draw/000", sets=sets, complete=True)
+    assert made.steps(*sets)["evaluate"].expected == 5
     made.manifest("assemble").withdraw("model")
     assert made.steps(*sets)["evaluate"].expected is None
 
@@ -239,7 +248,7 @@ def test_a_plan_as_json_has_its_states_units_and_changes(made: Made) -> None:
         (" solve , fisher,solve", ["fisher", "solve"]),
         ("hessian..search", ["hessian", "solve", "search"]),
         ("search..search", ["search"]),
-        ("capture,assemble..evaluate", ["capture", "assemble", "evaluate"]),
+        ("capture,assemble..evaluate", ["capture", "assemble", "reference", "evaluate"]),
     ],
 )
 def test_stages_are_chosen_in_the_order_of_a_run(text: str, wanted: list[str]) -> None:
@@ -249,7 +258,7 @@ def test_stages_are_chosen_in_the_order_of_a_run(text: str, wanted: list[str]) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no stage ''; there are capture, fisher, hessian, solve, search, assemble, evaluate"),
+        ("", "there is no stage ''; there are capture, fisher, hessian, solve, search, assemble, reference, evaluate"),
         ("solv", "there is no stage 'solv'; there are capture"),
         ("capture..x", "there is no stage 'x'"),
         ("..solve", "there is no stage ''"),

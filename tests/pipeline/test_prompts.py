@@ -10,7 +10,9 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import config, plan
 from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.stage import all_stages
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -34,9 +36,8 @@ def test_every_kind_of_file_gives_the_same_run(tmp_path: Path) -> None:
     given = _load(f"data.prompts={json.dumps(PROMPTS)}", f"evaluate.prompts={json.dumps(PROMPTS[:1])}")
     for file in _written(tmp_path).values():
         made = _load(f"data.prompts_file={file}", f"evaluate.prompts={json.dumps(PROMPTS[:1])}")
-        assert made.tables == given.tables
         for stage in all_stages().values():
-            assert stage.reads(made.tables, "m") == stage.reads(given.tables, "m")
+            assert stage.reads(made.settings, "m") == stage.reads(given.settings, "m")
 
 
 def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +48,10 @@ def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatc
     monkeypatch.chdir("/")
     file.write_text("something else")
     again = _load(kept=dict(first.asked))
-    assert again.tables["data"]["prompts"] == ["something else"]
+    assert again.settings[DataSettings].prompts == ("something else",)
     before, after = (plan.context_of(made, RunDir(tmp_path)) for made in (first, again))
     reads = all_stages()["capture"].reads
-    assert reads(before.tables, "m") != reads(after.tables, "m")
+    assert reads(before.settings, "m") != reads(after.settings, "m")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
     tables.write(tmp_path / "p.parquet", [{"text": "a"}])
     with pytest.raises(ConfigError, match="no column 'prompt'; it has text"):
         _load(f"evaluate.prompts_file={tmp_path / 'p.parquet'}")
-    with pytest.raises(ConfigError, match=r"both given; add --set data.prompts=\[\]"):
+    with pytest.raises(ConfigError, match=r"both set; add --set data.prompts=\[\]"):
         _load(f"data.prompts_file={_written(tmp_path)['text']}", "data.prompts=['a']")
 
 
@@ -88,7 +89,7 @@ def test_prompts_with_pictures_go_one_at_a_time_unless_told_otherwise(tmp_path: 
 
     def batches(*sets: str) -> tuple[int, int]:
         loaded = config.load(preset=None, file=None, sets=(f"data.prompts_file={file}", *sets), model=None, kept=None)
-        return loaded.tables["data"]["batch"], loaded.tables["evaluate"]["batch"]
+        return loaded.settings[DataSettings].batch, loaded.settings[EvaluateSettings].batch
 
     assert batches() == (1, 6) and batches("data.batch=2") == (2, 6)
 

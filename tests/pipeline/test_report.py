@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 
 from adatsq_pipe.pipeline import report
-from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.rundir import RunDir
@@ -108,7 +108,13 @@ def _store(folder: Path, **tables: Mapping[str, Any]) -> MadeStore:
 
 
 def _config(store: MadeStore) -> RunConfig:
-    return RunConfig(tables=store.context.tables, model=Path("/somewhere/tiny-flux"), asked={}, images={})
+    return RunConfig(
+        settings=store.context.settings,
+        cluster=ClusterSettings(),
+        model=Path("/somewhere/tiny-flux"),
+        asked={},
+        images={},
+    )
 
 
 def _summary(store: MadeStore) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from adatsq_pipe.pipeline.runner import Executors, _placed, _unusual
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.made_store import make_store
 
@@ -55,7 +56,7 @@ def test_a_share_set_by_hand_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_only_auto_on_ray_is_measured_and_a_machine_without_a_gpu_is_told_what_to_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = Context(tables={}, run="", model="")
+    context = Context(settings=RunSettings([]), run="", model=ModelRef(path=Path()))
     assert _placed("fisher", context, _config()) is None
     assert _placed("fisher", context, _config("cluster.gpus_per_worker=auto", "cluster.executor=inline")) is None
     monkeypatch.setattr(memory, "gpu_memory", lambda: 0)

@@ -8,6 +8,9 @@ from typing import Any
 
 from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
+from adatsq_pipe.stages.base.settings import Settings
+from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 
 FIRST, SECOND, MODULATION = "blocks.0.first", "blocks.0.second", "blocks.0.modulation"
 """Two layers that share their input, and one whose input is one vector per sample."""
@@ -15,7 +18,7 @@ SHAPES = {FIRST: (24, 16), SECOND: (8, 16), MODULATION: (16, 8)}
 """(out, in) of every layer, in survey order."""
 TOKENS = 5
 """Tokens of one sample."""
-STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "evaluate")
+STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "evaluate", "reference")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"call": {"num_inference_steps": 3}},
     "data": {"prompts": ["a red circle", "a blue square", "two crosses", "a white star"], "batch": 2, "seed": 3},
@@ -34,11 +37,9 @@ def made_context(run: Path, model: Path, /, **overrides: Mapping[str, Any]) -> C
     """
     unknown = set(overrides) - set(kinds())
     assert not unknown, f"there are no tables {unknown}"
-    settings: dict[str, dict[str, Any]] = {}
+    tables: list[Settings] = []
     for name, kind in kinds().items():
-        if name == "cluster":
-            continue
-        asked = {**DEFAULTS.get(name, {}), **overrides.get(name, {})}
-        settings[name] = kind.model_validate(asked).model_dump(mode="json")
-    prints = {name: str(place) * 64 for place, name in enumerate((*STAGES, "reference"))}
-    return Context(tables=settings, run=str(run), model=str(model), fingerprints=prints)
+        values = {**DEFAULTS.get(name, {}), **overrides.get(name, {})}
+        tables.append(resolve(values) if kind is Recipe else kind.model_validate(values))
+    prints = {name: str(place) * 64 for place, name in enumerate(STAGES)}
+    return Context(settings=RunSettings(tables), run=str(run), model=ModelRef(path=Path(model)), fingerprints=prints)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.settings import DataSettings
+from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
@@ -37,7 +39,7 @@ class MadeStore:
         self.context, self.calls = context, calls
         self.steps = max(calls) + 1
         self.timesteps = [1000.0 - 300 * step for step in range(self.steps)]
-        prompts, size = context.tables["data"]["prompts"], context.tables["data"]["batch"]
+        prompts, size = context.settings[DataSettings].prompts, context.settings[DataSettings].batch
         self.batches = -(-len(prompts) // size)
         self.names = list(SHAPES)
         self.source = {FIRST: FIRST, SECOND: FIRST, MODULATION: MODULATION}
@@ -66,7 +68,7 @@ class MadeStore:
         size = (
             self.batches,
             len(self.calls),
-            max(1, self.context.tables["capture"]["rows"] * self.steps // len(self.calls)),
+            max(1, self.context.settings[CaptureSettings].rows * self.steps // len(self.calls)),
         )
         scale = torch.linspace(0.5, 3, width) * (1 + torch.tensor(self.calls))[:, None, None]
         rows = torch.randn(*size, width, generator=random) * scale
@@ -112,7 +114,7 @@ class MadeStore:
             manifest.commit(unit, value=value)
 
     def _blocks(self) -> list[range]:
-        size = self.context.tables["capture"]["block"]
+        size = self.context.settings[CaptureSettings].block
         return [range(start, min(start + size, self.steps)) for start in range(0, self.steps, size)]
 
     def write_activations(self) -> None:

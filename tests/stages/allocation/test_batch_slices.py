@@ -13,7 +13,7 @@ import torch
 from adatsq_pipe.stages.allocation import batch_slices
 from adatsq_pipe.stages.allocation.batch_slices import Portion
 from adatsq_pipe.stages.allocation.rollout import Ground, latents_of
-from adatsq_pipe.stages.allocation.trellis import SearchSettings, identity_of
+from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.denoiser.conditions import Conditions
@@ -68,9 +68,8 @@ def test_errors_are_put_together_in_the_portions_order_weighted_by_captions() ->
 
 
 def test_what_is_as_if_it_were_not_there_bears_no_identity() -> None:
-    plain = SearchSettings().model_dump(mode="json")
-    assert not {"batches", "samples"} & set(identity_of(plain))
-    assert identity_of({**plain, "samples": 2})["samples"] == 2
+    assert not {"batches", "samples"} & set(SearchSettings().identity())
+    assert SearchSettings(samples=2).identity()["samples"] == 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)

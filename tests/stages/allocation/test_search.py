@@ -264,9 +264,9 @@ def test_without_a_search_the_recipe_s_bits_stand_everywhere(tmp_path: Path) -> 
 
 def test_a_search_depends_on_its_settings_and_uniform_bits_on_nothing_but_themselves(tmp_path: Path) -> None:
     reads = all_stages()["search"].reads
-    searched = _store(tmp_path).context.tables
+    searched = _store(tmp_path).context.settings
     found = reads(searched, "model")
     assert isinstance(found, dict) and set(found) == {"compute", "search", "allocation"}
     assert found["allocation"] == "trellis" and found["search"]["budget"] == 4.5 and found["search"]["samples"] == 2
-    uniform = make_store(tmp_path / "u", recipe={"method": "rtn", "activation_bits": 6}).context.tables
+    uniform = make_store(tmp_path / "u", recipe={"method": "rtn", "activation_bits": 6}).context.settings
     assert reads(uniform, "model") == {"allocation": "uniform", "activation_bits": 6}

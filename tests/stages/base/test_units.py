@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
 from adatsq_pipe.stages.base.units import complete, fan_out, shards, unit_of
 from adatsq_pipe.storage.errors import DamagedUnit
 
@@ -19,7 +20,9 @@ SHA = "ab" * 32
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(tables={}, run=str(tmp_path), model="", fingerprints={"capture": SHA})
+    return Context(
+        settings=RunSettings([]), run=str(tmp_path), model=ModelRef(path=tmp_path), fingerprints={"capture": SHA}
+    )
 
 
 def _commit(context: Context, key: str, value: object = None) -> None:

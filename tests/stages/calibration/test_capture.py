@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.calibration.capture import Capture
 from adatsq_pipe.stages.calibration.survey import active_steps, left_of, survey_of, unit_waves
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
@@ -38,10 +39,10 @@ def _opened(
 
 def _runs(store: MadeStore, denoiser: TwoLayerDenoiser, batch: int) -> list[tuple[list[OneCall], Tensor]]:
     """The whole run of each sample of a batch: its calls, and the latents it ends with."""
-    data, net = store.context.tables["data"], next(iter(denoiser.parts.values()))
-    captions = list(enumerate(data["prompts"]))[batch * data["batch"] : (batch + 1) * data["batch"]]
+    data, net = store.context.settings[DataSettings], next(iter(denoiser.parts.values()))
+    captions = list(enumerate(data.prompts))[batch * data.batch : (batch + 1) * data.batch]
     how = {"steps": denoiser.steps, "guided": denoiser.guided}
-    return [run_of(net, prompt, seed_of(data["seed"], i), **how) for i, prompt in captions]
+    return [run_of(net, prompt, seed_of(data.seed, i), **how) for i, prompt in captions]
 
 
 GUIDED = pytest.mark.parametrize("guided", [False, True], ids=["one call a step", "two calls a step"])

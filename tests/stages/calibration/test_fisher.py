@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.calibration.capture import Capture
 from adatsq_pipe.stages.calibration.fisher import Fisher
 from adatsq_pipe.stages.calibration.scores import curvature_of
@@ -38,9 +39,9 @@ def _captured(folder: Path, denoiser: TwoLayerDenoiser, patch: pytest.MonkeyPatc
 
 
 def _runs(store: MadeStore, net: TwoLayers, batch: int, *, guided: bool = False) -> Calls:
-    data = store.context.tables["data"]
-    captions = list(enumerate(data["prompts"]))[batch * data["batch"] : (batch + 1) * data["batch"]]
-    return [run_of(net, prompt, seed_of(data["seed"], i), guided=guided)[0] for i, prompt in captions]
+    data = store.context.settings[DataSettings]
+    captions = list(enumerate(data.prompts))[batch * data.batch : (batch + 1) * data.batch]
+    return [run_of(net, prompt, seed_of(data.seed, i), guided=guided)[0] for i, prompt in captions]
 
 
 def _noise(seed: tuple[int, ...], samples: int) -> Tensor:

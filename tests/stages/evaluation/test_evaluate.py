@@ -19,8 +19,10 @@ from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Trajectory
 from adatsq_pipe.stages.evaluation import reference
+from adatsq_pipe.stages.evaluation.draws import draws
 from adatsq_pipe.stages.evaluation.evaluate import STAGE, Evaluate, _ssim
-from adatsq_pipe.stages.evaluation.reference import Reference, draws
+from adatsq_pipe.stages.evaluation.reference import STAGE as REFERENCE
+from adatsq_pipe.stages.evaluation.reference import Reference
 from adatsq_pipe.stages.runtime.model import execute, quantized_layers
 from adatsq_pipe.stages.scenes.world import captions, scorer
 from adatsq_pipe.stages.weights.solved import load_solved
@@ -66,7 +68,7 @@ class Models:
         store.manifest("assemble").commit("model")
         self.folder = str(store.context.read("assemble", "model")[1])
         loading._open.cache_clear()
-        opened = {store.context.model: full, self.folder: quantized}
+        opened = {str(store.context.model.path): full, self.folder: quantized}
         patch.setattr(loading, "Denoiser", lambda folder, **kwargs: opened[folder])
 
     def evaluated(self, shard: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Tensor]]:
@@ -269,10 +271,11 @@ class Listed:
 def test_the_reference_is_drawn_first_and_true_scenes_only_for_a_world(world: str, tmp_path: Path) -> None:
     evaluate = {"prompts": CAPTIONS, "seeds": 5, "batch": 4}
     store, executor = make_store(tmp_path, evaluate=evaluate, model={"world": world}), Listed()
-    STAGE.run(store.context, executor, lambda done, total: None)
+    for stage in (REFERENCE, STAGE):
+        stage.run(store.context, executor, lambda done, total: None)
     truth = ["truth"] if world else []
     assert executor.asked == [
         ("reference", [*truth, "draw/000", "draw/001", "draw/002"]),
         ("evaluate", ["quantized/000", "quantized/001", "quantized/002"]),
     ]
-    assert STAGE.expected(store.context) == 3
+    assert STAGE.expected(store.context) == 3 and REFERENCE.expected(store.context) == 3 + len(truth)

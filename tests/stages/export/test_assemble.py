@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.export.assemble import STAGE, Assemble
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES
@@ -75,7 +77,7 @@ def _assembled(store: MadeStore) -> tuple[dict[str, Any], Path]:
 
 def test_codes_policy_and_scales_are_those_of_the_solved_units(store: MadeStore) -> None:
     source = _weights()
-    _source(Path(store.context.model), {"transformer": source})
+    _source(Path(store.context.model.path), {"transformer": source})
     solved = {
         FIRST: _write_layer(store, FIRST, FIRST, smooth=torch.rand(16).bfloat16()),
         SECOND: _write_layer(store, SECOND, SECOND),
@@ -102,7 +104,7 @@ def test_codes_policy_and_scales_are_those_of_the_solved_units(store: MadeStore)
 
 def test_a_folded_bias_has_the_dtype_that_the_source_stores(store: MadeStore) -> None:
     source = {name: tensor.bfloat16() for name, tensor in _weights().items()}
-    _source(Path(store.context.model), {"transformer": source})
+    _source(Path(store.context.model.path), {"transformer": source})
     for name in SHAPES:
         _write_layer(store, name, name, bias=torch.full((SHAPES[name][0],), 1 / 3))
     written = load_file(_assembled(store)[1] / "transformer" / FILE)
@@ -110,7 +112,7 @@ def test_a_folded_bias_has_the_dtype_that_the_source_stores(store: MadeStore) ->
 
 
 def test_the_folder_is_the_sources_but_for_denoiser_and_card(store: MadeStore) -> None:
-    model = Path(store.context.model)
+    model = Path(store.context.model.path)
     _source(model, {"transformer": _weights()})
     for name in SHAPES:
         _write_layer(store, name, name)
@@ -136,7 +138,7 @@ def test_the_folder_is_the_sources_but_for_denoiser_and_card(store: MadeStore) -
 
 def test_sizes_are_the_bytes_that_can_be_counted(store: MadeStore) -> None:
     source = _weights()
-    _source(Path(store.context.model), {"transformer": source})
+    _source(Path(store.context.model.path), {"transformer": source})
     for name in SHAPES:
         more = {"smooth": torch.ones(16).bfloat16()} if name == FIRST else {}
         _write_layer(store, name, name, **more, bias=torch.zeros(SHAPES[name][0]))
@@ -166,7 +168,7 @@ def test_sizes_are_the_bytes_that_can_be_counted(store: MadeStore) -> None:
 def test_a_weight_that_the_source_does_not_store_is_refused(store: MadeStore) -> None:
     source = _weights()
     del source[f"{SECOND}.weight"]
-    _source(Path(store.context.model), {"transformer": source})
+    _source(Path(store.context.model.path), {"transformer": source})
     for name in SHAPES:
         _write_layer(store, name, name)
     with pytest.raises(StageError, match=rf"stores no tensor {SECOND}\.weight"):
@@ -182,7 +184,7 @@ def test_of_two_denoisers_each_has_its_own_layers(tmp_path: Path) -> None:
     store.bits = [[3, 16], [16, 4], [16, 8]]
     store.write_front()
     parts = {"transformer": _weights(), "transformer_2": _weights("second")}
-    _source(Path(store.context.model), parts)
+    _source(Path(store.context.model.path), parts)
     solved = [_write_layer(store, name.partition(".")[2], name) for name in names]
     value, folder = _assembled(store)
     one, two = (load_file(folder / part / FILE) for part in parts)
@@ -202,7 +204,7 @@ def test_a_family_says_where_its_timestep_is(store: MadeStore) -> None:
     from adatsq_pipe.stages.architecture.families._family import families
 
     name, family = next((name, family) for name, family in families().items() if family.timestep)
-    _source(Path(store.context.model), {"transformer": _weights()}, _class_name=name)
+    _source(Path(store.context.model.path), {"transformer": _weights()}, _class_name=name)
     for layer in SHAPES:
         _write_layer(store, layer, layer)
     _, folder = _assembled(store)
@@ -211,5 +213,5 @@ def test_a_family_says_where_its_timestep_is(store: MadeStore) -> None:
 
 
 def test_the_folders_bytes_depend_on_the_call_and_the_world() -> None:
-    tables = {"model": {"call": {"height": 8}, "world": "scenes", "path": "x"}}
-    assert STAGE.reads(tables, "digest") == {"model": "digest", "call": {"height": 8}, "world": "scenes"}
+    settings = RunSettings([ModelSettings(call={"height": 8}, world="scenes", path="x")])
+    assert STAGE.reads(settings, "digest") == {"model": "digest", "call": {"height": 8}, "world": "scenes"}

@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> MadeStore:
     store = make_store(tmp_path, recipe={"method": "quarot"})
     store.manifest("search").open_unit("front")
     store.manifest("search").commit("front", value={"mean_bits": 4.567, "mac_weighted_bits": 5.125})
-    model = Path(store.context.model)
+    model = Path(store.context.model.path)
     model.mkdir()
     (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     (model / "README.md").write_text("---\nlicense: other\nlicense_name: flux-dev\nlanguage: en\ntags: [x]\n---\n# A")
@@ -88,7 +88,7 @@ def test_the_card_says_what_was_counted(store: MadeStore) -> None:
 
 
 def test_an_original_without_a_card_passes_on_its_licence_in_words(store: MadeStore) -> None:
-    (Path(store.context.model) / "README.md").unlink()
+    (Path(store.context.model.path) / "README.md").unlink()
     head, body = _parts(card(store.context, SIZES))
     assert "license" not in head
     assert "Its licence is that of the original model." in body

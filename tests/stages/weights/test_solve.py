@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.weights.solve import STAGE, Solve
+from adatsq_pipe.stages.base.run_settings import RunSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.weights.solve import STAGE, Solve, SolveSettings
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.marker import Marker
 from tests.support import slow_math
@@ -335,8 +338,7 @@ def test_the_bytes_depend_on_what_the_recipe_uses_of_its_fields() -> None:
     """Activation bits count for calibrated scales and for searched groups, the allocation never."""
 
     def of(**recipe: Any) -> Any:
-        tables = {"compute": {"dtype": "float32"}, "solve": {"damping": 0.01}, "recipe": recipe}
-        return STAGE.reads(tables, "model")
+        return STAGE.reads(RunSettings([ComputeSettings(), SolveSettings(), resolve(recipe)]), "model")
 
     assert of(method="rtn", activation_bits=4) == of(method="rtn", activation_bits=8)
     assert of(method="rtn", allocation="uniform") == of(method="rtn", allocation="trellis")
