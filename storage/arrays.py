@@ -37,7 +37,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """The array `name` of a group. Raises KeyError if there is none."""
     array = group[name]
     assert not hasattr(array, "array_keys"), f"{name} is a group"
-    return array  # type: ignore[return-value]
+    return array
 
 
 def read(folder: Path, name: str) -> npt.NDArray[Any]:

@@ -76,7 +76,7 @@ class Turns:
         try:
             for module in modules:
                 for own in (module._parameters, module._buffers):
-                    held: dict[str, Any] = own  # type: ignore[assignment]
+                    held: dict[str, Any] = own
                     for name, tensor in held.items():
                         if tensor is None:
                             continue
@@ -187,7 +187,7 @@ class Kept:
 
     def __init__(self, x: Tensor) -> None:
         with torch.enable_grad():
-            self._end: Tensor = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True))
+            self._end: Tensor = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-untyped-call]
         """What keeps the node alive: on torch 2.11 its Python side alone does not."""
 
     def __call__(self) -> Tensor:

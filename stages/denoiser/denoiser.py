@@ -171,7 +171,7 @@ class Denoiser:
             seen["moved"] = True
 
         for name, part in self.parts.items():
-            part.forward = stand_in(name)  # type: ignore[method-assign]
+            part.forward = stand_in(name)
         if vae is not None:
             real_decode = vae.decode
 

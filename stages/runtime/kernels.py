@@ -49,7 +49,7 @@ class TokenCodes(NamedTuple):
 # --- tokens
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _nearest(x):  # type: ignore[no-untyped-def]
     return (x + _HALF) - _HALF
 

@@ -17,8 +17,8 @@ from tests.support import stage_sources
 def test_changed_code_comes_with_a_version_or_a_note(stage: str) -> None:
     recorded, now = json.loads(stage_sources.RECORD.read_text())[stage], stage_sources.sources()[stage]
     assert now == recorded, (
-        f"the code behind stage {stage!r} changed. If its bytes change, raise `version` in its STAGE; if they stay, show "
-        "it (.github/CONTRIBUTING.md). Then run: python -m tests.support.stage_sources"
+        f"the code behind stage {stage!r} changed. If its bytes change, raise `version` in its STAGE; if they stay, "
+        "show it (.github/CONTRIBUTING.md). Then run: python -m tests.support.stage_sources"
     )
 
 

@@ -57,7 +57,7 @@ def training_set(vae: AutoencoderKL, work: Path, *, seed: int, scenes: int = SCE
     if path.exists():
         cached: dict[str, Tensor] = load_file(path)
         return cached
-    vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = vae.to(memory_format=torch.channels_last)
     latents, ids = [], []
     for chunk in range(scenes // _CHUNK):
         captions, picture = rendering.batch((seed, 4, chunk), _CHUNK)
