@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,45 +12,50 @@ from torch import Tensor
 from adatsq_pipe.stages.names import TIMESTEPS
 
 
-def timestep_argument(forward: Callable[..., Any], told: str = "") -> tuple[str, int] | None:
-    """Name and position of the timestep among the parameters of `forward`; None if no name says it.
+def timestep_argument(forward: Callable[..., object], name: str = "") -> tuple[str, int] | None:
+    """Name and position of the timestep among the parameters of `forward`, or None.
 
-    Flux and Wan name it `timestep`, Z-Image `t`; `told` is a name that none would guess.
+    Looks for `name`, or without it for the names in use (`TIMESTEPS`): Flux and Wan say `timestep`, Z-Image `t`.
     """
-    names = list(inspect.signature(forward).parameters)
-    return next(((name, names.index(name)) for name in ((told,) if told else TIMESTEPS) if name in names), None)
+    parameters = list(inspect.signature(forward).parameters)
+    candidates = (name,) if name else TIMESTEPS
+    return next(((name, parameters.index(name)) for name in candidates if name in parameters), None)
 
 
-def timestep_of(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], told: str = "") -> Tensor:
-    """The timestep argument of a call of `forward` (named `told`, if that is said), float32 `[n]`, in the denoiser's
-    own unit.
+def timestep_of(
+    forward: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], name: str = ""
+) -> Tensor:
+    """The timestep of a call of `forward`: float32 [n] on the CPU, in the denoiser's own unit.
 
-    Where no parameter has its name it is the first number, or vector of numbers, after the sample. Raises TypeError if
-    there is none.
+    If no parameter has the `name` (or a name in use), it is the first number, or vector of numbers, after the sample.
+    Raises TypeError if the call has none.
     """
-    found = timestep_argument(forward, told)
-    if found is not None:
-        name, index = found
-        value = kwargs.get(name, args[index] if index < len(args) else None)
+    argument = timestep_argument(forward, name)
+    if argument is not None:
+        key, index = argument
+        value = kwargs.get(key, args[index] if index < len(args) else None)
     else:
-        value = next((value for value in args[1:] if _is_level(value)), None)
+        value = next((value for value in args[1:] if _is_timestep(value)), None)
     if value is None:
-        names = told or ", ".join(TIMESTEPS)
+        names = name or ", ".join(TIMESTEPS)
         raise TypeError(f"the denoiser's call has none of the arguments {names}; no policy can follow")
     return torch.as_tensor(value).detach().float().reshape(-1).cpu()
 
 
-def _is_level(value: object) -> bool:
+def _is_timestep(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() <= 1)
 
 
 def monotonic(timesteps: Sequence[float]) -> bool:
-    """Whether the calls of a run only fall, or only rise, in noise: then a noise level says the step."""
+    """Whether the timesteps of a run's calls never rise, or never fall: then a timestep identifies its step."""
     pairs = list(itertools.pairwise(timesteps))
     return all(a >= b for a, b in pairs) or all(a <= b for a, b in pairs)
 
 
 def nearest_step(timestep: Tensor, calibrated_T: Tensor) -> list[int]:
-    """Index of the calibrated noise level nearest to each value of `timestep`, without repeats, rising."""
+    """Index of the calibrated timestep nearest to each value of `timestep` [n]: ascending, without repeats.
+
+    Of two that are equally near the earlier step is taken.
+    """
     nearest = (timestep.reshape(-1, 1) - calibrated_T.reshape(1, -1)).abs().argmin(1)
     return sorted(set(nearest.tolist()))

@@ -1,9 +1,9 @@
-"""Triton kernels for packed execution on a GPU: tokens to int8 codes, codes times codes of weights, summed in int32.
+"""Triton kernels for packed execution on a GPU: one rounds tokens to int8 codes, one multiplies them by packed weights.
 
-Whole numbers of up to eight bits are exact in int8 and their sums in int32, so one kernel serves every activation
-bit-width of a policy, and how the work is cut into tiles bears on no bit of the result. Weights are unpacked in
-registers, four codes to an instruction, on their way to the tensor cores. Without a GPU the kernels run only in
-Triton's interpreter (TRITON_INTERPRET=1), which takes more than a GPU's compiler does; tests ask both.
+Integers of up to eight bits are exact in int8 and their sums in int32, so one kernel serves every activation bit-width
+of a policy, and the tiling does not change a bit of the result. Weights are unpacked in registers, four codes to an
+instruction, on their way to the tensor cores. Without a GPU the kernels run only in Triton's interpreter
+(TRITON_INTERPRET=1), which accepts more than a GPU's compiler does; the tests use both.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _OUTS, _DEPTH, _STAGES, _GROUP = 128, 128, 3, 4
 _ROWS, _COLUMNS = 16, 128
 _HALF = tl.constexpr(12582912.0)
-"""1.5 times 2^23: added to a float32 below 2^22 and taken away, it leaves the nearest whole number, ties to even."""
+"""1.5 times 2^23: added to a float32 below 2^22 and subtracted again, it leaves the nearest integer, ties to even."""
 
 
 def _tile(count: int) -> tuple[int, int]:
-    """Tokens of a tile, and warps, for so many tokens. Of ten tried on an H100 with 4,608 tokens the last was best on
-    the whole; the others waste less of a tile on few tokens and have not been timed."""
+    """Tokens in a tile, and warps, for `count` tokens. Of ten tilings tried on an H100 with 4,608 tokens the largest
+    was the fastest overall; the smaller ones waste less of a tile when tokens are few and have not been timed."""
     return (16, 4) if count <= 16 else (128, 4) if count <= 1024 else (256, 8)
 
 
 class TokenCodes(NamedTuple):
-    """Rounded tokens: value = (codes + offset) times; offsets are there where codes would else not fit int8."""
+    """Rounded tokens: value = (codes + offset) times. Offsets are for codes that would not fit int8 without them."""
 
     codes: Tensor
     """int8 [N, in]"""
@@ -46,17 +46,14 @@ class TokenCodes(NamedTuple):
     """int32 [N], the sum of codes and offsets over the input channels."""
 
 
-# --- tokens
-
-
 @triton.jit
 def _nearest(x):  # type: ignore[no-untyped-def]
     return (x + _HALF) - _HALF
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _loaded(x, h, n, start, tokens, width, COLUMNS: tl.constexpr, ROTATED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Columns `start` and on of the rows `n`, rotated: float32 of what the dtype of `x` holds."""
+    """Columns from `start` of the rows `n`, rotated in the dtype of `x`, as float32."""
     k = start + tl.arange(0, COLUMNS)
     found = tl.load(x + n[:, None].to(tl.int64) * width + k[None, :], (n < tokens)[:, None] & (k < width)[None, :], 0.0)
     if ROTATED:
@@ -66,9 +63,9 @@ def _loaded(x, h, n, start, tokens, width, COLUMNS: tl.constexpr, ROTATED: tl.co
     return found.to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _round(  # type: ignore[no-untyped-def]
-    x, h, codes, times, offset, total, levels, tokens, width,
+    x, h, codes, times, offset, total, qmax, tokens, width,
     SYMMETRIC: tl.constexpr, ROTATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -78,15 +75,15 @@ def _round(  # type: ignore[no-untyped-def]
         least, most = tl.minimum(least, found), tl.maximum(most, found)
     low, high = tl.min(least, 1), tl.max(most, 1)
     if SYMMETRIC:
-        half = (levels - 1) / 2
+        half = (qmax - 1) / 2
         scale = tl.maximum(tl.div_rn(tl.maximum(-low, high), half + 0 * low), 1e-12)
         floor, ceiling = -half + 0 * low, half + 0 * low
         middle = 0 * low
     else:
-        scale = tl.maximum(tl.div_rn(high - low, levels + 0 * low), 1e-12)
+        scale = tl.maximum(tl.div_rn(high - low, qmax + 0 * low), 1e-12)
         floor = _nearest(tl.div_rn(low, scale))
-        ceiling = floor + levels
-        middle = tl.where(levels > 127, floor + 128, 0.0)
+        ceiling = floor + qmax
+        middle = tl.where(qmax > 127, floor + 128, 0.0)
     summed = tl.zeros((ROWS, COLUMNS), tl.int32)
     for start in range(0, width, COLUMNS):
         found = _loaded(x, h, n, start, tokens, width, COLUMNS, ROTATED)
@@ -102,11 +99,11 @@ def _round(  # type: ignore[no-untyped-def]
     tl.store(total + n, tl.sum(summed, 1), mask=n < tokens)
 
 
-def token_codes(x_NI: Tensor, h_BB: Tensor | None, *, levels: float, symmetric: bool) -> TokenCodes:
+def token_codes(x_NI: Tensor, h_BB: Tensor | None, *, qmax: float, symmetric: bool) -> TokenCodes:
     """The grids of `numerics.grid.token_codes` for tokens [..., in], rotated by `h_BB` first if there is one.
 
-    `levels` is 2^bits - 1, at most 255. `h_BB` is for bfloat16 and float16, in whose dtype it is; its block is 16 or
-    more and divides the input width.
+    `qmax` is 2^bits - 1, at most 255. `h_BB` needs bfloat16 or float16 tokens and has their dtype; its block is at
+    least 16 and divides the input width.
     """
     width = x_NI.shape[-1]
     x = x_NI.reshape(-1, width).contiguous()
@@ -116,19 +113,16 @@ def token_codes(x_NI: Tensor, h_BB: Tensor | None, *, levels: float, symmetric: 
     if len(x):
         block = _COLUMNS if h_BB is None else len(h_BB)
         _round[(triton.cdiv(len(x), _ROWS),)](
-            x, x if h_BB is None else h_BB, codes, times, offset, total, float(levels), len(x), width,
+            x, x if h_BB is None else h_BB, codes, times, offset, total, float(qmax), len(x), width,
             SYMMETRIC=symmetric, ROTATED=h_BB is not None, ROWS=_ROWS, COLUMNS=block,
         )  # fmt: skip
     return TokenCodes(codes, times, offset, total)
 
 
-# --- products
-
-
 @cache
 def _cuts(bits: int) -> tuple[str, ...]:
-    """PTX that takes the codes of each segment out of four bytes of its plane (and the next): c, or c - 128 of eight
-    bits."""
+    """For each segment, PTX that extracts its codes from four bytes of its plane (and of the next): c, or c - 128 for
+    eight bits."""
     found = []
     for segment in range(SEGMENTS):
         shift = segment * bits % 8
@@ -147,7 +141,7 @@ def _four(byte: int) -> str:
     return f"0x{byte * 0x01010101:08x}"
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _cut(low, high, SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """int8 codes of a segment from the bytes that hold their lower bits and, where they straddle, the upper ones."""
     SHIFT: tl.constexpr = SEGMENT * BITS % 8
@@ -167,7 +161,7 @@ def _cut(low, high, SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexp
     return w
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _segment(  # type: ignore[no-untyped-def]
     total, row_n, row_o, length, width,
     SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr,
@@ -191,7 +185,7 @@ def _segment(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _product(  # type: ignore[no-untyped-def]
     a, times, offset, of_tokens, planes, scale, zero, of_outs, bias, out,
     tokens, outs, width, length,
@@ -228,8 +222,8 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 def code_sums(planes: Tensor, *, bits: int, width: int) -> Tensor:
-    """int32 [out]: sums over the input channels of packed weights' codes, as the kernel has them (less 128 each of
-    eight bits)."""
+    """int32 [out]: sums over the input channels of the codes of packed weights, as the kernel sees them (each less 128
+    for eight bits)."""
     rows = max(1, 2**24 // width)
     sums = [unpack(part, bits, width).sum(1, dtype=torch.int32) for part in planes.split(rows)]
     return torch.cat(sums) - (128 * width if bits == 8 else 0)
@@ -270,9 +264,6 @@ def packed_product(
     return out
 
 
-# --- layers
-
-
 def takes(layer: QuantizedLinear) -> bool:
     """Whether a layer's tokens and output channels have one scale each, and its tokens are rounded now."""
     spec = layer.spec
@@ -285,7 +276,7 @@ def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
     spec = layer.spec
     unrounded = layer.transform(x) if spec.rank else None
     if unrounded is not None:
-        tokens = token_codes(unrounded, None, levels=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
+        tokens = token_codes(unrounded, None, qmax=2.0**layer.bits - 1, symmetric=spec.symmetric_activations)
     elif layer.shared is None or layer.has_own_input or x.is_inference():
         tokens = _codes_of_input(layer, x)
     else:
@@ -306,4 +297,4 @@ def _codes_of_input(layer: QuantizedLinear, x: Tensor) -> TokenCodes:
     fused = layer.spec.block >= 16 and x.dtype.itemsize == 2
     ready = layer.permute_and_smooth(x) if fused else layer.transform(x)
     h_BB = layer.rotation(x) if fused else None
-    return token_codes(ready, h_BB, levels=2.0**layer.bits - 1, symmetric=layer.spec.symmetric_activations)
+    return token_codes(ready, h_BB, qmax=2.0**layer.bits - 1, symmetric=layer.spec.symmetric_activations)

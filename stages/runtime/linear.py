@@ -133,8 +133,6 @@ class QuantizedLinear(nn.Module, StoredTensors):
         """Drop what was computed from the buffers. To be called when they change."""
         self._weight = self._rotation = self.code_sums = None
 
-    # --- weights
-
     def _unscaled(self, part: slice, dtype: torch.dtype) -> Tensor:
         """Rows `part` of the weight before scaling, [rows, groups, width]: integers, or values of the codebook."""
         packed = rows_of(self.codes, part)
@@ -172,8 +170,6 @@ class QuantizedLinear(nn.Module, StoredTensors):
             plain.bias = self.bias
         self.drop_cache()
         return plain
-
-    # --- activations
 
     def permute_and_smooth(self, x: Tensor) -> Tensor:
         """An input [..., in] with its channels in the layer's order and multiplied by the smoothing vector."""
@@ -237,8 +233,6 @@ class QuantizedLinear(nn.Module, StoredTensors):
         if self.shared is None or self.has_own_input or torch.compiler.is_compiling() or x.is_inference():
             return compute()
         return self.shared.rounded(x, (RoundedInput, self._bits, self._rounding, as_codes), compute)
-
-    # --- products
 
     def forward(self, x: Tensor) -> Tensor:
         """The output [..., out] for an input [..., in], in the dtype of `x`."""

@@ -23,15 +23,16 @@ from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 
 
 class Method(StrEnum):
-    """diffusers asks for a text enumeration."""
+    """The name of the method in `quantization_config`; diffusers expects an enumeration of strings."""
 
     ADATSQ = "adatsq"
 
 
 class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """`quantization_config` of a quantized transformer: a LayerSpec by layer, the calibrated timesteps.
+    """`quantization_config` of a quantized transformer: the LayerSpec of each layer and the calibrated timesteps.
 
-    Without arguments it stands for "as the folder says", where diffusers asks for a configuration.
+    Without arguments it stands for the configuration in the folder, where diffusers wants one passed in. Raises
+    ValueError for another format or unknown keys.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = Method(quant_method)
         self.format, self.layers, self.timesteps = format, layers or {}, timesteps or []
         self.timestep = timestep
-        """Name of the timestep among the arguments of a call, where a family had to say it."""
+        """Name of the timestep among the arguments of the transformer's call; empty: one of the usual names."""
         self.runtime = runtime
-        """What is said there to other engines, kept as it is."""
+        """A section for other engines, passed through unchanged."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -73,13 +74,14 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     @property
     def specs(self) -> dict[str, LayerSpec]:
-        found = {}
-        for name, spec in self.layers.items():
+        """The LayerSpec of each layer, by name. Raises ValueError for one with unknown or contradictory parts."""
+        specs = {}
+        for name, fields in self.layers.items():
             try:
-                found[name] = LayerSpec(**spec)
+                specs[name] = LayerSpec(**fields)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"quantization_config of layer {name!r}: {error}; update adatsq-pipe") from None
-        return found
+        return specs
 
 
 class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
@@ -90,50 +92,52 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: AdatsqConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._stored: dict[str, torch.dtype] = {}
-        self._names: set[str] = set()
-
-    # --- loading
+        self._stored_dtypes: dict[str, torch.dtype] = {}
+        self._loaded_names: set[str] = set()
+        self._quantized_names: set[str] = set()
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Note what the files hold, and in which dtype."""
-        self._names = set(loaded_keys)
+        """Record which tensors the files hold, and in which dtypes."""
+        self._loaded_names = set(loaded_keys)
         for file in checkpoint_files or []:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - a safetensors handle is not iterable
-                    self._stored[name] = _DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32)
+            with safe_open(file, "pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
+                    self._stored_dtypes[name] = _DTYPES.get(handle.get_slice(name).get_dtype(), torch.float32)
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
-        placed = replace_linears(model, config.specs, steps=len(config.timesteps))
-        self._parts = {
+        layers = replace_linears(model, config.specs, steps=len(config.timesteps))
+        self._quantized_names = {
             f"{name}.{part}"
-            for name, layer in placed.items()
+            for name, layer in layers.items()
             for part in layer.spec.tensors(layer.in_features, layer.out_features, len(config.timesteps))
         }
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Refuse files that hold less, or other things, than the model: what is missing would be left empty."""
+        """Raise ValueError if the files lack tensors of the model (they would stay zero), or hold others."""
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
         expected = set(model.state_dict())
-        extra = sorted(n for n in self._names - expected if not any(re.search(pattern, n) for pattern in ignored))
-        lacking = sorted(expected - self._names)
-        if lacking or extra:
-            said = [f"lack {len(lacking)} tensors, first {lacking[0]!r}"] if lacking else []
-            said += [f"hold {len(extra)} that the model does not know, first {extra[0]!r}"] if extra else []
-            raise ValueError(f"the weights {' and '.join(said)}; copy the folder again")
+        names = self._loaded_names
+        extra = sorted(n for n in names - expected if not any(re.search(pattern, n) for pattern in ignored))
+        missing = sorted(expected - names)
+        if missing or extra:
+            faults = [f"lack {len(missing)} tensors, first {missing[0]!r}"] if missing else []
+            faults += [f"hold {len(extra)} that the model does not know, first {extra[0]!r}"] if extra else []
+            raise ValueError(f"the weights {' and '.join(faults)}; copy the folder again")
         return missing_keys
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
-        return param_name in self._parts
+        """Whether a tensor is one of a quantized layer; the bias is not, diffusers loads it."""
+        return param_name in self._quantized_names
 
-    def check_quantized_param_shape(self, param_name: str, current: Tensor, given: Tensor) -> bool:
-        if current.shape != given.shape:
+    def check_quantized_param_shape(self, param_name: str, current: Tensor, loaded: Tensor) -> bool:
+        """Raise ValueError if the tensor `loaded` from the file has another shape than `current`, the layer's."""
+        if current.shape != loaded.shape:
             raise ValueError(
-                f"{param_name} has shape {list(given.shape)}, expected {list(current.shape)}: "
+                f"{param_name} has shape {list(loaded.shape)}, expected {list(current.shape)}: "
                 "the file is not this model's"
             )
         return True
@@ -148,8 +152,12 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         unexpected_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        owner, _, part = param_name.rpartition(".")
-        layer, stored = model.get_submodule(owner), state_dict[param_name]
+        """Put a stored tensor into its layer, in the dtype of the file: `param_value` may have been cast.
+
+        Raises ValueError if its dtype or its shape is not the layer's.
+        """
+        layer_name, _, part = param_name.rpartition(".")
+        layer, stored = model.get_submodule(layer_name), state_dict[param_name]
         expected = getattr(layer, part)
         if stored.dtype != expected.dtype:
             raise ValueError(f"{param_name} is {stored.dtype}, expected {expected.dtype}: the file was altered")
@@ -167,16 +175,15 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 setattr(model, entry, _no_adapter)
         return model
 
-    # --- saving
-
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Every tensor in the dtype it was stored in, unless that would lose something (it was changed since)."""
-        return {name: _as_stored(tensor, self._stored.get(name)) for name, tensor in state_dict.items()}, {}
+        """Every tensor in the dtype of the file that it was loaded from, unless its values have changed since and no
+        longer fit that dtype."""
+        return {name: _as_stored(tensor, self._stored_dtypes.get(name)) for name, tensor in state_dict.items()}, {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        """Plain linears of the weights that the codes stand for; activations are then not rounded any more."""
+        """Replace quantized layers by plain linears with the same weights; activations are then no longer rounded."""
         remove_policy_hook(model)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
@@ -207,14 +214,14 @@ def _no_adapter(*args: object, **kwargs: object) -> None:
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def _as_stored(tensor: Tensor, stored: torch.dtype | None) -> Tensor:
-    if stored is None or not tensor.is_floating_point() or tensor.dtype == stored:
+def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
-    there = tensor.to(stored)
-    return there if torch.equal(there.to(tensor.dtype), tensor) else tensor
+    cast = tensor.to(dtype)
+    return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
 def register() -> None:
-    """Make diffusers know the method. What somebody else registered under the name is left alone."""
+    """Register the method with diffusers, unless its name is taken."""
     auto.AUTO_QUANTIZER_MAPPING.setdefault(Method.ADATSQ.value, AdatsqQuantizer)
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(Method.ADATSQ.value, AdatsqConfig)

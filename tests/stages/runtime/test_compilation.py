@@ -57,4 +57,4 @@ def test_tokens_compile(kind: str, block: int, symmetric: bool) -> None:
     constants = {"SYMMETRIC": symmetric, "ROTATED": bool(block), "ROWS": kernels._ROWS}
     constants |= {"COLUMNS": block or kernels._COLUMNS}
     for aligned in (True, False):
-        assert compiled(kernels._round, {**pointers, "levels": "fp32"}, constants, aligned=aligned, warps=4)
+        assert compiled(kernels._round, {**pointers, "qmax": "fp32"}, constants, aligned=aligned, warps=4)

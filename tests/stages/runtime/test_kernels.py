@@ -66,7 +66,7 @@ def test_tokens_are_rounded_as_everywhere(kernels: ModuleType, bits: int, symmet
     codes, times = grid.token_codes(turned, 2.0**bits - 1, symmetric=symmetric)
     there = turn.to(DEVICE) if turn is not None else None
     got = kernels.TokenCodes(
-        *(part.cpu() for part in kernels.token_codes(x, there, levels=2.0**bits - 1, symmetric=symmetric))
+        *(part.cpu() for part in kernels.token_codes(x, there, qmax=2.0**bits - 1, symmetric=symmetric))
     )
     whole = got.codes.int() + got.offset[:, None]
     assert torch.equal(got.total, whole.sum(1))
