@@ -51,7 +51,7 @@ def _nearest(x):  # type: ignore[no-untyped-def]
     return (x + _HALF) - _HALF
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _loaded(x, h, n, start, tokens, width, COLUMNS: tl.constexpr, ROTATED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Columns from `start` of the rows `n`, rotated in the dtype of `x`, as float32."""
     k = start + tl.arange(0, COLUMNS)
@@ -63,7 +63,7 @@ def _loaded(x, h, n, start, tokens, width, COLUMNS: tl.constexpr, ROTATED: tl.co
     return found.to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _round(  # type: ignore[no-untyped-def]
     x, h, codes, times, offset, total, qmax, tokens, width,
     SYMMETRIC: tl.constexpr, ROTATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -141,7 +141,7 @@ def _four(byte: int) -> str:
     return f"0x{byte * 0x01010101:08x}"
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _cut(low, high, SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """int8 codes of a segment from the bytes that hold their lower bits and, where they straddle, the upper ones."""
     SHIFT: tl.constexpr = SEGMENT * BITS % 8
@@ -161,7 +161,7 @@ def _cut(low, high, SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexp
     return w
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _segment(  # type: ignore[no-untyped-def]
     total, row_n, row_o, length, width,
     SEGMENT: tl.constexpr, BITS: tl.constexpr, CUTS: tl.constexpr, EVEN: tl.constexpr,
@@ -185,7 +185,7 @@ def _segment(  # type: ignore[no-untyped-def]
     return total
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _product(  # type: ignore[no-untyped-def]
     a, times, offset, of_tokens, planes, scale, zero, of_outs, bias, out,
     tokens, outs, width, length,
