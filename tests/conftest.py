@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.run_guard import pytest_runtest_protocol  # noqa: F401  (a hook)
+
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

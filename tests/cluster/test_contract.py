@@ -25,9 +25,9 @@ def ray_pool() -> Iterator[RayExecutor]:
     pool.close()
 
 
-@pytest.fixture(params=["inline", "ray"])
-def executor(request: pytest.FixtureRequest, ray_pool: RayExecutor) -> Iterator[Any]:
-    made = InlineExecutor() if request.param == "inline" else ray_pool
+@pytest.fixture(params=["inline", pytest.param("ray", marks=pytest.mark.run)])
+def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made = InlineExecutor() if request.param == "inline" else request.getfixturevalue("ray_pool")
     yield made
     made._stopping = False
     if isinstance(made, RayExecutor):
@@ -112,12 +112,14 @@ def test_what_does_not_fit_one_by_one_is_one_line(executor: Any, tmp_path: Path)
     assert (tmp_path / "forwards").read_text().split() == ["3", "2", "1"]
 
 
+@pytest.mark.run
 def test_an_error_that_passes_costs_one_more_try(ray_pool: RayExecutor, tmp_path: Path) -> None:
     script = Script(str(tmp_path), fail=("b",), fails=1)
     assert dict(ray_pool.stream(Recorder, script, ["a", "b", "c"])) == {"a": "A", "b": "B", "c": "C"}
     assert _calls(tmp_path, "b") == 2
 
 
+@pytest.mark.run
 def test_a_straggler_is_overtaken(ray_pool: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_pool, "STRAGGLER_SECONDS", 1.0)
     got = dict(ray_pool.stream(Recorder, Script(str(tmp_path), slow=("b",)), list("abcdef")))
@@ -151,6 +153,7 @@ def test_a_failing_drive_says_why(executor: Any, tmp_path: Path) -> None:
         executor.coordinate(failing_drive, Script(str(tmp_path)), lambda done, total: None)
 
 
+@pytest.mark.run
 def test_a_director_that_comes_up_late_is_waited_for(
     ray_pool: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,12 +164,14 @@ def test_a_director_that_comes_up_late_is_waited_for(
     assert (tmp_path / "result").read_text() == "AX,BX"
 
 
+@pytest.mark.run
 def test_a_director_that_cannot_start_says_why(ray_pool: RayExecutor, tmp_path: Path) -> None:
     broken = coordinator.Coordinator("broken", ["no_such_module"])
     with pytest.raises(WorkerLost, match=r"cannot start: (?s:.*)no_such_module"):
         broken.run(drive, ray_pool._pool, Script(str(tmp_path)), lambda done, total: None, lambda: False)
 
 
+@pytest.mark.run
 def test_a_director_that_always_dies_is_given_up(
     ray_pool: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,17 +181,20 @@ def test_a_director_that_always_dies_is_given_up(
     assert len((tmp_path / "began").read_text().splitlines()) == 1
 
 
+@pytest.mark.run
 def test_a_dead_workers_key_is_done_by_another(ray_pool: RayExecutor, tmp_path: Path) -> None:
     script = Script(str(tmp_path), kill=("b",))
     assert dict(ray_pool.stream(Recorder, script, ["a", "b", "c"])) == {"a": "A", "b": "B", "c": "C"}
     assert _calls(tmp_path, "b") == 2
 
 
+@pytest.mark.run
 def test_a_key_that_always_kills_is_named(ray_pool: RayExecutor, tmp_path: Path) -> None:
     with pytest.raises(TaskFailed, match=r"'b' failed 3 times: WorkerLost: .* died"):
         list(ray_pool.stream(Recorder, Script(str(tmp_path), kill=("b",), kills=99), ["b"]))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_dead_address_is_one_line(address: str) -> None:
     with pytest.raises(ClusterUnreachable, match=address):

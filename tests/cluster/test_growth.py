@@ -14,7 +14,7 @@ from tests.bench.sleepers import Nap, Sleeper
 from tests.cluster.fakes import Script, drive
 from tests.nodes import Nodes
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 
 def test_a_node_that_joins_is_put_to_work() -> None:

@@ -24,7 +24,7 @@ from adatsq_pipe.pipeline.commands.remote import ROOMS
 from tests.conftest import PATIENCE
 from tests.head import Head, head
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 COUNT = "import time\nfor i in range(40):\n    print('line', i, flush=True)\n    time.sleep(0.1)\n"
 

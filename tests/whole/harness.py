@@ -22,6 +22,7 @@ import psutil
 
 from adatsq_pipe.storage.fingerprint import file_digest, list_files
 from tests.conftest import PATIENCE, TINY
+from tests.support.run_guard import guard
 
 ROOT = Path(__file__).parents[2]
 _FORKS = multiprocessing.get_context("forkserver")
@@ -37,6 +38,7 @@ class Started:
     """A command line under way, forked, in a process group of its own; what it says is in files."""
 
     def __init__(self, *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None) -> None:
+        guard.require("the command line")
         self._said = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._said.name) / name for name in ("out", "err"))
         self.module = [*(start or _start(strike)), *arguments]

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 
 @pytest.fixture(scope="module")

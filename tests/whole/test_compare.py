@@ -11,6 +11,8 @@ from adatsq_pipe.storage import tables
 from tests.conftest import TINY
 from tests.whole import harness
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture
 def arguments(family: Callable[[str], Path], tmp_path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.whole import harness
 from tests.zoo.given import BUILDERS
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 SETTINGS = (
     "--set", "model.call.num_inference_steps=3", "--set", "recipe.conditioning_group=0", "--set", "evaluate.seeds=1",

@@ -18,7 +18,8 @@ from tests.stages.runtime.test_families import TIMESTEPS, draw
 from tests.whole import harness
 
 pytestmark = [
-    pytest.mark.whole,
+    pytest.mark.run,
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
 CUDA = ("--set", "compute.device=cuda")

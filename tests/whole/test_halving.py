@@ -10,7 +10,7 @@ import pytest
 
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 
 def _run(fit: int, run: Path, model: Path, *more: str) -> subprocess.CompletedProcess[str]:

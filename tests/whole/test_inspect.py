@@ -12,7 +12,7 @@ import pytest
 from tests.bench import zoo
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 
 def test_a_pipeline_as_json_and_as_text(tiny_flux: Path) -> None:

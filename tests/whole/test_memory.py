@@ -10,7 +10,7 @@ import pytest
 from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 SMALL = ("--set", "cluster.gpu_memory=0.0002")
 """GB: less than the tiny Flux pipeline's weights."""

@@ -9,7 +9,7 @@ import pytest
 from tests.nodes import Nodes, drive
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 
 def _until(driver: harness.Started, run: Path, stage: str, units: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 
 def test_workers_share_a_gpu_once_it_is_known_what_they_take(tiny_flux: Path, tmp_path: Path) -> None:

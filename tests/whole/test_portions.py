@@ -16,7 +16,7 @@ from adatsq_pipe.pipeline.report import search_cost
 from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 CUT = ("--set", "search.samples=1", "--set", "search.batches=2", "--set", "search.rollout_prompts=3")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 
 
 def test_two_ray_workers_survive_kills_of_worker_driver_and_coordinator_and_a_sigterm(

@@ -17,7 +17,7 @@ from tests.conftest import PATIENCE
 from tests.support.drawn import coloured
 from tests.whole import harness
 
-pytestmark = pytest.mark.whole
+pytestmark = pytest.mark.run
 STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "evaluate")
 
 

@@ -21,7 +21,7 @@ from adatsq_pipe.storage.rundir import RunDir
 from tests import s3
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 URL = "s3://bucket/runs/one"
 

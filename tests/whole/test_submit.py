@@ -13,7 +13,7 @@ from tests.conftest import PATIENCE, TINY
 from tests.head import Head, head
 from tests.whole import harness
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 
 def _submit(at: Head, run: Path, model: Path, *options: str) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench import zoo
 
-pytestmark = [pytest.mark.whole, pytest.mark.extended]
+pytestmark = [pytest.mark.run, pytest.mark.extended]
 
 UNLIKE = {
     "sd3": "joint attention with shared inputs, three text encoders",

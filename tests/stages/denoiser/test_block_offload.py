@@ -184,6 +184,7 @@ def test_what_was_brought_is_freed_when_it_was_used() -> None:
     assert others[-1] > 0, "without computing again a graph holds every block: then this test would see it"
 
 
+@pytest.mark.run
 def test_fisher_and_search_compute_with_what_was_brought_alone(
     tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.run
 def test_each_has_its_policy_where_it_is_called(model: Path, run: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(run / "model")
     used = {}
@@ -75,6 +76,7 @@ def test_each_has_its_policy_where_it_is_called(model: Path, run: Path) -> None:
     assert refused.returncode == 1 and "dequantized and self-contained" in refused.stderr
 
 
+@pytest.mark.run
 def test_exports_hold_both(run: Path, tmp_path: Path) -> None:
     """Dequantized, both parts have the weights that their codes stand for; self-contained, both follow their policy."""
     pipe = DiffusionPipeline.from_pretrained(run / "model", dtype=torch.bfloat16)

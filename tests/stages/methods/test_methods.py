@@ -25,6 +25,7 @@ def captured(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     return run
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("method", methods())
 def test_a_run_of_it_ends_with_a_model_that_draws(method: str, captured: Path, family: Callable[[str], Path]) -> None:
     sets = [f"--set={s}" for s in (f"recipe.method='{method}'", *SMALLER.get(method, ()))]
@@ -75,6 +76,7 @@ def test_the_second_linear_of_a_feed_forward_is_not_balanced() -> None:
     assert not spec_of(recipe, {**ROW, "name": "blocks.0.ff.net.2"}).smoothed
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("fold", [True, False])
 def test_a_balance_is_undone_wherever_it_is_folded(fold: bool, captured: Path, family: Callable[[str], Path]) -> None:
     eight = ("weight_bits=8", "conditioning_bits=8", "activation_bits=8", f"smoothing_fold={str(fold).lower()}")

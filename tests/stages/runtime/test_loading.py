@@ -35,6 +35,7 @@ def model(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (run / "model").resolve()
 
 
+@pytest.mark.run
 def test_every_loader_loads_it(model: Path) -> None:
     for load in (FluxPipeline.from_pretrained, DiffusionPipeline.from_pretrained):
         pipe = load(model)
@@ -44,6 +45,7 @@ def test_every_loader_loads_it(model: Path) -> None:
     assert layer.scale.dtype == torch.bfloat16 and layer.codes.dtype == torch.uint8
 
 
+@pytest.mark.run
 def test_saving_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
     FluxTransformer2DModel.from_pretrained(model / "transformer", dtype=torch.float32).save_pretrained(tmp_path / "a")
     FluxTransformer2DModel.from_pretrained(tmp_path / "a", dtype=torch.float32).save_pretrained(tmp_path / "b")
@@ -52,6 +54,7 @@ def test_saving_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]["quant_method"] == "adatsq"
 
 
+@pytest.mark.run
 def test_it_follows_its_policy(model: Path) -> None:
     pipe = FluxPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
@@ -74,6 +77,7 @@ def test_other_step_counts_take_the_nearest_noise_level() -> None:
         timestep_of(lambda x: None, (1,), {})
 
 
+@pytest.mark.run
 def test_without_the_import_diffusers_names_the_method(model: Path) -> None:
     script = f"from diffusers import FluxTransformer2DModel as F; F.from_pretrained({str(model / 'transformer')!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
@@ -81,6 +85,7 @@ def test_without_the_import_diffusers_names_the_method(model: Path) -> None:
     assert "Unknown quantization type, got adatsq" in (model / "README.md").read_text()
 
 
+@pytest.mark.run
 def test_the_runtime_needs_neither_ray_nor_zarr(model: Path) -> None:
     script = (
         "import sys\nfor name in ('ray', 'zarr', 'pyarrow', 'pydantic', 'click'): sys.modules[name] = None\n"
@@ -91,6 +96,7 @@ def test_the_runtime_needs_neither_ray_nor_zarr(model: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("damage", "words"),
     [("missing", "lack 1 tensors"), ("shape", "expected"), ("format", "format 99"), ("layer", "no linear layer")],

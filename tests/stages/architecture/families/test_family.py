@@ -15,7 +15,7 @@ from tests.whole import harness
 
 GOOD = (
     '"""The first block of a tiny Flux is to stay, which no rule could know."""\n'
-    "from adatsq_pipe.stages.families._family import Family\n"
+    "from adatsq_pipe.stages.architecture.families._family import Family\n"
     "FAMILY = Family(transformer='FluxTransformer2DModel', why='a test', blocks=('single_transformer_blocks',),"
     " leave=('proj_out',))\n"
 )
@@ -31,6 +31,7 @@ def _distribution(folder: Path, code: str) -> Path:
     return folder
 
 
+@pytest.mark.run
 def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_path: Path) -> None:
     site = _distribution(tmp_path / "site", GOOD)
     (told,) = json.loads(harness.run("inspect", str(tiny_flux), "--no-call", "--json", site=site).stdout)["denoisers"]
@@ -54,11 +55,12 @@ def test_a_family_from_elsewhere_changes_what_is_quantized(tiny_flux: Path, tmp_
 
 TIMED = (
     '"""Its noise level has a name that no rule would take for one."""\n'
-    "from adatsq_pipe.stages.families._family import Family\n"
+    "from adatsq_pipe.stages.architecture.families._family import Family\n"
     "FAMILY = Family(transformer='FluxTransformer2DModel', why='a test', timestep='guidance')\n"
 )
 
 
+@pytest.mark.run
 def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
     """Told that it is the guidance, which is the same in every call, everything reads that, the loaded model too."""
     site = _distribution(tmp_path / "site", TIMED)
@@ -79,6 +81,7 @@ def test_a_family_names_the_timestep(tiny_flux: Path, tmp_path: Path) -> None:
     assert again["timestep"] == "guidance"
 
 
+@pytest.mark.run
 def test_what_is_no_family_is_named(tiny_flux: Path, tmp_path: Path) -> None:
     site = _distribution(tmp_path / "site", "FAMILY = 3\n")
     done = harness.run("inspect", str(tiny_flux), "--no-call", site=site)

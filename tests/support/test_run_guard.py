@@ -1,0 +1,35 @@
+"""A test that starts the command line or Ray without the mark `run` fails, and says which mark it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.run_guard import guard
+from tests.whole import harness
+
+UNMARKED = r"test_run_guard.py::test_\S+ starts .*: mark it with @pytest.mark.run"
+
+
+@pytest.mark.parametrize("command", ["adatsq_pipe.pipeline.cli", "/site/ray/core/src/ray/raylet/raylet"])
+def test_a_process_needs_the_mark(command: str) -> None:
+    with pytest.raises(pytest.fail.Exception, match=UNMARKED):
+        subprocess.run([sys.executable, "-c", "raise SystemExit", command])
+
+
+def test_the_harness_needs_the_mark() -> None:
+    with pytest.raises(pytest.fail.Exception, match=UNMARKED):
+        harness.run("--help")
+
+
+@pytest.mark.run
+def test_what_has_the_mark_may_start_a_process() -> None:
+    done = subprocess.run([sys.executable, "-c", "raise SystemExit(3)", "adatsq_pipe.pipeline.cli"])
+    assert done.returncode == 3
+
+
+def test_other_processes_need_no_mark() -> None:
+    assert guard.item is not None and guard.item.get_closest_marker("run") is None
+    assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
