@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adatsq_pipe.stages.numerics.grid import CLIP_NORM, dequantize, fake_quantize_tokens, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import (
+    CLIP_NORM,
+    dequantize,
+    fake_quantize_regions,
+    fake_quantize_tokens,
+    quantize,
+    weight_grid,
+)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -65,3 +72,11 @@ def test_token_edge_cases() -> None:
     assert fake_quantize_tokens(torch.empty(0, 4), 7.0, symmetric=False).shape == (0, 4)
     positive = torch.rand(3, 9) + 0.5
     assert torch.allclose(fake_quantize_tokens(positive, 255.0, symmetric=True), positive, atol=0.01)
+
+
+def test_regions_are_two_grids() -> None:
+    x = torch.tensor([-0.5, -0.17, -0.01, 0.0, 0.04, 0.26, 9.0])
+    fine, scale = 0.17 / 8, torch.tensor(0.1)
+    got = fake_quantize_regions(x, 15.0, scale)
+    slow = [max(-8, round(v / fine)) * fine if v < 0 else min(7, round(v / 0.1)) * 0.1 for v in x.tolist()]
+    assert got.tolist() == pytest.approx(slow, abs=1e-6)

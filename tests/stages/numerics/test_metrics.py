@@ -1,0 +1,24 @@
+"""Errors against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from adatsq_pipe.stages.numerics.metrics import mean_log_error, psnr, relative_error
+
+
+def test_metrics() -> None:
+    x = torch.tensor([1.0, 2.0, 2.0])
+    assert relative_error(x, x) == 0 and relative_error(x * 1.1, x) == pytest.approx(0.01, rel=1e-4)
+    assert psnr(x + 0.1, x, peak=1.0) == pytest.approx(20, abs=1e-3) and math.isinf(psnr(x, x, peak=1.0))
+
+
+def test_a_sample_that_went_astray_does_not_decide() -> None:
+    wanted = torch.ones(4, 3, 2)
+    got = wanted * torch.tensor([1.1, 1.1, 1.1, 11.0]).view(4, 1, 1)
+    assert math.exp(mean_log_error(got, wanted, 4)) == pytest.approx((0.01**3 * 100) ** 0.25, rel=1e-4)
+    assert mean_log_error(got, wanted, 2) > mean_log_error(got[:2], wanted[:2], 1), "frames belong to their sample"
+    assert math.isfinite(mean_log_error(wanted, wanted, 4))

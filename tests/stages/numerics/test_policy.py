@@ -1,0 +1,78 @@
+"""Policies, and budgets divided by slow loops and by every possible choice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from adatsq_pipe.stages.numerics.policy import Policy, allocate_greedily, bits_by_fisher, rounding_error
+
+
+def test_policies_are_values() -> None:
+    a, b = Policy(((3, 4), (8, 3))), Policy(((3, 4), (8, 3)))
+    assert a == b and a.digest == b.digest != Policy.uniform(2, 2, 3).digest
+    assert a.mean == 4.5
+    assert a.weighted_mean([3.0, 1.0]) == pytest.approx((3 * 3 + 4 + 8 * 3 + 3) / 8)
+
+
+@pytest.mark.parametrize("budget", [3.0, 3.25, 4.0, 5.5, 8.0])
+@pytest.mark.parametrize("sharpness", [(1.0, 1.0), (1.0, 0.5), (0.5, 0.0)])
+def test_bits_by_fisher_are_as_good_as_the_best_for_one_raise_less(
+    budget: float, sharpness: tuple[float, float]
+) -> None:
+    fisher, bits = [[0.1, 5.0, 0.2], [3.0, 0.3, 40.0]], (3, 4, 8)
+    rows = bits_by_fisher(fisher, bits, budget, sharpness)
+    assert sum(map(sum, rows)) <= budget * 6
+    weights = [
+        (sum(row) / 3) ** sharpness[1] * (score / (sum(row) / 3)) ** sharpness[0] for row in fisher for score in row
+    ]
+
+    def loss(chosen: Sequence[int]) -> float:
+        return sum(w * rounding_error(b) for w, b in zip(weights, chosen, strict=True))
+
+    every = [(sum(chosen), loss(chosen)) for chosen in itertools.product(bits, repeat=6)]
+    reached = loss([b for row in rows for b in row])
+    assert reached <= min((found for spent, found in every if spent <= max(18, budget * 6 - 4)), default=0) + 1e-12
+    assert reached >= min(found for spent, found in every if spent <= budget * 6) - 1e-12
+
+
+def test_the_most_sensitive_layers_get_the_most_bits_and_steps_may_differ_in_layers() -> None:
+    (first, second) = bits_by_fisher([[0.1, 50.0, 0.2, 3.0, 0.3], [1e-9]], (3, 4, 8), 4.0, (1.0, 1.0))
+    assert first == (3, 8, 3, 4, 3) and second == (3,)
+    assert bits_by_fisher([[0.0, 0.0], [0.0, 0.0]], (3, 4, 8), 8.0, (1.0, 0.0)) == ((3, 3), (3, 3)), (
+        "no score, no raise"
+    )
+
+
+def test_spending_is_that_of_a_slow_obvious_loop() -> None:
+    random = torch.Generator().manual_seed(0)
+    bits = (3, 4, 6, 8)
+    for budget in (3.0, 3.3, 4.1, 6.0, 9.0):
+        errors = torch.rand((9, 4), generator=random).tolist()
+        places, left = [0] * 9, (budget - 3) * 9 + 1e-9
+        while True:
+            raises = [
+                ((errors[i][now] - errors[i][to]) / (bits[to] - bits[now]), -i, -to)
+                for i, now in enumerate(places)
+                for to in range(now + 1, 4)
+                if bits[to] - bits[now] <= left and errors[i][to] < errors[i][now]
+            ]
+            if not raises:
+                break
+            _, i, to = (abs(x) for x in max(raises))
+            left -= bits[int(to)] - bits[places[int(i)]]
+            places[int(i)] = int(to)
+        assert allocate_greedily(errors, bits, budget) == tuple(bits[place] for place in places)
+
+
+def test_bits_are_spent_where_they_mend_most() -> None:
+    errors = [[1.0, 0.9, 0.0], [5.0, 1.0, 0.9], [0.1, 0.1, 0.1]]
+    assert allocate_greedily(errors, (3, 4, 8), 3.0) == (3, 3, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 3.4) == (3, 4, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 5.0) == (8, 4, 3)
+    assert allocate_greedily(errors, (3, 4, 8), 8.0) == (8, 8, 3)
+    with pytest.raises(ValueError, match="below the fewest"):
+        allocate_greedily(errors, (3, 4, 8), 2.5)

@@ -1,0 +1,65 @@
+"""Smoothing: the output stays, magnitudes move; correlations are those of scipy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from adatsq_pipe.stages.numerics import smoothing
+
+
+def _problem(seed: int = 3, width: int = 32, out: int = 24) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, width, generator=random, dtype=torch.float64)
+    x[:, 3] *= 40
+    return x, torch.randn(out, width, generator=random), x.T @ x
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_smoothing_leaves_the_output_as_it_was(alpha: float) -> None:
+    x, w, _ = _problem()
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=alpha)
+    assert torch.allclose((x / s) @ (w.double() * s).T, x @ w.double().T, rtol=1e-9, atol=1e-9)
+
+
+def test_smoothing_by_half_makes_both_sides_equal() -> None:
+    x, w, _ = _problem()
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=0.5)
+    assert torch.allclose((x / s).abs().amax(0), (w.double() * s).abs().amax(0))
+
+
+def test_smoothing_leaves_dead_channels_alone() -> None:
+    x, w, _ = _problem()
+    x[:, 1], w[:, 2] = 0, 0
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=0.5)
+    assert s[1] == 1 and s[2] == 1 and s.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_is_scipys(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randint(0, 9, (2, 40), generator=generator).float()
+    assert smoothing.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert smoothing.spearman(a, torch.ones(40)) == 0
+
+
+def test_salience_weighs_steps_by_how_little_they_follow_the_weight() -> None:
+    w = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    peaks = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+    eta = torch.softmax(torch.tensor([-1.0, 1.0], dtype=torch.float64), 0)
+    assert torch.allclose(smoothing.temporal_salience(peaks, w), eta @ peaks.double())
+
+
+def test_balancing_leaves_the_output_and_makes_both_saliences_equal() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(3, 50, 8, generator=generator).double(), torch.randn(6, 8, generator=generator)
+    x[..., 2] *= 30
+    salience = smoothing.temporal_salience(x.abs().amax(1), w)
+    s = smoothing.smoothquant(salience, w, alpha=0.5)
+    peak_w = w.double().abs().amax(0)
+    assert torch.allclose(1 / s, (salience * peak_w).sqrt() / salience)
+    assert torch.allclose(s, (salience * peak_w).sqrt() / peak_w)
+    flat = x.flatten(0, 1)
+    assert torch.allclose((flat / s) @ (w.double() * s).T, flat @ w.double().T, rtol=1e-12, atol=1e-9)

@@ -1,0 +1,44 @@
+"""Rotations against Sylvester's matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adatsq_pipe.stages.numerics import transform
+
+
+@pytest.mark.parametrize(("width", "block"), [(128, 128), (640, 128), (96, 32), (24, 8), (7, 1)])
+def test_rotation_is_its_own_inverse_and_folds_into_weights(width: int, block: int) -> None:
+    assert transform.block_size(width, 128) == block
+    h = transform.hadamard(block, dtype=torch.float64)
+    x, w = torch.randn(9, width, dtype=torch.float64), torch.randn(4, width, dtype=torch.float64)
+    rotated = transform.rotate(x, h)
+    assert torch.allclose(transform.rotate(rotated, h), x)
+    assert torch.allclose(rotated @ transform.rotate(w, h).T, x @ w.T)
+    assert torch.allclose(transform.rotate_gram(x.T @ x, h), rotated.T @ rotated)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("tokens", [0, 1, 33])
+def test_rotation_in_float32_is_the_exact_one_in_factors_or_not(block: int, tokens: int) -> None:
+    x = torch.randn(2, tokens, 3 * block, generator=torch.Generator().manual_seed(0))[:, :, : 2 * block]
+    before, h = x.clone(), transform.hadamard(block, dtype=torch.float32)
+    exact = transform.rotate(x.double(), transform.hadamard(block, dtype=torch.float64))
+    got = transform.rotate(x, h)
+    assert got.shape == x.shape and torch.equal(x, before)
+    assert torch.allclose(got.double(), exact, rtol=1e-6, atol=3e-6)
+    wanted = x.clone().requires_grad_()
+    transform.rotate(wanted, h).sum().backward()
+    assert wanted.grad is not None and torch.allclose(wanted.grad, transform.rotate(torch.ones_like(x), h), atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_rotation_in_bfloat16_is_the_exact_one_rounded(fit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform, "_BF16_ON_CPU", fit)
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    h = transform.hadamard(32, dtype=torch.bfloat16)
+    exact = (x.double().unflatten(-1, (-1, 32)) @ h.double()).flatten(-2)
+    got = transform.rotate(x, h)
+    assert got.dtype == torch.bfloat16 and got.shape == x.shape
+    assert torch.allclose(got.double(), exact, rtol=2**-8, atol=1e-3)
