@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -63,3 +64,58 @@ def test_asking_again_gives_the_same_and_nothing_is_mutated() -> None:
     asked = beam.ask()
     beam.tell({c: _error(c) for c in asked})
     assert beam.ask() == asked and beam.level == 0
+
+
+@pytest.mark.parametrize(
+    ("points", "nearest"),
+    [
+        ([(3.0, 1000.0), (3.002, 500.0), (3.009, 100.0), (3.01, 0.0)], [1]),
+        ([(0.0, 10.0), (1.0, 7.0), (5.5, 5.0), (10.0, 0.0)], [1]),
+        ([(10.0, 30.0), (14.0, 24.0), (19.5, 20.5), (20.0, 20.0)], [1]),
+        ([(0.0, 100.0), (5.0, 55.0), (62.0, 11.0), (100.0, 0.0)], [1]),
+        ([(0.0, 10.0), (4.0, 4.0), (6.5, 0.5), (10.0, 0.0)], [1]),
+    ],
+)
+def test_nearness_is_euclidean_on_scaled_axes(points: list[tuple[float, float]], nearest: list[int]) -> None:
+    front = [Path(choices=(i,), price=p, error=e) for i, (p, e) in enumerate(points)]
+    (p0, p1), (e0, e1) = (min(p for p, _ in points), max(p for p, _ in points)), (points[-1][1], points[0][1])
+    distances = [math.hypot((p - p0) / (p1 - p0), (e - e0) / (e1 - e0)) for p, e in points]
+    assert [p.choices[0] for p in nearest_origin(front, 1)] == [distances.index(min(distances))] == nearest
+
+
+def test_of_equal_paths_the_first_choices_stay() -> None:
+    paths = [Path(choices=(i,), price=1.0, error=2.0) for i in (2, 0, 1)]
+    assert [p.choices for p in pareto_front(paths)] == [(0,)]
+    paths = [Path(choices=(0,), price=1.0, error=5.0), Path(choices=(1,), price=1.0, error=2.0)]
+    assert [p.choices for p in pareto_front(paths)] == [(1,)]
+
+
+@pytest.mark.parametrize("budget", [3.0, 3.2, 3.7, 4.4])
+def test_asked_are_exactly_the_extensions_that_can_still_end_within_the_budget(budget: float) -> None:
+    prices = ((3.0, 3.6, 4.4), (3.1, 3.0, 5.0), (4.0, 3.3, 3.0), (3.0, 4.0, 3.5))
+    beam = Beam(prices=prices, budget=budget, width=1000)
+    while not beam.finished:
+        slow = []
+        for path in beam.paths:
+            for c in range(3):
+                tails = itertools.product(range(3), repeat=3 - beam.level)
+                wholes = [(*path.choices, c, *tail) for tail in tails]
+                if any(sum(prices[t][i] for t, i in enumerate(w)) <= budget * 4 + 1e-9 for w in wholes):
+                    slow.append((*path.choices, c))
+        assert beam.ask() == slow
+        beam = beam.tell({choices: _error(choices) for choices in slow})
+    for path in beam.paths:
+        assert path.price == pytest.approx(sum(prices[t][c] for t, c in enumerate(path.choices)))
+        assert path.error == pytest.approx(sum(_error(path.choices[: t + 1]) for t in range(4)))
+
+
+def test_a_budget_that_is_met_exactly_is_allowed() -> None:
+    beam = Beam(prices=((0.1, 0.2),) * 3, budget=0.1, width=1)
+    while not beam.finished:
+        beam = beam.tell(dict.fromkeys(beam.ask(), 1.0))
+    assert [p.choices for p in beam.paths] == [(0, 0, 0)]
+
+
+def test_the_front_is_that_before_the_cut() -> None:
+    beam = Beam(prices=((3.0, 3.6, 4.4),), budget=5.0, width=1).tell({(0,): 3.0, (1,): 1.0, (2,): 0.5})
+    assert [p.choices for p in beam.front] == [(0,), (1,), (2,)] and [p.choices for p in beam.paths] == [(1,)]

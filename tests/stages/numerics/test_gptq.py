@@ -76,3 +76,62 @@ def test_damping_grows_when_it_must_and_is_recorded() -> None:
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
     solved = gptq.solve(w, gram, grid, damping=1e-6, act_order=False)
     assert solved.damping > 1e-6
+
+
+@pytest.mark.parametrize("group", [0, 8])
+def test_act_order_is_the_naive_solve_of_permuted_columns(group: int) -> None:
+    W, H = _problem()
+    grid = weight_grid(W, bits=3, group=group, symmetric=False, clip=True)
+    perm = sorted(range(24), key=lambda i: -float(H[i, i]))
+    scale, zero = grid.columns(24)
+    permuted = Grid(bits=3, scale_OG=scale[:, perm], zero_OG=zero[:, perm])
+    naive = _naive(W[:, perm], H[perm][:, perm], permuted, 0.3)
+    codes = gptq.solve(W, H, grid, damping=0.3, act_order=True).codes_OI
+    for place, column in enumerate(perm):
+        assert torch.equal(codes[:, column], naive[:, place])
+    assert codes.dtype == torch.uint8
+
+
+def test_weights_outside_the_grid_are_clamped() -> None:
+    W, H = _problem()
+    grid = weight_grid(W / 3, bits=3, group=0, symmetric=False, clip=False)
+    solution = gptq.solve(W, H, grid, damping=0.01, act_order=False)
+    assert torch.equal(solution.codes_OI, _naive(W, H, grid, 0.01))
+    assert int(solution.codes_OI.max()) == 7 and int(solution.codes_OI.min()) == 0
+
+
+def test_the_weighted_error_is_that_of_outputs() -> None:
+    random = torch.Generator().manual_seed(5)
+    X, W, Q = (torch.randn(n, 8, generator=random, dtype=torch.float64) for n in (50, 6, 6))
+    error = (X @ (W - Q).T).square().sum() / (X @ W.T).square().sum()
+    assert gptq.weighted_error(W, Q, X.T @ X) == pytest.approx(float(error))
+
+
+def test_the_factor_is_that_of_the_damped_inverse() -> None:
+    _, H = _problem()
+    Hinv, damping = gptq.inverse_cholesky(H, 0.05)
+    damped = H + 0.05 * float(H.diagonal().mean()) * torch.eye(24, dtype=torch.float64)
+    assert damping == 0.05 and torch.equal(Hinv, Hinv.triu())
+    assert torch.allclose(Hinv.T @ Hinv, torch.linalg.inv(damped))
+
+
+def test_damping_grows_tenfold_until_the_matrix_is_positive_definite() -> None:
+    H = -torch.eye(24, dtype=torch.float64) * 1e-4
+    H[0, 0] = 1.0
+    # The mean diagonal is .0416, so that 1e-4 takes a damping above 2.4e-3: the next of 1e-6, 1e-5, ... is 1e-2.
+    assert gptq.inverse_cholesky(H, 1e-6)[1] == pytest.approx(1e-2)
+    with pytest.raises(ValueError, match="stayed singular"):
+        gptq.inverse_cholesky(-torch.eye(4, dtype=torch.float64), 0.01)
+
+
+def test_a_dead_input_changes_no_other_column() -> None:
+    """Its weight is fed to nothing, so the others are solved as if it were not there, at the same damping."""
+    W, H = _problem()
+    H[4, :] = H[:, 4] = 0
+    alive = [i for i in range(24) if i != 4]
+    grid = weight_grid(W, bits=4, group=0, symmetric=False, clip=False)
+    total = float(H.diagonal().sum())
+    mean, live_mean = (total + total / 24) / 24, total / 23
+    codes = gptq.solve(W, H, grid, damping=0.1, act_order=False).codes_OI
+    without = _naive(W[:, alive], H[alive][:, alive], grid, 0.1 * mean / live_mean)
+    assert torch.equal(codes[:, alive], without)

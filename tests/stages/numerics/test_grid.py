@@ -9,8 +9,12 @@ from adatsq_pipe.stages.numerics.grid import (
     CLIP_NORM,
     dequantize,
     fake_quantize_regions,
+    fake_quantize_to_codebook,
     fake_quantize_tokens,
     quantize,
+    rows_of,
+    static_codes,
+    token_codes,
     weight_grid,
 )
 
@@ -80,3 +84,103 @@ def test_regions_are_two_grids() -> None:
     got = fake_quantize_regions(x, 15.0, scale)
     slow = [max(-8, round(v / fine)) * fine if v < 0 else min(7, round(v / 0.1)) * 0.1 for v in x.tolist()]
     assert got.tolist() == pytest.approx(slow, abs=1e-6)
+
+
+def test_a_grid_by_hand() -> None:
+    w = torch.tensor([[-1.0, 0.2, 2.0, 1.4], [-4.0, 0.2, 2.0, -1.0]])
+    asymmetric = weight_grid(w, bits=2, group=0, symmetric=False, clip=False)
+    assert asymmetric.qmax == 3
+    assert asymmetric.scale_OG.tolist() == [[1.0], [2.0]] and asymmetric.zero_OG.tolist() == [[1.0], [2.0]]
+    scale, zero = asymmetric.columns(4)
+    assert quantize(w, scale, zero, 3).tolist() == [[0, 1, 3, 2], [0, 2, 3, 2]]
+    symmetric = weight_grid(w, bits=2, group=0, symmetric=True, clip=False)
+    assert symmetric.scale_OG.flatten().tolist() == pytest.approx([4 / 3, 8 / 3])
+    assert symmetric.zero_OG.tolist() == [[2.0], [2.0]]
+    scale, zero = symmetric.columns(4)
+    assert quantize(w, scale, zero, 3).tolist() == [[1, 2, 3, 3], [0, 2, 3, 2]]
+
+
+def test_ranges_include_zero() -> None:
+    w = torch.tensor([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
+    grid = weight_grid(w, bits=2, group=0, symmetric=False, clip=False)
+    assert grid.scale_OG.tolist() == [[1.0], [1.0]] and grid.zero_OG.tolist() == [[0.0], [3.0]]
+
+
+def test_every_group_has_a_grid_of_its_own() -> None:
+    w = torch.tensor([[0.0, 3.0, -10.0, 20.0], [0.0, 300.0, -2000.0, 1000.0]])
+    grid = weight_grid(w, bits=2, group=2, symmetric=False, clip=False)
+    assert grid.scale_OG.tolist() == [[1.0, 10.0], [100.0, 1000.0]]
+    scale, zero = grid.columns(4)
+    assert scale.tolist() == [[1.0, 1.0, 10.0, 10.0], [100.0, 100.0, 1000.0, 1000.0]]
+    assert zero.tolist() == [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0]]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_clipping_ratio_has_the_least_error_of_forty(symmetric: bool) -> None:
+    w = torch.randn(6, 40, generator=torch.Generator().manual_seed(2)) + torch.tensor([0.0, 0.7]).repeat(20)
+    w[2, 5], w[4, 7] = 9.0, -14.0
+    grid = weight_grid(w, bits=3, group=20, symmetric=symmetric, clip=True)
+    for row, scale, zero in zip(
+        w.reshape(12, 20).tolist(), grid.scale_OG.flatten(), grid.zero_OG.flatten(), strict=True
+    ):
+        candidates = list[tuple[float, float, int]]()
+        for i in range(40):
+            ratio = 1 - 0.6 * i / 40
+            low, high = min(row) * ratio, max(row) * ratio
+            s = 2 * max(-low, high) / 7 if symmetric else (high - low) / 7
+            z = 4 if symmetric else round(-low / s)
+            values = [(min(max(round(v / s) + z, 0), 7) - z) * s for v in row]
+            candidates.append((sum(abs(q - v) ** 2.4 for q, v in zip(values, row, strict=True)), s, z))
+        _, s, z = min(candidates)
+        assert float(scale) == pytest.approx(s, rel=1e-5) and float(zero) == z
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group", [0, 4])
+def test_symmetric_tokens_and_groups_against_a_loop(bits: int, group: int) -> None:
+    x = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, 12)
+    x[0], x[1] = -x[0].abs(), x[1].abs() + 1
+    steps = 2 ** (bits - 1) - 1
+    for symmetric in (True, False):
+        got = fake_quantize_tokens(x, 2.0**bits - 1, symmetric=symmetric, group=group).reshape(-1, group or 12)
+        for row, values in zip(x.reshape(-1, group or 12).tolist(), got, strict=True):
+            low, high = min(*row, 0.0), max(*row, 0.0)
+            scale = max(-low, high) / steps if symmetric else (high - low) / (2**bits - 1)
+            least = -steps if symmetric else round(low / scale)
+            most = steps if symmetric else least + 2**bits - 1
+            slow = [min(max(round(v / scale), least), most) * scale for v in row]
+            assert torch.allclose(values, torch.tensor(slow), rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_of_tokens_times_their_scales_are_the_values(symmetric: bool) -> None:
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(3)) + 0.8
+    codes, scale = token_codes(x, 15.0, symmetric=symmetric)
+    assert codes.shape == x.shape and scale.shape == (2, 5, 1)
+    assert torch.equal(codes * scale, fake_quantize_tokens(x, 15.0, symmetric=symmetric))
+    assert torch.equal(codes, codes.round()) and float((codes.amax(-1) - codes.amin(-1)).max()) <= 15
+    half, scale = token_codes(x.bfloat16(), 15.0, symmetric=symmetric)
+    assert half.dtype == torch.bfloat16 and scale.dtype == torch.float32
+    assert fake_quantize_tokens(x.bfloat16(), 15.0, symmetric=symmetric).dtype == torch.bfloat16
+
+
+def test_a_static_grid_clamps_at_both_ends() -> None:
+    x = torch.tensor([-9.0, -0.6, -0.4, 0.2, 0.8, 1.1, 9.0])
+    got = static_codes(x, 7.0, torch.tensor(0.5), torch.tensor(2.0))
+    assert got.tolist() == [-2, -1, -1, 0, 2, 2, 5]
+
+
+def test_tokens_on_a_codebook_against_a_loop() -> None:
+    levels = torch.tensor([-1.5, -0.4, 0.4, 1.5], dtype=torch.float64)
+    x = torch.randn(6, 10, generator=torch.Generator().manual_seed(5)) * torch.logspace(-2, 2, 6).view(-1, 1)
+    got = fake_quantize_to_codebook(x, levels)
+    for row, values in zip(x.tolist(), got, strict=True):
+        size = (sum(v * v for v in row) / 10) ** 0.5
+        slow = [min(levels.tolist(), key=lambda level: abs(level - v / size)) * size for v in row]
+        assert values.tolist() == pytest.approx(slow, rel=1e-5)
+
+
+def test_rows_are_a_view_of_the_part_and_the_tensor_itself_where_that_is_all() -> None:
+    x = torch.arange(12).view(4, 3)
+    assert rows_of(x, slice(0, 4)) is x and rows_of(x, slice(0, 9)) is x
+    assert torch.equal(rows_of(x, slice(2, 9)), x[2:]) and torch.equal(rows_of(x, slice(0, 3)), x[:3])

@@ -22,3 +22,11 @@ def test_a_sample_that_went_astray_does_not_decide() -> None:
     assert math.exp(mean_log_error(got, wanted, 4)) == pytest.approx((0.01**3 * 100) ** 0.25, rel=1e-4)
     assert mean_log_error(got, wanted, 2) > mean_log_error(got[:2], wanted[:2], 1), "frames belong to their sample"
     assert math.isfinite(mean_log_error(wanted, wanted, 4))
+
+
+def test_errors_by_hand() -> None:
+    assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 4.0])) == pytest.approx(9 / 16)
+    got, reference = torch.tensor([[2.0], [1.0]]), torch.tensor([[1.0], [2.0]])
+    assert mean_log_error(got, reference, 2) == pytest.approx((math.log(1.0) + math.log(0.25)) / 2)
+    assert mean_log_error(reference, reference, 2) == pytest.approx(math.log(1e-30))
+    assert psnr(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.0]), peak=2.0) == pytest.approx(10 * math.log10(4 / 2))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from adatsq_pipe.stages.numerics.policy import Policy, allocate_greedily, bits_by_fisher, rounding_error
+from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily, bits_by_fisher, rounding_error
 
 
 def test_policies_are_values() -> None:
@@ -76,3 +77,49 @@ def test_bits_are_spent_where_they_mend_most() -> None:
     assert allocate_greedily(errors, (3, 4, 8), 8.0) == (8, 8, 3)
     with pytest.raises(ValueError, match="below the fewest"):
         allocate_greedily(errors, (3, 4, 8), 2.5)
+
+
+def test_a_policy_turns_itself() -> None:
+    policy = Policy(((3, 4, 16), (8, 3, 16)))
+    assert (policy.steps, policy.layers) == (2, 3)
+    assert policy.of_step(1) == (8, 3, 16) and policy.of_layer(0) == (3, 8) and policy.of_layer(2) == (16, 16)
+    assert Policy.uniform(2, 3, 4).bits == ((4, 4, 4), (4, 4, 4))
+    assert policy.digest == hashlib.sha256(b"((3, 4, 16), (8, 3, 16))").hexdigest()
+    assert policy.weighted_mean([1.0, 2.0, 0.0]) == pytest.approx((3 + 8 + 8 + 6) / 6)
+    assert WEIGHT_ONLY == 16
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        ((), "at least one step"),
+        (((),), "at least one step and one layer"),
+        (((3, 4), (3,)), "step 1 of a policy has 1 layers, step 0 has 2"),
+        (((3,), (3, 4)), "step 1 of a policy has 2 layers, step 0 has 1"),
+        (((3, 4), (3, 1)), "step 1 of a policy has 1 bits; bits lie in 2..16"),
+        (((3, 17),), "step 0 of a policy has 17 bits"),
+    ],
+)
+def test_what_is_no_policy_is_refused(bits: tuple[tuple[int, ...], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(bits)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_rounding_errors_are_in_proportion_to_those_of_a_uniform_variable(bits: int) -> None:
+    x = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    error = float(((x * (2**bits - 1)).round() / (2**bits - 1) - x).square().mean())
+    assert rounding_error(bits) == pytest.approx(12 * error, rel=1e-3)
+
+
+def test_sharpness_is_first_within_a_step_then_across_steps() -> None:
+    fisher = [[1.0, 3.0], [100.0, 300.0]]
+    assert bits_by_fisher(fisher, (3, 8), 5.5, (0.0, 1.0)) == ((3, 3), (8, 8)), "steps alone"
+    assert bits_by_fisher(fisher, (3, 8), 5.5, (1.0, 0.0)) == ((3, 8), (3, 8)), "layers alone"
+
+
+def test_a_budget_that_is_met_exactly_is_spent() -> None:
+    assert allocate_greedily([[1.0, 0.5]] * 10, (3, 4), 3.1) == (4, *[3] * 9)
+    assert allocate_greedily([[1.0, 0.5]] * 10, (3, 4), 3.3) == (4, 4, 4, *[3] * 7)
+    assert allocate_greedily([[1.0, 1.0]], (3, 4), 8.0) == (3,), "a raise without gain is not made"
+    assert allocate_greedily([[1.0, 1.0, 0.0]], (3, 4, 8), 8.0) == (8,), "a raise may skip a width"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -63,3 +65,27 @@ def test_balancing_leaves_the_output_and_makes_both_saliences_equal() -> None:
     assert torch.allclose(s, (salience * peak_w).sqrt() / peak_w)
     flat = x.flatten(0, 1)
     assert torch.allclose((flat / s) @ (w.double() * s).T, flat @ w.double().T, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
+def test_scales_are_those_of_smoothquants_formula(alpha: float) -> None:
+    x, w, _ = _problem()
+    x[:, 1], w[:, 2], w[:, 5] = 0, 0, -w[:, 5].abs()
+    s = smoothing.smoothquant(x.abs().amax(0), w, alpha=alpha)
+    for j in range(32):
+        peak_x, peak_w = max(abs(v) for v in x[:, j].tolist()), max(abs(v) for v in w[:, j].tolist())
+        slow = peak_x**alpha / peak_w ** (1 - alpha) if peak_x and peak_w else 1.0
+        assert float(s[j]) == pytest.approx(slow)
+
+
+def test_salience_takes_absolute_maxima_of_the_weight() -> None:
+    w = torch.tensor([[1.0, -2.0, 3.0, -4.0], [-0.5, 0.1, 0.2, 0.3]])
+    peaks = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]])
+    rho = [1.0, float(stats.spearmanr([1, 2, 4, 3], [1, 2, 3, 4]).statistic)]
+    total = sum(math.exp(-r) for r in rho)
+    slow = [sum(math.exp(-r) / total * float(p[j]) for r, p in zip(rho, peaks, strict=True)) for j in range(4)]
+    assert smoothing.temporal_salience(peaks, w).tolist() == pytest.approx(slow)
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    assert smoothing.ranks(torch.tensor([5.0, 1.0, 5.0, 7.0, 5.0])).tolist() == [2.0, 0.0, 2.0, 4.0, 2.0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adatsq_pipe.stages.numerics import timegroups
 from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
@@ -70,3 +73,111 @@ def test_a_range_is_that_of_all_rows() -> None:
         assert float((got - x).abs().max()) <= float(scale) * 1.01
         assert float(scale) == pytest.approx(float(x.max() - x.min()) / 15)
     assert torch.equal(found.grid.scale_OG, start.scale_OG)
+
+
+def _multiples(scale: float) -> list[float]:
+    return [scale * (0.01 + 1.19 * i / 100) for i in range(101)] + [scale]
+
+
+def _static(x: Tensor, scale: float, zero: float, most: int) -> Tensor:
+    return ((x / scale).round() + zero).clamp(0, most).sub(zero) * scale
+
+
+def _regions(x: Tensor, scale: float, zero: float, most: int) -> Tensor:
+    half = (most + 1) // 2
+    above, below = (
+        (x / scale).round().clamp(0, half - 1) * scale,
+        (x / (0.17 / half)).round().clamp(-half, 0) * 0.17 / half,
+    )
+    return torch.where(x < 0, below, above)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("most", [40, 1024])
+def test_scales_are_those_of_a_slow_search(regions: bool, most: int) -> None:
+    """The same alternation, in float64, one row of the weight and one scale at a time."""
+    rows, w, curvature = _drifting()
+    rows = [functional.gelu(x) for x in rows] if regions else [x - 0.5 for x in rows]
+    start = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
+    found = timegroups.calibrate(rows, w, curvature, start, bits=4, regions=regions, most=most)
+    round_ = _regions if regions else _static
+
+    def span(x: Tensor) -> tuple[float, float]:
+        low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+        return (high / 7, 0.0) if regions else ((high - low) / 15, round(-low * 15 / (high - low)))
+
+    spans, whole = [span(x) for x in rows], span(torch.cat(rows))
+    every = -(-60 * 3 // most)
+    xs, w64 = [x[::every].double() for x in rows], w.double()
+    zs, now, scales = [x @ w64.T for x in xs], list(spans), list[float]()
+    for _ in range(3):
+        held = [round_(x, *grid, 15) for x, grid in zip(xs, now, strict=True)]
+        scales, wq = [], torch.empty_like(w64)
+        for o in range(12):
+            zero = float(start.zero_OG[o])
+            options = [float(torch.tensor(m).bfloat16()) for m in _multiples(float(start.scale_OG[o]))]
+            values = [_static(w64[o], s, zero, 15) for s in options]
+            errors = [
+                sum(
+                    float(h.mean() * (x @ w64[o] - q @ v).square().sum())
+                    for x, q, h in zip(xs, held, curvature, strict=True)
+                )
+                for v in values
+            ]
+            best = errors.index(min(errors))
+            scales.append(options[best])
+            wq[o] = values[best]
+
+        def error(g: int, grid: tuple[float, float], wq: Tensor = wq) -> float:
+            return float(((zs[g] - round_(xs[g], *grid, 15) @ wq.T).square() * curvature[g]).sum())
+
+        singles = [(m, whole[1]) for m in _multiples(whole[0])]
+        single_errors = [sum(error(g, grid) for g in range(3)) for grid in singles]
+        single = singles[single_errors.index(min(single_errors))]
+        now = [
+            min([*((m, spans[g][1]) for m in _multiples(spans[g][0])), single], key=lambda c: error(g, c))
+            for g in range(3)
+        ]
+    total = sum(float((z.square() * h).sum()) for z, h in zip(zs, curvature, strict=True))
+    assert found.grid.scale_OG.flatten().tolist() == pytest.approx(scales, rel=1e-6)
+    assert found.scale_G.tolist() == pytest.approx([scale for scale, _ in now], rel=1e-5)
+    assert found.zero_G.tolist() == [zero for _, zero in now]
+    assert found.error == pytest.approx(sum(error(g, now[g]) for g in range(3)) / total, rel=1e-3)
+    assert found.single_error == pytest.approx(min(single_errors) / total, rel=1e-3)
+
+
+def test_a_group_takes_the_single_scale_where_its_own_are_worse() -> None:
+    """One outlier of a group that no output sees: multiples of its own range are too coarse, the others' is not."""
+    random = torch.Generator().manual_seed(0)
+    rows = [torch.randn(64, 8, generator=random) for _ in range(3)]
+    rows[0][0, 7] = 1e6
+    w = torch.randn(4, 8, generator=random)
+    w[:, 7] = 0
+    start = weight_grid(w, bits=8, group=0, symmetric=False, clip=False)
+    rows = [rows[0][:1].repeat(64, 1), rows[0].clamp(max=1e6), rows[2]]
+    found = timegroups.calibrate(rows, w, torch.ones(3, 4).double(), start, bits=4, regions=False)
+    assert found.error <= found.single_error * (1 + 1e-12)
+
+
+def test_ranges_include_zero() -> None:
+    rows = [torch.tensor([[2.0, 6.0]]), torch.tensor([[-2.0, -6.0]]), torch.tensor([[-1.0, 2.0]])]
+    start = weight_grid(torch.ones(2, 2), bits=2, group=0, symmetric=False, clip=False)
+    found = timegroups.min_max_calibration(rows, start, bits=2, regions=False)
+    assert found.scale_G.tolist() == [2.0, 2.0, 1.0] and found.zero_G.tolist() == [0.0, 3.0, 1.0]
+    assert math.isnan(found.error) and math.isnan(found.single_error) and found.grid is start
+    split = timegroups.min_max_calibration([torch.tensor([[-0.1, 3.0]])], start, bits=3, regions=True)
+    assert split.scale_G.tolist() == [1.0] and split.zero_G.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("steps", "groups"), [(7, 3), (10, 4), (5, 5), (9, 1), (3, 8)])
+def test_runs_of_steps_differ_by_at_most_one(steps: int, groups: int) -> None:
+    place = timegroups.step_groups(steps, groups)
+    assert place == sorted(place) and set(place) == set(range(min(groups, steps)))
+    lengths = [place.count(group) for group in set(place)]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_gelu_is_known_by_all_rows_together() -> None:
+    assert timegroups.is_gelu_output([torch.tensor([0.5]), torch.tensor([-0.1])])
+    assert not timegroups.is_gelu_output([torch.tensor([-0.1]), torch.tensor([-0.3])])
+    assert not timegroups.is_gelu_output([torch.tensor([0.0, 1.0])])

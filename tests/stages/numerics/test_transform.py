@@ -42,3 +42,24 @@ def test_rotation_in_bfloat16_is_the_exact_one_rounded(fit: bool, monkeypatch: p
     got = transform.rotate(x, h)
     assert got.dtype == torch.bfloat16 and got.shape == x.shape
     assert torch.allclose(got.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 2, 8, 64])
+def test_the_matrix_is_sylvesters_over_the_root_of_its_size(block: int) -> None:
+    h = transform.hadamard(block, dtype=torch.float64)
+    for i in range(block):
+        for j in range(block):
+            assert float(h[i, j]) == pytest.approx((-1) ** (i & j).bit_count() / block**0.5)
+
+
+def test_a_rotation_multiplies_every_block() -> None:
+    x = torch.randn(3, 2, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = transform.hadamard(8, dtype=torch.float64)
+    rotated = transform.rotate(x, h)
+    for start in (0, 8, 16):
+        assert torch.allclose(rotated[..., start : start + 8], x[..., start : start + 8] @ h)
+
+
+@pytest.mark.parametrize(("width", "largest", "block"), [(96, 16, 16), (96, 1, 1), (48, 64, 16), (6, 64, 2), (5, 8, 1)])
+def test_a_block_is_the_largest_power_of_two_that_divides(width: int, largest: int, block: int) -> None:
+    assert transform.block_size(width, largest) == block
