@@ -74,6 +74,7 @@ def test_asking_again_gives_the_same_and_nothing_is_mutated() -> None:
         ([(10.0, 30.0), (14.0, 24.0), (19.5, 20.5), (20.0, 20.0)], [1]),
         ([(0.0, 100.0), (5.0, 55.0), (62.0, 11.0), (100.0, 0.0)], [1]),
         ([(0.0, 10.0), (4.0, 4.0), (6.5, 0.5), (10.0, 0.0)], [1]),
+        ([(10.0, 30.0), (16.0, 26.0), (20.0, 20.0)], [1]),
     ],
 )
 def test_nearness_is_euclidean_on_scaled_axes(points: list[tuple[float, float]], nearest: list[int]) -> None:
@@ -110,7 +111,8 @@ def test_asked_are_exactly_the_extensions_that_can_still_end_within_the_budget(b
 
 
 def test_a_budget_that_is_met_exactly_is_allowed() -> None:
-    beam = Beam(prices=((0.1, 0.2),) * 3, budget=0.1, width=1)
+    assert 3.1 + (3.1 + 3.7) > 3.3 * 3, "sums in binary exceed the budget by a last digit"
+    beam = Beam(prices=((3.1,), (3.1,), (3.7,)), budget=3.3, width=1)
     while not beam.finished:
         beam = beam.tell(dict.fromkeys(beam.ask(), 1.0))
     assert [p.choices for p in beam.paths] == [(0, 0, 0)]

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from adatsq_pipe.stages.numerics import evolve as evolution
 from adatsq_pipe.stages.numerics.evolve import evolve
 
 
@@ -33,3 +34,23 @@ def test_the_least_mean_is_kept_where_smaller_sizes_would_be_better() -> None:
     """Option 0 is best for each layer, but only one of three may take it."""
     errors, sizes = [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], [[32, 64]] * 3
     assert evolve(errors, sizes, (1, 1, 1), least_mean=(32 + 64 + 64) / 3) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_generations_never_lose_the_best(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generations of the same seed begin alike, so a longer search has seen all that a shorter one has."""
+    draw = random.Random(seed)
+    errors = [[draw.random() for _ in range(4)] for _ in range(12)]
+    monkeypatch.setattr(evolution, "POPULATION", 4)
+    reached = []
+    for generations in range(12):
+        monkeypatch.setattr(evolution, "GENERATIONS", generations)
+        genes = evolve(errors, [[1, 2, 3, 4]] * 12, (0,) * 12, least_mean=1, seed=seed)
+        reached.append(sum(errors[layer][i] for layer, i in enumerate(genes)))
+    assert reached[0] == sum(row[0] for row in errors), "no generation: the start"
+    assert reached == sorted(reached, reverse=True) and reached[-1] < reached[0]
+
+
+def test_a_start_of_exactly_the_least_mean_is_allowed() -> None:
+    assert 29 / 7 * 7 > 29, "the mean times the number of layers exceeds the sum by a last digit"
+    assert evolve([[1.0]] * 7, [[5]] + [[4]] * 6, (0,) * 7, least_mean=29 / 7) == (0,) * 7

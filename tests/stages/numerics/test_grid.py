@@ -184,3 +184,14 @@ def test_rows_are_a_view_of_the_part_and_the_tensor_itself_where_that_is_all() -
     x = torch.arange(12).view(4, 3)
     assert rows_of(x, slice(0, 4)) is x and rows_of(x, slice(0, 9)) is x
     assert torch.equal(rows_of(x, slice(2, 9)), x[2:]) and torch.equal(rows_of(x, slice(0, 3)), x[:3])
+
+
+def test_halves_go_to_the_even_step_before_zero_is_added() -> None:
+    """As in GPTQ's own quantizer: round(w / scale) + zero."""
+    codes = quantize(torch.tensor([0.5, 1.5, -0.5]), torch.tensor(1.0), torch.tensor(1.0), 3)
+    assert codes.tolist() == [1, 3, 1]
+
+
+def test_a_token_whose_ends_are_both_halves_has_no_code_too_many() -> None:
+    codes, scale = token_codes(torch.tensor([[-3.5, 11.5, 0.0]]), 15.0, symmetric=False)
+    assert scale.tolist() == [[1.0]] and codes.tolist() == [[-4, 11, 0]]

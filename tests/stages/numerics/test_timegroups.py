@@ -25,9 +25,9 @@ def test_steps_fall_into_equal_groups() -> None:
     assert timegroups.step_groups(2, 5) == [0, 1]
 
 
-def _drifting(groups: int = 3) -> tuple[list[Tensor], Tensor, Tensor]:
+def _drifting(groups: int = 3, drift: float = 4.0) -> tuple[list[Tensor], Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
-    rows = [torch.randn(60, 16, generator=generator) * 4.0**g + g for g in range(groups)]
+    rows = [torch.randn(60, 16, generator=generator) * drift**g + g * (drift > 1) for g in range(groups)]
     return rows, torch.randn(12, 16, generator=generator), torch.rand(groups, 12, generator=generator).double()
 
 
@@ -94,9 +94,11 @@ def _regions(x: Tensor, scale: float, zero: float, most: int) -> Tensor:
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("most", [40, 1024])
-def test_scales_are_those_of_a_slow_search(regions: bool, most: int) -> None:
+@pytest.mark.parametrize("drift", [1.0, 4.0])
+def test_scales_are_those_of_a_slow_search(regions: bool, most: int, drift: float) -> None:
     """The same alternation, in float64, one row of the weight and one scale at a time."""
-    rows, w, curvature = _drifting()
+    rows, w, curvature = _drifting(drift=drift)
+    curvature *= torch.tensor([[100.0], [1.0], [0.01]])
     rows = [functional.gelu(x) for x in rows] if regions else [x - 0.5 for x in rows]
     start = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
     found = timegroups.calibrate(rows, w, curvature, start, bits=4, regions=regions, most=most)
@@ -144,19 +146,6 @@ def test_scales_are_those_of_a_slow_search(regions: bool, most: int) -> None:
     assert found.zero_G.tolist() == [zero for _, zero in now]
     assert found.error == pytest.approx(sum(error(g, now[g]) for g in range(3)) / total, rel=1e-3)
     assert found.single_error == pytest.approx(min(single_errors) / total, rel=1e-3)
-
-
-def test_a_group_takes_the_single_scale_where_its_own_are_worse() -> None:
-    """One outlier of a group that no output sees: multiples of its own range are too coarse, the others' is not."""
-    random = torch.Generator().manual_seed(0)
-    rows = [torch.randn(64, 8, generator=random) for _ in range(3)]
-    rows[0][0, 7] = 1e6
-    w = torch.randn(4, 8, generator=random)
-    w[:, 7] = 0
-    start = weight_grid(w, bits=8, group=0, symmetric=False, clip=False)
-    rows = [rows[0][:1].repeat(64, 1), rows[0].clamp(max=1e6), rows[2]]
-    found = timegroups.calibrate(rows, w, torch.ones(3, 4).double(), start, bits=4, regions=False)
-    assert found.error <= found.single_error * (1 + 1e-12)
 
 
 def test_ranges_include_zero() -> None:
