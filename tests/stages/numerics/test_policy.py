@@ -48,7 +48,7 @@ def test_the_most_sensitive_layers_get_the_most_bits_and_steps_may_differ_in_lay
     )
 
 
-def test_spending_is_that_of_a_slow_obvious_loop() -> None:
+def test_greedy_allocation_is_that_of_a_slow_obvious_loop() -> None:
     random = torch.Generator().manual_seed(0)
     bits = (3, 4, 6, 8)
     for budget in (3.0, 3.3, 4.1, 6.0, 9.0):
@@ -69,7 +69,7 @@ def test_spending_is_that_of_a_slow_obvious_loop() -> None:
         assert allocate_greedily(errors, bits, budget) == tuple(bits[place] for place in places)
 
 
-def test_bits_are_spent_where_they_mend_most() -> None:
+def test_bits_go_where_they_reduce_the_error_most() -> None:
     errors = [[1.0, 0.9, 0.0], [5.0, 1.0, 0.9], [0.1, 0.1, 0.1]]
     assert allocate_greedily(errors, (3, 4, 8), 3.0) == (3, 3, 3)
     assert allocate_greedily(errors, (3, 4, 8), 3.4) == (3, 4, 3)
@@ -118,7 +118,7 @@ def test_sharpness_is_first_within_a_step_then_across_steps() -> None:
     assert bits_by_fisher(fisher, (3, 8), 5.5, (1.0, 0.0)) == ((3, 8), (3, 8)), "layers alone"
 
 
-def test_a_budget_that_is_met_exactly_is_spent() -> None:
+def test_a_budget_that_is_met_exactly_is_used() -> None:
     assert allocate_greedily([[1.0, 0.5]] * 10, (3, 4), 3.1) == (4, *[3] * 9)
     assert allocate_greedily([[1.0, 0.5]] * 10, (3, 4), 3.3) == (4, 4, 4, *[3] * 7)
     assert allocate_greedily([[1.0, 1.0]], (3, 4), 8.0) == (3,), "a raise without gain is not made"

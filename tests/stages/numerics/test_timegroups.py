@@ -13,7 +13,7 @@ from adatsq_pipe.stages.numerics import timegroups
 from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
 
 
-def test_gelu_is_told_from_other_inputs() -> None:
+def test_outputs_of_gelu_differ_from_other_inputs() -> None:
     x = torch.linspace(-6, 6, 500)
     assert timegroups.is_gelu_output([torch.nn.functional.gelu(x)])
     assert timegroups.is_gelu_output([torch.nn.functional.gelu(x, approximate="tanh")])
