@@ -11,8 +11,8 @@ import ray
 from adatsq_pipe.cluster.ray_executor import RayExecutor
 from adatsq_pipe.cluster.resources import Resources
 from tests.bench.sleepers import Nap, Sleeper
-from tests.cluster.fakes import Script, drive
 from tests.nodes import Nodes
+from tests.support.scripted_workers import Script, search
 
 pytestmark = [pytest.mark.run, pytest.mark.extended]
 
@@ -48,7 +48,7 @@ def test_a_director_does_not_wait_for_a_worker_whose_node_died(tmp_path: Path) -
             nodes.kill(0)
             while ray.cluster_resources()["CPU"] > 1:
                 time.sleep(0.1)
-            pool.coordinate(drive, Script(str(tmp_path)), lambda done, total: None)
+            pool.coordinate(search, Script(str(tmp_path)), lambda done, total: None)
             assert (tmp_path / "result").read_text() == "AX,BX"
         finally:
             pool.close()

@@ -1,198 +1,162 @@
-"""Jobs on a real head: what is sent, how they end, what a broken connection costs."""
+"""Following a job through a client that is played in this process; what is submitted; ids."""
 
 from __future__ import annotations
 
-import json
-import select
 import signal
-import socket
-import subprocess
-import sys
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from ray.job_submission import JobStatus
 
-from adatsq_pipe.cluster import wheel
-from adatsq_pipe.cluster.submit import follow
-from adatsq_pipe.pipeline.commands.remote import ROOMS
-from tests.conftest import PATIENCE
-from tests.head import Head, head
+from adatsq_pipe.cluster import submit
+from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 
-pytestmark = [pytest.mark.run, pytest.mark.extended]
-
-COUNT = "import time\nfor i in range(40):\n    print('line', i, flush=True)\n    time.sleep(0.1)\n"
+LOG = "one\ntwo\nthree\n"
+ADDRESS = "http://127.0.0.1:1"
 
 
-@pytest.fixture(scope="module")
-def ray_head() -> Iterator[Head]:
-    with head() as made:
-        yield made
+class PlayedClient:
+    """A job with these states in turn (an error is raised instead), and what each connection to its log brings."""
 
-
-def _ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out, err
-
-
-def test_jobs_import_the_wheel_that_is_sent(ray_head: Head, tmp_path: Path) -> None:
-    packed = wheel.pack("adatsq-pipe", ROOMS, tmp_path)
-    script = (
-        "import importlib.metadata as m, adatsq_pipe.stages.scenes as s\n"
-        "print('at', list(s.__path__)[0])\nprint('version', m.version('adatsq-pipe'))\n"
-    )
-    ray_head.job("wheel", sys.executable, "-c", script, environment=json.dumps({"py_modules": [str(packed)]}))
-    code, out, err = _ended(ray_head.command("attach", "wheel", "--address", ray_head.address))
-    assert code == 0, err
-    at = next(line for line in out.splitlines() if line.startswith("at "))
-    assert "py_modules_files" in at
-    assert f"version {packed.name.split('-')[1]}" in out
-
-
-def test_attach_exits_as_the_job_does(ray_head: Head) -> None:
-    following = {}
-    for code in (0, 1, 2, 75):
-        ray_head.job(f"exits-{code}", "exit", str(code))
-        following[code] = ray_head.command("attach", f"exits-{code}", "--address", ray_head.address)
-    for code, process in following.items():
-        got, out, err = _ended(process)
-        assert got == code, (got, out, err)
-        assert ("kept" in err) == (code == 75) and ("failed with exit code" in err) == (code in (1, 2)), err
-
-
-def test_a_job_that_is_stopped_is_to_be_run_again(ray_head: Head) -> None:
-    ray_head.job("stopped", "sleep", "60")
-    following = ray_head.command("attach", "stopped", "--address", ray_head.address)
-    stop = [Path(sys.executable).with_name("ray"), "job", "stop", "--address", ray_head.address, "stopped"]
-    subprocess.run(stop, check=True, capture_output=True, env=ray_head.environment())
-    code, _, err = _ended(following)
-    assert code == 75 and "was stopped" in err, err
-
-
-def test_an_environment_that_cannot_be_made_is_told(ray_head: Head, tmp_path: Path) -> None:
-    broken = tmp_path / "broken-1-py3-none-any.whl"
-    broken.write_text("no wheel")
-    ray_head.job("broken", "true", environment=json.dumps({"py_modules": [str(broken)]}))
-    code, _, err = _ended(ray_head.command("attach", "broken", "--address", ray_head.address))
-    assert code == 1 and "did not come to run" in err and "broken-1" in err, err
-
-
-def test_a_broken_connection_is_opened_again_and_nothing_is_shown_twice(ray_head: Head) -> None:
-    ray_head.job("count", sys.executable, "-c", COUNT)
-    with _cutting(ray_head.address) as (address, cuts):
-        code, out, err = _ended(ray_head.command("attach", "count", "--address", address))
-    assert code == 0, err
-    assert cuts == ["cut", "cut"]
-    assert [line for line in out.splitlines() if line.startswith("line ")] == [f"line {i}" for i in range(40)]
-
-
-def test_a_taken_id_an_unknown_job_and_a_missing_token_are_one_line(ray_head: Head, tmp_path: Path) -> None:
-    ray_head.job("taken", "true")
-    to = ("--address", ray_head.address)
-    again = ("submit", *to, "--no-pip", "--submission-id", "taken", "--", "run", "--run-dir", str(tmp_path))
-    asked = {
-        "is taken": ray_head.command(*again),
-        "knows no job nobody": ray_head.command("attach", "nobody", *to),
-        "RAY_AUTH_MODE=token": ray_head.command("attach", "taken", *to, token=False),
-    }
-    for words, process in asked.items():
-        code, out, err = _ended(process)
-        assert code == 1 and words in err and err.startswith("error:") and err.count("\n") == 1, (words, out, err)
-        assert ray_head.token not in out + err
-
-
-def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
-    script = (
-        "from adatsq_pipe.pipeline.runner import Executors\nfrom adatsq_pipe.pipeline import config\n"
-        "from adatsq_pipe.storage.rundir import RunDir\nfrom pathlib import Path\n"
-        "made = config.load(preset=None, file=None, sets=['cluster.workers=1'], model=None, kept=None)\n"
-        "e = Executors(made, RunDir(Path('nowhere')))\ne.get()\nprint('up', flush=True)\ninput()\ne.close()\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "up\n"
-        found = _listening(process.pid)
-    finally:
-        process.communicate("\n", timeout=PATIENCE)
-    assert found and not [a for a in found if a not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
-
-
-def _listening(pid: int) -> list[str]:
-    """Addresses on which a process and its descendants listen."""
-    return [
-        connection.laddr.ip
-        for member in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
-        for connection in member.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-
-
-class _cutting:
-    """A way to the head that breaks the first two connections that follow a log, each after some of it came through."""
-
-    def __init__(self, address: str) -> None:
-        self.port = int(address.rpartition(":")[2])
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.cuts: list[str] = []
-
-    def __enter__(self) -> tuple[str, list[str]]:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return f"http://127.0.0.1:{self.server.getsockname()[1]}", self.cuts
-
-    def __exit__(self, *_: object) -> None:
-        self.server.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.server.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self.port))
-            threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
-
-    def _pass(self, near: socket.socket, far: socket.socket) -> None:
-        tail, back = False, 0
-        with near, far:
-            while True:
-                for one in select.select([near, far], [], [])[0]:
-                    data = one.recv(4096)
-                    if not data:
-                        return
-                    tail = tail or b"/logs/tail" in data
-                    back += b"line 1" in data and one is far
-                    (far if one is near else near).sendall(data)
-                if tail and back and len(self.cuts) < 2:
-                    self.cuts.append("cut")
-                    return
-
-
-class _Talking:
-    """A client whose job says something in the moment of an interrupt, and has ended when it is looked at again."""
-
-    def __init__(self) -> None:
-        self.status = [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+    def __init__(self, states: Sequence[JobStatus | Exception], connections: Sequence[Sequence[str]] = ()) -> None:
+        self.states, self.connections = list(states), list(connections)
+        self.log, self.message, self.exit_code = LOG, "", None
+        self.submitted: dict[str, Any] = {}
 
     def get_address(self) -> str:
-        return "http://127.0.0.1:1"
+        return ADDRESS
 
     def get_job_info(self, job: str) -> SimpleNamespace:
-        return SimpleNamespace(status=self.status.pop(0), message="", driver_exit_code=0)
+        state = self.states.pop(0)
+        if isinstance(state, Exception):
+            raise state
+        return SimpleNamespace(status=state, message=self.message, driver_exit_code=self.exit_code)
 
     def get_job_logs(self, job: str) -> str:
-        return "a line\n"
+        return self.log
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        signal.raise_signal(signal.SIGINT)
-        yield "a line\n"
+        for chunk in self.connections.pop(0):
+            if chunk == "interrupt":
+                signal.raise_signal(signal.SIGINT)
+            yield chunk
+
+    def submit_job(self, **arguments: Any) -> str:
+        self.submitted = arguments
+        return str(arguments["submission_id"])
 
 
-def test_an_interrupt_that_comes_with_a_line_is_not_lost() -> None:
-    client: Any = _Talking()
+class Follower:
+    """What `follow` wrote, what it notified of, and for how long it slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.written, self.notices, self.pauses = "", list[str](), list[float]()
+        monkeypatch.setattr(submit, "time", SimpleNamespace(sleep=self.pauses.append))
+
+    def write(self, text: str) -> None:
+        self.written += text
+
+    def follow(self, client: Any) -> submit.JobOutcome:
+        return submit.follow(client, "job", self.write, self.notices.append)
+
+
+@pytest.fixture
+def follower(monkeypatch: pytest.MonkeyPatch) -> Follower:
+    return Follower(monkeypatch)
+
+
+def test_the_whole_log_is_written_and_nothing_twice(follower: Follower) -> None:
+    running = JobStatus.RUNNING
+    connections = [["one\n", "tw"], ["on", "e\ntwo\n"], ["one\ntwo\nth"]]
+    outcome = follower.follow(PlayedClient([running, running, running, JobStatus.SUCCEEDED], connections))
+    assert follower.written == LOG
+    assert outcome == submit.JobOutcome(exit_code=0, stopped=False, message="")
+
+
+def test_waiting_for_the_environment_is_said_once(follower: Follower) -> None:
+    follower.follow(PlayedClient([JobStatus.PENDING, JobStatus.PENDING, JobStatus.SUCCEEDED], [[], []]))
+    assert len(follower.notices) == 1 and "prepares the job's environment" in follower.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "outcome"),
+    [
+        (JobStatus.FAILED, 75, submit.JobOutcome(exit_code=75, stopped=False, message="the end")),
+        (JobStatus.FAILED, None, submit.JobOutcome(exit_code=None, stopped=False, message="the end")),
+        (JobStatus.STOPPED, None, submit.JobOutcome(exit_code=None, stopped=True, message="the end")),
+    ],
+)
+def test_how_a_job_ended(
+    status: JobStatus, exit_code: int | None, outcome: submit.JobOutcome, follower: Follower
+) -> None:
+    client = PlayedClient([status])
+    client.message, client.exit_code = "first\n  the end \n\n", exit_code
+    assert follower.follow(client) == outcome
+
+
+def test_failures_in_a_row_are_counted_from_the_last_answer(follower: Follower) -> None:
+    down: list[JobStatus | Exception] = [ConnectionError("down")] * submit.MAX_RECONNECTS
+    client = PlayedClient([*down, JobStatus.RUNNING, *down, JobStatus.SUCCEEDED], [[LOG]])
+    assert follower.follow(client).exit_code == 0 and follower.written == LOG
+    assert follower.pauses == [1, 2, 4, 8, 15, submit.POLL_INTERVAL, 1, 2, 4, 8, 15]
+
+
+def test_a_cluster_that_is_gone_is_given_up(follower: Follower) -> None:
+    with pytest.raises(ConnectionLost, match=rf"^{ADDRESS} did not answer 6 times in a row \(down\)$"):
+        follower.follow(PlayedClient([ConnectionError("down")] * 6))
+
+
+def test_an_unknown_job_is_not_asked_for_again(follower: Follower) -> None:
+    with pytest.raises(JobRefused, match="has no job job; list its jobs"):
+        follower.follow(PlayedClient([RuntimeError("Job job does not exist")]))
+    assert follower.pauses == []
+
+
+def test_an_interrupt_that_comes_with_a_chunk_is_not_lost(follower: Follower) -> None:
     with pytest.raises(KeyboardInterrupt):
-        follow(client, "job", lambda text: None, lambda text: None)
+        follower.follow(PlayedClient([JobStatus.RUNNING, JobStatus.SUCCEEDED], [["interrupt"]]))
+
+
+def _submit(client: Any, requirements: Sequence[str] = (), working_dir: Path | None = None) -> None:
+    wheel = Path("some.whl")
+    submit.submit(client, job="j", command="run", wheel=wheel, requirements=requirements, working_dir=working_dir)
+
+
+def test_a_job_is_sent_its_wheel_requirements_and_folder() -> None:
+    client = PlayedClient([])
+    _submit(client, ["a>=1"], Path("folder"))
+    environment = {"py_modules": ["some.whl"], "pip": ["a>=1"], "working_dir": "folder"}
+    assert client.submitted == {"entrypoint": "run", "submission_id": "j", "runtime_env": environment}
+    _submit(client)
+    assert client.submitted["runtime_env"] == {"py_modules": ["some.whl"]}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("Job j already exists"), "already has a job j; choose another --submission-id.*attach j --add"),
+        (RuntimeError("no space\nsecond line"), f"the cluster at {ADDRESS} refused the request: no space$"),
+        (ConnectionError(), "refused the request: ConnectionError$"),
+    ],
+)
+def test_what_the_cluster_refuses_is_one_line(error: Exception, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**arguments: Any) -> str:
+        raise error
+
+    client = PlayedClient([])
+    monkeypatch.setattr(client, "submit_job", refuse)
+    with pytest.raises(JobRefused, match=text) as caught:
+        _submit(client)
+    assert "\n" not in str(caught.value)
+
+
+def test_submission_ids() -> None:
+    assert submit.new_id() != submit.new_id() and submit.new_id().startswith("adatsq-")
+    for job in (submit.new_id(), "a", "A1_.-", "x" * 100):
+        assert submit.check_id(job) == job
+    for job in ("", "../x", "a b", "a/b", "-a", "x" * 101):
+        with pytest.raises(ValueError, match="not a submission id"):
+            submit.check_id(job)
