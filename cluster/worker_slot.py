@@ -15,7 +15,8 @@ It may have `recover(key, error) -> bool`, called when a task fails: True means 
 same task may now pass (it uses less memory, for one). The slot then calls it again at once, and no failure is counted.
 """
 WorkerClass = Callable[[ContextT], Worker[ResultT]]
-"""A class at the top level of a module, opened once per process with a context (its constructor loads a model).
+"""A class at the top level of a module, or a value that stands for one; called once per process with a context (which
+loads a model). Two that are equal are the same worker.
 
 It may have `queue_depth = 2`, for tasks of milliseconds: a second task then waits at the actor already.
 """
@@ -33,7 +34,7 @@ class WorkerSlot:
 
         The worker that was open before is released first, so that two models are never in memory together.
         """
-        identity = (worker_class.__module__, worker_class.__qualname__, context)
+        identity = (worker_class, context)
         if self._worker is None or self._identity != identity:
             self._worker = None
             self._worker, self._identity = worker_class(context), identity

@@ -5,7 +5,10 @@ A path is its list of denoiser outputs, so its state at any step comes from tele
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.allocation import batch_slices
 from adatsq_pipe.stages.allocation.batch_slices import Portion, unit_name
@@ -15,25 +18,27 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import Halving
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.denoiser.conditions import Conditions, calibration_shards
+from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
+from adatsq_pipe.stages.denoiser.loading import denoiser_of
+from adatsq_pipe.stages.denoiser.outputs import leaves, of_samples, stacked, structure, unstacked
+from adatsq_pipe.stages.numerics.beam import Choices
+from adatsq_pipe.stages.numerics.metrics import mean_log_error, relative_error
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from adatsq_pipe.stages.denoiser.conditions import Conditions
-    from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
-    from adatsq_pipe.stages.numerics.beam import Choices
+from adatsq_pipe.stages.runtime.policy_hook import set_bits
+from adatsq_pipe.stages.weights.solved import load_solved
+from adatsq_pipe.storage import tensors
 
 OFF = 1e-4
 """Relative error of the final latents above which a portion is not what was recorded of its captions."""
 
 
-class Ground:
+class SliceReference:
     """A portion of the captions with its full-precision run: what was recorded, and the latents before every step and
     at the end. Paths that were walked on it stay here."""
 
     def __init__(self, denoiser: Denoiser, portion: Portion, batch: Conditions, recorded: Trajectory) -> None:
-        from adatsq_pipe.stages.numerics.metrics import relative_error
 
         self.captions = cut(batch, portion)
         self.recorded = [_of(portion, output) for output in recorded.outputs]
@@ -63,7 +68,6 @@ class Ground:
 
 def cut(batch: Conditions, portion: Portion) -> Conditions:
     """The captions of a portion of their batch."""
-    from adatsq_pipe.stages.denoiser.conditions import Conditions
 
     part = slice(portion.start, portion.stop)
     return Conditions(prompts=batch.prompts[part], seeds=batch.seeds[part], inputs=batch.inputs[part])
@@ -76,21 +80,16 @@ def latents_of(portion: Portion, latents: Tensor) -> Tensor:
 
 
 def _of(portion: Portion, output: Any) -> Any:
-    from adatsq_pipe.stages.denoiser.outputs import of_samples
 
     return output if portion.whole else of_samples(output, portion.of, portion.start, portion.stop)
 
 
-class Evaluate(Halving):
+class BeamWorker(Halving):
     """The worker: holds the model with its solved weights."""
 
     stage: ClassVar[str] = "search"
-    queue_depth: ClassVar[int] = 2
 
     def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-        from adatsq_pipe.stages.denoiser.loading import denoiser_of
-        from adatsq_pipe.stages.weights.solved import load_solved
 
         super().__init__()
         self.context, self.space = context, Trellis(context)
@@ -103,7 +102,7 @@ class Evaluate(Halving):
             "path": batch_slices.of_trellis(data, self.space.settings),
             "rollout": batch_slices.of_rollouts(data, self.space.settings),
         }
-        self._grounds: dict[int, Ground] = {}
+        self._references: dict[int, SliceReference] = {}
         self._recorded: dict[int, Trajectory] = {}
 
     def __call__(self, key: str) -> float:
@@ -111,84 +110,71 @@ class Evaluate(Halving):
         return self._extend(choices, place) if kind == "path" else self._roll_out(choices, place)
 
     def _run_of(self, batch: int) -> Trajectory:
-        from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 
         if batch not in self._recorded:
             self._recorded[batch] = read_trajectory(self.context, batch)
         return self._recorded[batch]
 
-    def _ground(self, place: int) -> Ground:
-        if place not in self._grounds:
+    def _reference(self, place: int) -> SliceReference:
+        if place not in self._references:
             portion = self.portions["path"][place]
             recorded = self._run_of(portion.batch)
-            self._grounds[place] = Ground(self.denoiser, portion, self.batches[portion.batch], recorded)
-        return self._grounds[place]
+            self._references[place] = SliceReference(self.denoiser, portion, self.batches[portion.batch], recorded)
+        return self._references[place]
 
     def _outputs_of(self, choices: Choices, place: int) -> list[Any]:
         """Denoiser outputs of a path: from memory, from the units that computed them, or computed again."""
-        from adatsq_pipe.stages.denoiser.outputs import structure, unstacked
-        from adatsq_pipe.storage import tensors
 
         if not choices:
             return []
-        ground, unit = self._ground(place), unit_name("path", choices, place)
-        if choices not in ground.outputs:
+        reference, unit = self._reference(place), unit_name("path", choices, place)
+        if choices not in reference.outputs:
             if not self.context.manifest("search").done(unit):
                 self._extend(choices, place)
-                return ground.outputs[choices]
+                return reference.outputs[choices]
             before = self._outputs_of(choices[:-1], place)
             stored = tensors.read_scratch(self.context.read("search", unit)[1])
             calls = self.space.survey["calls"].count(len(choices) - 1)
-            shapes = [structure(output) for output in ground.recorded[len(before) : len(before) + calls]]
-            ground.outputs[choices] = before + unstacked(stored, shapes, ground.latents.device)
-        return ground.outputs[choices]
+            shapes = [structure(output) for output in reference.recorded[len(before) : len(before) + calls]]
+            reference.outputs[choices] = before + unstacked(stored, shapes, reference.latents.device)
+        return reference.outputs[choices]
 
     def _extend(self, choices: Choices, place: int) -> float:
-        import torch
 
-        from adatsq_pipe.stages.denoiser.denoiser import Call
-        from adatsq_pipe.stages.denoiser.outputs import stacked
-        from adatsq_pipe.stages.runtime.policy_hook import set_bits
-        from adatsq_pipe.storage import tensors
-
-        step, ground = len(choices) - 1, self._ground(place)
-        ground.forget(step)
+        step, reference = len(choices) - 1, self._reference(place)
+        reference.forget(step)
         outputs = list(self._outputs_of(choices[:-1], place))
         unit_key = unit_name("path", choices, place)
         with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
             set_bits(self.layers, self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
             calls = self.space.survey["calls"].count(step)
-            if choices[:-1] not in ground.arrived:
-                ground.arrived[choices[:-1]] = self.denoiser.teleport(ground.captions, outputs)
-            arrived = ground.arrived[choices[:-1]]
+            if choices[:-1] not in reference.arrived:
+                reference.arrived[choices[:-1]] = self.denoiser.teleport(reference.captions, outputs)
+            arrived = reference.arrived[choices[:-1]]
             for _ in range(calls):
                 assert isinstance(arrived, Call)
                 with unit.timed("model"):
                     outputs.append(self.denoiser.run(arrived))
-                arrived = self.denoiser.teleport(ground.captions, outputs)
-            ground.arrived[choices] = arrived
-            error = self._error(ground, step, outputs, calls, arrived)
+                arrived = self.denoiser.teleport(reference.captions, outputs)
+            reference.arrived[choices] = arrived
+            error = self._error(reference, step, outputs, calls, arrived)
             tensors.write_scratch(unit.folder, stacked(outputs[-calls:]))
             samples = self.portions["path"][place].samples
             unit.value = {"choices": list(choices), "error": error, "calls": calls, "samples": samples}
-        ground.outputs[choices] = outputs
+        reference.outputs[choices] = outputs
         return error
 
-    def _error(self, ground: Ground, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
-        from adatsq_pipe.stages.denoiser.outputs import leaves
-        from adatsq_pipe.stages.numerics.metrics import relative_error
+    def _error(self, reference: SliceReference, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
 
         if self.space.settings.error == "state":
-            got, wanted = self.denoiser.state(arrived), ground.states[step + 1]
+            got, wanted = self.denoiser.state(arrived), reference.states[step + 1]
         else:
             place = len(outputs) - calls
             got = [x for output in outputs[place:] for x in leaves(output)]
-            wanted = [x for output in ground.recorded[place : place + calls] for x in leaves(output)]
+            wanted = [x for output in reference.recorded[place : place + calls] for x in leaves(output)]
         return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
 
     def _roll_out(self, choices: Choices, place: int) -> float:
-        from adatsq_pipe.stages.numerics.metrics import mean_log_error
-        from adatsq_pipe.stages.runtime.policy_hook import set_bits
 
         portion = self.portions["rollout"][place]
         with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from adatsq_pipe.stages.allocation import batch_slices, decoupled
 from adatsq_pipe.stages.allocation.batch_slices import Portion, digest_of, unit_name
 from adatsq_pipe.stages.allocation.front import write_front
-from adatsq_pipe.stages.allocation.rollout import Evaluate
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis
-from adatsq_pipe.stages.base.context import Context, Executor, Report
+from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
@@ -31,6 +30,9 @@ from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Choices
+
+
+WORKER = WorkerRef(stage="search", path="adatsq_pipe.stages.allocation.rollout:BeamWorker", queue_depth=2)
 
 
 def search(executor: Executor, context: Context, report: Report) -> None:
@@ -93,7 +95,7 @@ def _evaluated(
     for unit in keys.values():
         if manifest.done(unit):
             found[unit] = context.read("search", unit)[0].value["error"]
-    for key, error in executor.stream(Evaluate, context, [key for key, unit in keys.items() if unit not in found]):
+    for key, error in executor.stream(WORKER, context, [key for key, unit in keys.items() if unit not in found]):
         found[keys[key]] = error
     return {
         digest_of(path): batch_slices.together(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Protocol
 
 from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
@@ -56,6 +57,21 @@ class Worker(Protocol):
     def __call__(self, key: str) -> Any: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerRef:
+    """A worker class by its name, imported where it is opened: a stage's declaration then needs no torch."""
+
+    stage: str
+    path: str
+    """"module:Class"."""
+    queue_depth: int = 1
+    """Tasks that wait at a worker while it works; 2 for tasks of milliseconds."""
+
+    def __call__(self, context: Context) -> Worker:
+        worker: type[Worker] = resolve_name(self.path)
+        return worker(context)
+
+
 Report = Callable[[int, int], None]
 """Called with (units done, units in all)."""
 
@@ -63,7 +79,7 @@ Report = Callable[[int, int], None]
 class Executor(Protocol):
     """Where work runs. Both implementations obey one contract (tests/cluster)."""
 
-    def stream(self, worker: type[Worker], context: Context, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    def stream(self, worker: WorkerRef, context: Context, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yield (key, result) as workers finish, in any order. A requested stop takes effect between units."""
         ...
 

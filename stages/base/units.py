@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adatsq_pipe.stages.base.context import Context, Executor, Report, Worker
+from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.manifest import COMPLETE
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.base.micro_batch import MicroBatch
 
 
-def fan_out(context: Context, executor: Executor, worker: type[Worker], keys: Sequence[str], report: Report) -> None:
+def fan_out(context: Context, executor: Executor, worker: WorkerRef, keys: Sequence[str], report: Report) -> None:
     """Do the units of `keys` that have no sound marker."""
     manifest = context.manifest(worker.stage)
     missing = manifest.missing(keys)

@@ -9,231 +9,33 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from fractions import Fraction
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.architecture.families import _family
-from adatsq_pipe.stages.base.context import Context, Executor, Report
-from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
 from adatsq_pipe.stages.base.stage import Stage
-from adatsq_pipe.stages.base.units import fan_out, unit_of
+from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import (
     CaptureSettings,
-    step_blocks,
-    survey_of,
     total_units,
     unit_waves,
 )
-from adatsq_pipe.stages.denoiser.hooks import Listener, Sampler, level, listen, survey
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from adatsq_pipe.stages.denoiser.denoiser import Call
+    pass
 
 
-class Capture(Halving):
-    """The stage's worker."""
-
-    stage: ClassVar[str] = "capture"
-
-    def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.architecture.layers import quantizable_linears
-        from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-        from adatsq_pipe.stages.denoiser.loading import denoiser_of
-
-        super().__init__()
-        self.context = context
-        self.denoiser = denoiser_of(context, self.micro)
-        self.shards = calibration_shards(context)
-        self.layers = quantizable_linears(self.denoiser.transformer)
-        if not self.layers:
-            raise StageError(
-                "the transformer has no linear layers inside repeated blocks; there is nothing to quantize"
-            )
-
-    def __call__(self, key: str) -> None:
-        kind, _, rest = key.partition("/")
-        works = {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}
-        {**works, "left": self._left}[kind](key, rest)
-
-    def _trajectory(self, key: str, shard: str) -> None:
-        from adatsq_pipe.stages.calibration.trajectories import write_trajectory
-        from adatsq_pipe.stages.denoiser.outputs import leaves
-        from adatsq_pipe.stages.denoiser.pipeline_call import refuse_untellable
-
-        with unit_of(self.context, self.stage, key, self.micro) as unit:
-            sizes: dict[int, list[tuple[int, ...]]] = {}
-
-            def see(_: int, call: Call) -> None:
-                if call.step not in sizes:
-                    sizes[call.step] = [tuple(x.shape) for x in self.denoiser.state(call)]
-
-            with unit.timed("model"):
-                run = self.denoiser.record(self.shards[int(shard)], see=see)
-            refuse_untellable(run.timesteps)
-            if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
-                raise StageError(
-                    f"the noisy sample is {sizes[0]} at the first step and {sizes[other]} at step {other}: pipelines "
-                    "whose latents change size over a run cannot be taken"
-                )
-            for j, output in enumerate(run.outputs):
-                if not all(leaf.isfinite().all() for leaf in leaves(output)):
-                    raise self._blame(int(shard), run, j)
-            write_trajectory(unit.folder, run)
-            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[int(shard)].prompts)}
-
-    def _blame(self, shard: int, run: Any, j: int) -> StageError:
-        """The error for a call whose output is not finite: it names the first layer that is fed such values."""
-        import torch
-
-        from adatsq_pipe.stages.denoiser.denoiser import Call
-
-        call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
-        assert isinstance(call, Call)
-        with torch.no_grad():
-            listener = listen(partial(self.denoiser.run, call), Listener(self.layers))
-        fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
-        return _not_finite(next(fed, "after the last block"), call)
-
-    def _calls(self, shard: int, steps: range) -> list[Call]:
-        from adatsq_pipe.stages.calibration.trajectories import read_trajectory
-
-        run, calls = read_trajectory(self.context, shard), []
-        self.denoiser.replay(
-            self.shards[shard], run.outputs, see=lambda j, call: calls.append(call) if call.step in steps else None
-        )
-        return calls
-
-    def _survey(self, key: str, _: str) -> None:
-        import torch
-
-        from adatsq_pipe.stages.calibration.trajectories import read_trajectory
-
-        with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
-            run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
-            steps = run.steps[-1] + 1
-            calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
-            with unit.timed("model"):
-                found = self._surveyed(calls, samples)
-            unit.value = {
-                **found,
-                "steps": steps,
-                "calls": list(run.steps),
-                "timesteps": [
-                    max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == i) for i in range(steps)
-                ],
-                "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
-            }
-
-    def _left(self, key: str, _: str) -> None:
-        from dataclasses import asdict
-
-        from adatsq_pipe.stages.architecture.layers import left_alone
-        from adatsq_pipe.stages.denoiser.inspection import grouped
-
-        with unit_of(self.context, self.stage, key) as unit:
-            parts = self.denoiser.parts.items()
-            unit.value = [{"part": name, **asdict(rest)} for name, part in parts for rest in grouped(left_alone(part))]
-
-    def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
-        """What the first call of every denoiser shows; of several also at which steps each is called."""
-        parts = self.denoiser.parts
-        if len(parts) == 1:
-            return self._survey_of(calls[0], self.layers, samples)
-        found: dict[str, Any] = {"layers": [], "unused": [], "repeated": [], "parts": {}}
-        for part in parts:
-            own = [call for call in calls if call.part == part]
-            if not own:
-                raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
-            layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
-            for key, rows in self._survey_of(own[0], layers, samples).items():
-                found[key] += [{**row, "part": part} for row in rows] if key == "layers" else rows
-            found["parts"][part] = sorted({call.step for call in own})
-        return found
-
-    def _survey_of(self, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
-        """What a call shows, or its first part, if it does not fit whole."""
-        parts = self.denoiser.cut(call)
-        part, size = parts[0]
-        return survey(partial(self.denoiser.run, part), layers, Fraction(samples * size, sum(n for _, n in parts)))
-
-    def _activations(self, key: str, place: str) -> None:
-        import torch
-
-        from adatsq_pipe.storage import tensors
-
-        block, shard = (int(part) for part in place.split("-"))
-        survey = survey_of(self.context)
-        steps = step_blocks(self.context, survey["steps"])[block]
-        layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
-        owners = [row["name"] for row in survey["layers"] if row["source"] == row["name"]]
-        with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
-            kept: dict[str, list[Tensor]] = {}
-            peaks: dict[str, list[Tensor]] = {}
-            per_step = survey["calls"].count(steps.start)
-            for call in self._calls(shard, steps):
-                count, seed = self._rows_per_call(per_step), (block, shard, call.step)
-                with unit.timed("model"):
-                    sampled = self._sampled(call, layers, count, seed)
-                for name in owners:
-                    rows, peak = sampled(name)
-                    if not peak.isfinite().all():
-                        raise _not_finite(name, call)
-                    kept.setdefault(name, []).append(rows)
-                    peaks.setdefault(name, []).append(peak)
-            stacked = {f"rows:{name}": torch.stack(level(rows)) for name, rows in kept.items()}
-            stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
-            tensors.write_stacked(
-                unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
-            )
-
-    def _sampled(
-        self, call: Call, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]
-    ) -> Callable[[str], tuple[Tensor, Tensor]]:
-        """Input rows and peak of any layer in one call; of a call in parts each gives its share of the rows."""
-        import torch
-
-        parts = self.denoiser.cut(call)
-        of, samplers = sum(size for _, size in parts), list[Sampler]()
-        for place, (part, size) in enumerate(parts):
-            share = math.ceil(count * size / of)
-            samplers.append(Sampler(layers, share, (*seed, place) if place else seed))
-            try:
-                self.denoiser.run(part)
-            finally:
-                samplers[-1].close()
-
-        def of_layer(name: str) -> tuple[Tensor, Tensor]:
-            found = [sampler.of(name, layers[name]) for sampler in samplers]
-            rows = torch.cat([rows for rows, _ in found])[:count]
-            return rows, torch.stack([peak for _, peak in found]).amax(0)
-
-        return of_layer
-
-    def _rows_per_call(self, calls: int) -> int:
-        return max(1, self.context.settings[CaptureSettings].rows // calls)
-
-
-def _not_finite(layer: str, call: Call) -> StageError:
-    return StageError(
-        f"NaN or infinity in the input of layer {layer} at step {call.step} (timestep {call.timestep:g}); "
-        "check the model, or set compute.dtype to float32"
-    )
+WORKER = WorkerRef(stage="capture", path="adatsq_pipe.stages.calibration.capture_worker:Capture")
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
     for wave in range(3):
         before = [key for keys in unit_waves(context)[:wave] for key in keys]
         keys = unit_waves(context)[wave]
-        fan_out(context, executor, Capture, keys, lambda done, n: report(len(before) + done, total_units(context) or n))  # noqa: B023
+        fan_out(context, executor, WORKER, keys, lambda done, n: report(len(before) + done, total_units(context) or n))  # noqa: B023
 
 
 def _reads(settings: RunSettings, model: str) -> Plain:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import batch_count, step_blocks, survey_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adatsq_pipe.storage import tensors
 
 
 def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
     """(step, what every batch of captions stored under `name` at it, [calls, ...]) in order of steps and batches."""
-    from adatsq_pipe.storage import tensors
 
     survey = survey_of(context)
     for block, steps in enumerate(step_blocks(context, survey["steps"])):
@@ -31,7 +30,6 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
 
 def rows(context: Context, source: str) -> Iterator[tuple[int, Tensor]]:
     """(step, sampled rows of all batches, [rows, in]) in order of steps. `source` is the layer that owns the input."""
-    import torch
 
     for step, parts in _stored(context, f"rows:{source}"):
         yield step, torch.cat([part.flatten(0, 1) for part in parts])
@@ -39,7 +37,6 @@ def rows(context: Context, source: str) -> Iterator[tuple[int, Tensor]]:
 
 def peaks(context: Context, source: str) -> Tensor:
     """The absolute maximum of every input channel at every step, over all tokens and captions, [steps, in]."""
-    import torch
 
     found = [torch.cat([part.flatten(0, -2) for part in parts]) for _, parts in _stored(context, f"absmax:{source}")]
     return torch.stack([part.amax(0) for part in found])

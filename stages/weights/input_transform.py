@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from adatsq_pipe.stages.runtime.spec import LayerSpec
+from adatsq_pipe.stages.numerics import smoothing, transform
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,6 @@ class Basis:
 
     def of_rows(self, x_NI: Tensor) -> Tensor:
         """Inputs in this basis, dtype kept."""
-        from adatsq_pipe.stages.numerics import transform
 
         x = x_NI if self.folded is None else x_NI * self.folded.to(x_NI.dtype)
         if "order" in self.tensors:
@@ -38,7 +38,6 @@ class Basis:
 
     def of_weight(self, w_OI: Tensor, gram_II: Tensor) -> tuple[Tensor, Tensor]:
         """The weight (float32) and the inputs' Gram matrix (float64) in this basis."""
-        from adatsq_pipe.stages.numerics import transform
 
         w, gram = w_OI.double(), gram_II.double()
         if self.folded is not None:
@@ -56,10 +55,6 @@ class Basis:
 
 def bases(context: Context, recipe: Recipe, row: Mapping[str, Any], spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
     """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
-    import numpy as np
-    import torch
-
-    from adatsq_pipe.stages.numerics import smoothing
 
     fixed, w = dict[str, Any](), w_OI.double()
     if spec.permuted:
@@ -80,7 +75,6 @@ def bases(context: Context, recipe: Recipe, row: Mapping[str, Any], spec: LayerS
 def factor(context: Context, recipe: Recipe, source: str, w_OI: Tensor) -> Tensor:
     """What smoothing multiplies the channels of the input `source` by, [in] float64, for all of the layers it feeds:
     `w_OI` are their weights, one below the other."""
-    from adatsq_pipe.stages.numerics import smoothing
 
     size = channel_sizes(recipe, inputs.peaks(context, source).to(w_OI.device), w_OI)
     return 1 / smoothing.smoothquant(size, w_OI, alpha=recipe.smoothing_alpha)
@@ -94,7 +88,6 @@ def exponents(recipe: Recipe) -> list[float]:
 
 def channel_sizes(recipe: Recipe, peaks_TI: Tensor, w_OI: Tensor) -> Tensor:
     """The size of every input channel, [in], from its peaks at every step."""
-    from adatsq_pipe.stages.numerics import smoothing
 
     if recipe.smoothing_over == "salience":
         return smoothing.temporal_salience(peaks_TI, w_OI)

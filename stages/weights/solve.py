@@ -9,35 +9,22 @@ that of rounding to nearest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from adatsq_pipe.stages.base.context import Context, Executor, Report
-from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage
-from adatsq_pipe.stages.base.units import Unit, fan_out, unit_of
-from adatsq_pipe.stages.calibration import inputs
-from adatsq_pipe.stages.calibration.scores import curvature_of
+from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import survey_of
-from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe
-from adatsq_pipe.stages.weights import group_search, input_transform
+from adatsq_pipe.stages.weights import group_search
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from adatsq_pipe.stages.architecture.folding import Fold
-    from adatsq_pipe.stages.numerics.gptq import Solution
-    from adatsq_pipe.stages.numerics.grid import Grid
-    from adatsq_pipe.stages.numerics.weight import QuantizedWeight
-    from adatsq_pipe.stages.runtime.spec import LayerSpec
-    from adatsq_pipe.stages.weights.input_transform import Basis
+    pass
 
 
 class SolveSettings(Settings):
@@ -51,155 +38,7 @@ class SolveSettings(Settings):
     """Solve columns by falling Gram diagonal (groups stay static)."""
 
 
-class Solve:
-    """The stage's worker."""
-
-    stage: ClassVar[str] = "solve"
-
-    def __init__(self, context: Context) -> None:
-        from adatsq_pipe.stages.architecture.layers import quantizable_linears
-        from adatsq_pipe.stages.denoiser.loading import denoiser_of
-
-        self.context, self.settings = context, context.settings[SolveSettings]
-        self.recipe = context.settings[Recipe]
-        self.device = context.settings[ComputeSettings].device
-        self.rows = {row["name"]: row for row in survey_of(context)["layers"]}
-        transformer = denoiser_of(context).transformer
-        self.linears = quantizable_linears(transformer)
-        self.folds: list[Fold] = []
-        if self.recipe.smoothing_fold:
-            from adatsq_pipe.stages.architecture.folding import folds
-
-            for fold in folds(transformer, list(self.rows.values())):
-                if all(spec_of(self.recipe, self.rows[name]).smoothed for name in fold.consumers):
-                    self.folds.append(fold)
-
-    def __call__(self, key: str) -> None:
-        import torch
-
-        kind, _, name = key.partition("/")
-        with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
-            if kind == group_search.CHOICE:
-                unit.value = group_search.chosen(self.context, self.recipe, _searched(self.rows.values()))
-            elif kind == "sizes":
-                with unit.timed("algebra"):
-                    unit.value = group_search.errors_of(self.context, self.recipe, self.rows[name], self._weight(name))
-            else:
-                self._solve(name, unit)
-
-    def _weight(self, name: str) -> Tensor:
-        return self.linears[name].weight.detach().to(self.device).float()
-
-    def _spec(self, row: Mapping[str, Any]) -> LayerSpec:
-        group = None
-        if self.recipe.group_search and row["kind"] == "tokens":
-            group = self.context.read("solve", group_search.CHOICE)[0].value[row["name"]]
-        return spec_of(self.recipe, row, group=group)
-
-    def _solve(self, name: str, unit: Unit) -> None:
-        from adatsq_pipe.stages.numerics import weight
-        from adatsq_pipe.storage import tensors
-
-        row, recipe = self.rows[name], self.recipe
-        spec, weight_OI = self._spec(row), self._weight(name)
-        _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
-        gram = tensors.read(folder, [name])[name].to(self.device).double()
-        weight_OI, bias = self._producing(name, weight_OI)
-        folded = self._folded(name)
-        if folded is None:
-            offered = input_transform.bases(self.context, recipe, row, spec, weight_OI)
-        else:
-            spec = replace(spec, smoothed=False)
-            offered = [input_transform.Basis(tensors={}, block=spec.block, folded=folded)]
-        solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
-        grid_of = partial(self._grid, spec)
-        with unit.timed("algebra"):
-            own = offered[0]
-            if len(offered) > 1:
-                tried = [weight.on_grid(*each.of_weight(weight_OI, gram), grid_of, rank=spec.rank) for each in offered]
-                own = offered[min(range(len(tried)), key=lambda i: tried[i].error)]
-            w, gram = own.of_weight(weight_OI, gram)
-            if spec.time_groups:
-                coded, spec = self._by_time(row, spec, own, w, gram)
-            elif spec.codebook:
-                coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
-            else:
-                coded = weight.on_grid(w, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
-        tensors.write(unit.folder, {**coded.tensors, **own.tensors, **bias})
-        unit.value = {
-            "error": coded.error,
-            "nearest_error": coded.nearest_error,
-            "damping": coded.damping,
-            "spec": spec.plain(),
-            "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
-        }
-
-    def _factor(self, fold: Fold) -> Tensor:
-        """What a fold multiplies the channels of its consumers' input by."""
-        import torch
-
-        joint = torch.cat([self._weight(name) for name in fold.consumers])
-        return input_transform.factor(self.context, self.recipe, self.rows[fold.consumers[0]]["source"], joint)
-
-    def _folded(self, name: str) -> Tensor | None:
-        """What the layer before multiplies this layer's input by."""
-        return next((self._factor(fold) for fold in self.folds if name in fold.consumers), None)
-
-    def _producing(self, name: str, w_OI: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weight with what is folded into its rows, and the bias that goes with it, if any is."""
-        own = [fold for fold in self.folds if fold.producer == name]
-        bias: Tensor | None = self.linears[name].bias
-        for fold in own:
-            w_OI, bias = fold.rows(w_OI, bias, self._factor(fold))
-        return w_OI, {"bias": bias.detach().float()} if own and bias is not None else {}
-
-    def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
-        """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
-        from adatsq_pipe.stages.numerics.grid import weight_grid
-
-        found = weight_grid(
-            w, bits=spec.weight_bits, group=spec.group,
-            symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
-        )  # fmt: skip
-        return replace(found, scale_OG=found.scale_OG.bfloat16().float())
-
-    def _by_time(
-        self, row: Mapping[str, Any], spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
-    ) -> tuple[QuantizedWeight, LayerSpec]:
-        """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
-        import torch
-
-        from adatsq_pipe.stages.numerics import timegroups, weight
-
-        steps, recipe = survey_of(self.context)["steps"], self.recipe
-        place = timegroups.step_groups(steps, spec.time_groups)
-        groups = max(place) + 1
-        rows: list[list[Tensor]] = [[] for _ in range(groups)]
-        for step, x in inputs.rows(self.context, row["source"]):
-            rows[place[step]].append(own.of_rows(x.to(w)))
-        joined = [torch.cat(parts) for parts in rows]
-        regions = recipe.regions and timegroups.is_gelu_output(joined)
-        spec = replace(spec, time_groups=groups, regions=regions)
-        start, bits = self._grid(spec, w), recipe.activation_bits
-        if recipe.time_search:
-            curvature = torch.from_numpy(curvature_of(self.context, row["name"])).to(w.device)
-            weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
-            weights.index_add_(0, torch.tensor(place, device=w.device), curvature)
-            found = timegroups.calibrate(joined, w, weights, start, bits=bits, regions=regions)
-        else:
-            found = timegroups.min_max_calibration(joined, start, bits=bits, regions=regions)
-        coded = weight.on_grid(w, gram, lambda _: found.grid)
-        coded.tensors["time_group"] = torch.tensor(place, dtype=torch.uint8)
-        coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
-        return coded, spec
-
-    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solution:
-        from adatsq_pipe.stages.numerics import gptq
-
-        try:
-            return gptq.solve(w, gram, grid, damping=self.settings.damping, act_order=self.settings.act_order)
-        except ValueError as error:
-            raise StageError(f"layer {name}: {error}; raise solve.damping or capture.rows") from None
+WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:Solve")
 
 
 def _searched(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -220,7 +59,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
     waves, before = _waves(context), 0
     total = sum(map(len, waves))
     for keys in waves:
-        fan_out(context, executor, Solve, keys, lambda done, n: report(before + done, total))  # noqa: B023
+        fan_out(context, executor, WORKER, keys, lambda done, n: report(before + done, total))  # noqa: B023
         before += len(keys)
 
 

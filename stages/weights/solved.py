@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import nn
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.numerics.policy import Policy
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.model import replace_linears
+from adatsq_pipe.stages.runtime.spec import LayerSpec
+from adatsq_pipe.storage import tensors
 
 
 def load_solved(context: Context, transformer: nn.Module, policy: Policy) -> dict[str, QuantizedLinear]:
     """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
-    import torch
-
-    from adatsq_pipe.stages.runtime.model import replace_linears
-    from adatsq_pipe.stages.runtime.spec import LayerSpec
-    from adatsq_pipe.storage import tensors
 
     rows = survey_of(context)["layers"]
     specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}

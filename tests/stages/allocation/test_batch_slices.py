@@ -12,7 +12,7 @@ import torch
 
 from adatsq_pipe.stages.allocation import batch_slices
 from adatsq_pipe.stages.allocation.batch_slices import Portion
-from adatsq_pipe.stages.allocation.rollout import Ground, latents_of
+from adatsq_pipe.stages.allocation.rollout import SliceReference, latents_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
@@ -79,13 +79,13 @@ def test_a_portion_gives_on_its_own_what_was_recorded(name: str, family: Callabl
     prompts = ("207", "3", "8") if name == "dit" else ("a red circle", "a blue square above a cross", "a white cross")
     batch = Conditions(prompts=prompts, seeds=(5, 6, 7))
     run = denoiser.record(batch)
-    first = Ground(denoiser, Portion(batch=0, start=0, stop=2, of=3), batch, run)
-    last = Ground(denoiser, Portion(batch=0, start=2, stop=3, of=3), batch, run)
+    first = SliceReference(denoiser, Portion(batch=0, start=0, stop=2, of=3), batch, run)
+    last = SliceReference(denoiser, Portion(batch=0, start=2, stop=3, of=3), batch, run)
     assert torch.equal(torch.cat([first.latents, last.latents]), run.latents)
     assert [len(g.captions.prompts) for g in (first, last)] == [2, 1] and len(last.states) == run.steps[-1] + 2
     others = replace(run, latents=run.latents.flip(0))
     with pytest.raises(StageError, match=r"captions 0 to 1 of a batch of 3 .* search.samples=0"):
-        Ground(denoiser, Portion(batch=0, start=0, stop=2, of=3), batch, others)
+        SliceReference(denoiser, Portion(batch=0, start=0, stop=2, of=3), batch, others)
 
 
 def test_final_latents_are_cut_by_sample_frames_and_all() -> None:

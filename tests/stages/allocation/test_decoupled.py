@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.allocation import search
-from adatsq_pipe.stages.allocation.decoupled import Sensitivity, kind_of
+from adatsq_pipe.stages.allocation.decoupled import kind_of
+from adatsq_pipe.stages.allocation.decoupled_worker import Sensitivity
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from tests.support.made_context import FIRST, MODULATION

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.allocation.batch_slices import unit_name
-from adatsq_pipe.stages.allocation.rollout import Evaluate
+from adatsq_pipe.stages.allocation.rollout import BeamWorker
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.storage import tensors
@@ -47,7 +47,7 @@ class Made:
             run = denoiser.record(captions)
             self.store.write_trajectory(batch, torch.stack(run.outputs), run.latents)
 
-    def open(self) -> tuple[Evaluate, list[int]]:
+    def open(self) -> tuple[BeamWorker, list[int]]:
         """A worker with a denoiser of its own, and the steps of the calls that it makes."""
         denoiser, steps = TwoLayerDenoiser(guided=self.guided), list[int]()
         full_precision(self.store, denoiser)
@@ -59,7 +59,7 @@ class Made:
 
         denoiser.run = run  # type: ignore[method-assign]
         denoiser.install(self.patch)
-        return Evaluate(self.store.context), steps
+        return BeamWorker(self.store.context), steps
 
     def walk(self, caption: int, path: tuple[int, ...] | None) -> tuple[list[list[Tensor]], list[Tensor]]:
         """(outputs by step, states before every step and at the end) of a caption; no path is full precision."""
@@ -147,8 +147,8 @@ def test_a_worker_keeps_paths_of_this_level_and_the_one_before(tmp_path: Path, m
     worker, _ = made.open()
     for key in ("path/0/0", "path/1/0", "path/0.1/0", "path/1.1/0", "path/1.1.0/0"):
         worker(key)
-    ground = worker._grounds[0]
-    assert set(ground.outputs) == {(0, 1), (1, 1), (1, 1, 0)} == set(ground.arrived)
+    reference = worker._references[0]
+    assert set(reference.outputs) == {(0, 1), (1, 1), (1, 1, 0)} == set(reference.arrived)
 
 
 @pytest.mark.parametrize("guided", [False, True])

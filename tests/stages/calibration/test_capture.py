@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
-from adatsq_pipe.stages.calibration.capture import Capture
+from adatsq_pipe.stages.calibration.capture_worker import Capture
 from adatsq_pipe.stages.calibration.survey import active_steps, left_of, survey_of, unit_waves
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
 from adatsq_pipe.storage import arrays, tensors

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
-from adatsq_pipe.stages.calibration.capture import Capture
-from adatsq_pipe.stages.calibration.fisher import Fisher
+from adatsq_pipe.stages.calibration.capture_worker import Capture
+from adatsq_pipe.stages.calibration.fisher_worker import Fisher
 from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.calibration import hessian
+from adatsq_pipe.stages.calibration import hessian, hessian_worker
 from adatsq_pipe.storage import tensors
 from tests.support.made_context import FIRST, MODULATION, SECOND
 from tests.support.made_store import MadeStore, make_store
@@ -21,7 +21,7 @@ def _done(store: MadeStore, source: str, **survey: Any) -> tuple[dict[str, Tenso
     store.write_survey(**survey)
     store.write_activations()
     store.write_scores()
-    hessian.Hessian(store.context)(f"gram/{source}")
+    hessian_worker.Hessian(store.context)(f"gram/{source}")
     marker, folder = store.context.read("hessian", f"gram/{source}")
     return tensors.read(folder), marker.value
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adatsq_pipe.pipeline import cli
-from adatsq_pipe.stages.calibration.fisher import Fisher
+from adatsq_pipe.stages.calibration.fisher_worker import Fisher
 from adatsq_pipe.stages.denoiser.block_offload import Kept, Turns, blocks_of, recomputed
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser

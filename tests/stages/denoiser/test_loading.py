@@ -27,7 +27,7 @@ def test_the_denoiser_is_opened_as_the_settings_say_and_stays_open_unless_it_is_
     context = make_store(tmp_path, compute={"dtype": "bfloat16"}, model={"call": call}).context
     first = denoiser_of(context)
     how = {"dtype": "bfloat16", "device": "cpu", "call": call, "blockwise": False}
-    assert made == [(context.model.path, how)]
+    assert made == [(str(context.model.path), how)]
     assert denoiser_of(context) is first
     changed = denoiser_of(context, to_change=True)
     assert denoiser_of(context) is not changed and len(made) == 2

@@ -18,11 +18,12 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Trajectory
-from adatsq_pipe.stages.evaluation import reference
-from adatsq_pipe.stages.evaluation.draws import draws
-from adatsq_pipe.stages.evaluation.evaluate import STAGE, Evaluate, _ssim
+from adatsq_pipe.stages.evaluation import reference_worker
+from adatsq_pipe.stages.evaluation.evaluate import STAGE
+from adatsq_pipe.stages.evaluation.evaluate_worker import Evaluate, _ssim
 from adatsq_pipe.stages.evaluation.reference import STAGE as REFERENCE
-from adatsq_pipe.stages.evaluation.reference import Reference
+from adatsq_pipe.stages.evaluation.reference_worker import Reference
+from adatsq_pipe.stages.evaluation.sampling import draws
 from adatsq_pipe.stages.runtime.model import execute, quantized_layers
 from adatsq_pipe.stages.scenes.world import captions, scorer
 from adatsq_pipe.stages.weights.solved import load_solved
@@ -244,7 +245,7 @@ def test_features_are_those_of_the_pictures_of_each_model(worlds: Models) -> Non
 
 def test_true_scenes_show_the_captions_in_turn(worlds: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the last six features, every colour's coverage, red is the first and blue the third."""
-    monkeypatch.setattr(reference, "TRUE_SCENES", 5)
+    monkeypatch.setattr(reference_worker, "TRUE_SCENES", 5)
     Reference(worlds.store.context)("truth")
     found = tensors.read(worlds.store.context.read("reference", "truth")[1])["features"]
     assert found.shape == (5, 54)

@@ -15,7 +15,8 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ModelSettings
-from adatsq_pipe.stages.export.assemble import STAGE, Assemble
+from adatsq_pipe.stages.export.assemble import STAGE
+from adatsq_pipe.stages.export.assemble_worker import Assemble
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES
 from tests.support.made_store import MadeStore, make_store

@@ -10,7 +10,8 @@ import torch
 
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.weights import group_search
-from adatsq_pipe.stages.weights.solve import STAGE, Solve
+from adatsq_pipe.stages.weights.solve import STAGE
+from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND

@@ -15,7 +15,8 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.methods._recipe import resolve
-from adatsq_pipe.stages.weights.solve import STAGE, Solve, SolveSettings
+from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings
+from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.marker import Marker
 from tests.support import slow_math

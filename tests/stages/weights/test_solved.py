@@ -9,7 +9,7 @@ import torch
 
 from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
-from adatsq_pipe.stages.weights.solve import Solve
+from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.stages.weights.solved import load_solved
 from adatsq_pipe.storage import tensors
 from tests.support import slow_math

@@ -1,0 +1,52 @@
+"""Draws of either model, with the latents before every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatsq_pipe.stages import runtime
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.micro_batch import MicroBatch
+from adatsq_pipe.stages.denoiser.conditions import Conditions, asked_for, batched
+from adatsq_pipe.stages.denoiser.loading import denoiser_of
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+
+
+def draws(context: Context) -> list[Conditions]:
+    """Captions times seeds, in batches."""
+
+    settings = context.settings[EvaluateSettings]
+    every = [
+        one
+        for draw in range(settings.seeds)
+        for one in asked_for(context, settings.prompts, settings.inputs, settings.seed + draw, draw)
+    ]
+    return batched(every, settings.batch)
+
+
+def drawn(
+    context: Context, micro: MicroBatch, folder: str, conditions: Conditions, unit: Any
+) -> tuple[list[Tensor], Any]:
+    """Latents before every step and at the end, [samples, ...] each, and pictures, of the model in `folder`."""
+
+    denoiser = denoiser_of(context, micro, folder=folder)
+    runtime.execute(denoiser.transformer, "simulate")
+    states: dict[int, Tensor] = {}
+
+    def see(j: int, call: Any) -> None:
+        if call.step not in states:
+            found = denoiser.state(call)
+            states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
+
+    with unit.timed("model"):
+        run = denoiser.record(conditions, decode=True, see=see)
+    if run.pictures.ndim not in (4, 5):
+        raise StageError(
+            f"{type(denoiser.pipe).__name__} draws an array of shape {list(run.pictures.shape)}, no picture or clip; "
+            "leave evaluate out: --stages capture..assemble"
+        )
+    return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures

@@ -1,0 +1,108 @@
+"""Assemble's worker: writes the quantized pipeline folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from adatsq_pipe.stages.allocation.front import policy_of
+from adatsq_pipe.stages.architecture.families._family import families
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.export.model_card import card
+from adatsq_pipe.stages.numerics.packing import pack
+from adatsq_pipe.stages.runtime.spec import FORMAT
+from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage.checkpoint import read_transformer, write_component, write_pipeline
+
+
+class Assemble:
+    """The stage's worker."""
+
+    stage: ClassVar[str] = "assemble"
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def __call__(self, key: str) -> None:
+
+        source = self.context.model.path
+        with unit_of(self.context, self.stage, key) as unit:
+            said = {"quant_method": "adatsq", "format": FORMAT}
+            timesteps = survey_of(self.context)["timesteps"]
+            parts, unit.value = self._tensors(source)
+            for i, (part, (stored, layers)) in enumerate(parts.items()):
+                config = {**said, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
+                if i == 0:
+                    text = card(self.context, unit.value)
+                    write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
+                else:
+                    write_component(source, unit.folder, part=part, tensors=stored, quantization_config=config)
+            model = self.context.settings[ModelSettings]
+            if model.call:
+                called = {"call": dict(model.call), "world": model.world}
+                (unit.folder / "sampling.json").write_text(json.dumps(called, indent=1) + "\n")
+
+    def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
+        """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
+
+        survey = survey_of(self.context)
+        prefixes = {part: f"{part}." for part in survey["parts"]} if "parts" in survey else {"transformer": ""}
+        stored = {
+            f"{prefix}{name}": tensor
+            for part, prefix in prefixes.items()
+            for name, tensor in read_transformer(source, part).items()
+        }
+        policy, specs = policy_of(self.context), dict[str, Any]()
+        before, after, weights = 0, 0, 0
+        for i, row in enumerate(survey["layers"]):
+            name = row["name"]
+            marker, folder = self.context.read("solve", f"layer/{name}")
+            solved, spec = tensors.read(folder), marker.value["spec"]
+            if stored.pop(f"{name}.weight", None) is None:
+                raise StageError(f"{source} stores no tensor {name}.weight; its names are not the model's")
+            parts = {
+                **solved,
+                "codes": pack(solved["codes"], spec["weight_bits"]),
+                "policy": torch.tensor(policy.of_layer(i), dtype=torch.uint8),
+            }
+            if "bias" in parts:
+                parts["bias"] = parts["bias"].to(stored[f"{name}.bias"].dtype)
+            stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
+            parts.pop("bias", None)
+            specs[name] = spec
+            weights += row["in"] * row["out"]
+            before += 2 * row["in"] * row["out"]
+            after += sum(tensor.nbytes for tensor in parts.values())
+        rest = sum(t.numel() * 2 for name, t in stored.items() if name.rpartition(".")[0] not in specs)
+        rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)
+        steps_of = policy.steps * len(specs)
+        bits = 8 * (after - steps_of) / weights
+        sizes = {
+            "layers": len(specs),
+            "weight_bits": bits,
+            "layer_bytes_bf16": before,
+            "layer_bytes": after,
+            "transformer_bytes_bf16": before + rest,
+            "transformer_bytes": after + rest,
+            "policy_digest": policy.digest,
+        }
+        return {part: (_below(prefix, stored), _below(prefix, specs)) for part, prefix in prefixes.items()}, sizes
+
+
+def _timestep_of(source: Path, part: str) -> dict[str, str]:
+    """What a family says of the timestep of the denoiser `part`, for the model's config; else nothing."""
+    kind = json.loads((source / part / "config.json").read_text()).get("_class_name", "")
+    told = families()[kind].timestep if kind in families() else ""
+    return {"timestep": told} if told else {}
+
+
+def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
