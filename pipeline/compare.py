@@ -70,7 +70,7 @@ def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]],
     chosen = known if wanted == "all" else [part.strip() for part in wanted.split(",")]
     for name in chosen:
         if name not in known:
-            raise ConfigError(f"--methods {name}: there are {', '.join(known)}")
+            raise ConfigError(f"unknown method {name!r}; choose from {', '.join(known)}")
     found = []
     for label in bits.split(","):
         match = _BITS.fullmatch(label.strip())

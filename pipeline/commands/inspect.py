@@ -1,6 +1,6 @@
-"""`inspect`: what would be quantized of a model, what not and why, and what a run of it would need. Nothing is written.
+"""`inspect`: what would be quantized of a model, what not and why, and what a run of it needs. It writes nothing.
 
-A pipeline folder with weights is opened and its denoiser called once; a config is walked without memory for weights.
+It loads a pipeline folder that has weights and calls its denoiser once. It reads a config without loading weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adatsq_pipe.pipeline import config as configuration
-from adatsq_pipe.pipeline.commands.shell import plainly
+from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.architecture.support import VECTORS
@@ -31,18 +31,25 @@ if TYPE_CHECKING:
 NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder with weights"
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    short_help="Show what would be quantized of a model, and how large it is.",
+    epilog=example("inspect scenes/flux-dev"),
+)
 @click.argument("model", default="")
-@click.option("--preset", type=click.Choice(PRESETS), help="Settings to reckon with [default: w4a4].")
-@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables.")
-@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable.")
-@click.option("--no-call", is_flag=True, help="Look at the modules alone; do not load weights or call the denoiser.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@plainly
+@click.option("--preset", type=click.Choice(PRESETS), help="Settings to assume [default: w4a4].")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")
+@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option("--no-call", is_flag=True, help="Read the modules only; do not load weights or call the denoiser.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@user_errors
 def inspect(
     model: str, preset: str | None, file: Path | None, sets: tuple[str, ...], no_call: bool, as_json: bool
 ) -> None:
-    """What would be quantized of MODEL: a pipeline folder, a built-in name, a transformer's folder or config.json."""
+    """Show what would be quantized of MODEL, what not and why, and how large a run is.
+
+    MODEL is a pipeline folder, a built-in name, or the folder or config.json of a transformer.
+    """
     path = configuration.model_folder(model)
     bare = _bare_config(path)
     config = configuration.load(
@@ -63,7 +70,7 @@ def inspect(
 
 
 def _bare_config(path: Path) -> Path | None:
-    """The config.json that the path is, or holds as a transformer's folder; None for pipelines."""
+    """The config.json at `path` or in it, for a transformer alone; None for pipelines."""
     if path.is_file():
         return path
     inside = path / "config.json"
@@ -74,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no config of a transformer ({error}); give its config.json") from None
+        raise ConfigError(f"{path} is not a transformer config ({error}); name its config.json") from None
 
 
 def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -> Inspection:
@@ -121,8 +128,10 @@ def _footprint(found: Inspection, config: RunConfig) -> Footprint:
 
 
 def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> MemoryPlan | None:
-    """How a run would fit on a worker's device; None where main memory holds the model anyway. A denoiser without
-    files of weights counts by its layers."""
+    """How a run fits on a worker's device; None where the model stays in main memory.
+
+    The size of a denoiser without weight files comes from its layers.
+    """
     from adatsq_pipe.stages.architecture import memory
 
     compute, cluster = config.settings[ComputeSettings], config.cluster
@@ -145,7 +154,7 @@ def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> Memor
 
 
 def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
-    """Everything found of a denoiser, as JSON has it."""
+    """What `inspect` finds of a denoiser, as JSON values."""
     plain = asdict(found)
     watched = plain.pop("watched")
     loop = {key: watched[key] for key in ("steps", "calls_per_step", "timesteps")} if watched else None
@@ -153,7 +162,7 @@ def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
 
 
 def text(path: Path, found: Inspection, size: Footprint) -> str:
-    """Everything found of a denoiser, as people read it."""
+    """What `inspect` finds of a denoiser, as text."""
     watched, argument = found.watched, found.timestep
     where = f"{argument[0]} (argument {argument[1] + 1})" if argument else "the first number after the sample"
     taken = sum(group.parameters for group in found.groups)
@@ -190,7 +199,7 @@ def text(path: Path, found: Inspection, size: Footprint) -> str:
 
 
 def _together(vectors: list[Rest]) -> list[tuple[str, ...]]:
-    """Norms and the like in one line: there are many, and they weigh nothing."""
+    """Norms and other vectors in one line: there are many, and they are small."""
     if not vectors:
         return []
     count, parameters = sum(r.count for r in vectors), sum(r.parameters for r in vectors)

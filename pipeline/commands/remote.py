@@ -1,7 +1,7 @@
 """`submit` and `attach`: a run as a job of a cluster that is reached through its dashboard.
 
-What is submitted is checked here first, as far as it can be from a machine that is not the cluster: the command's own
-options, unknown settings, and paths that mean nothing on another machine. A `--config` file travels as its settings.
+`submit` first checks what it can without the cluster: the command's own options, unknown settings, and paths that exist
+only on this machine. It sends the settings of a `--config` file, not the file.
 """
 
 from __future__ import annotations
@@ -19,28 +19,35 @@ import tomli_w
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline.commands.shell import STOPPED, fail, plainly
+from adatsq_pipe.pipeline.commands.shell import STOPPED, example, fail, user_errors
 from adatsq_pipe.pipeline.config import ConfigError
 
 NAME = "adatsq-pipe"
 ROOMS = ("adatsq_pipe.cluster", "adatsq_pipe.pipeline", "adatsq_pipe.stages", "adatsq_pipe.storage")
 SUBMITTED = ("run", "compare")
 LEFT = 130
-"""Exit code of Ctrl-C: no longer following; nothing is said about the job."""
+"""Exit code of Ctrl-C while following. The job itself continues."""
 
 _address = click.option(
-    "--address", required=True, metavar="http://HEAD:8265", help="The dashboard of a running Ray cluster."
+    "--address", required=True, metavar="http://HEAD:8265", help="Dashboard of a running Ray cluster."
 )
 
 
-@click.command()
+@click.command(
+    short_help="Run on a cluster, as a Ray job.",
+    epilog=example("submit --address http://HEAD:8265 -- run --run-dir /mnt/shared/run"),
+)
 @_address
-@click.option("--no-wait", is_flag=True, help="Return when the job is handed in.")
-@click.option("--submission-id", "job", help="The job's name on the cluster [default: one is made].")
-@click.option("--pip/--no-pip", default=True, help="Install what is required on the nodes, or have it there already.")
-@click.option("--working-dir", default="none", show_default=True, help="A folder to send along, to run in.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
+@click.option("--submission-id", "job", help="Name of the job on the cluster [default: a new one].")
+@click.option(
+    "--pip/--no-pip",
+    default=True,
+    help="Install the requirements on the nodes [default], or use what is installed there.",
+)
+@click.option("--working-dir", default="none", show_default=True, help="Folder to upload and run in.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- run|compare ...")
-@plainly
+@user_errors
 @click.pass_context
 def submit(
     context: click.Context,
@@ -51,9 +58,9 @@ def submit(
     working_dir: str,
     command: tuple[str, ...],
 ) -> None:
-    """Run on a cluster: `submit --address http://HEAD:8265 -- run --run-dir /shared/run ...`.
+    """Run `run` or `compare` on a cluster, as a Ray job.
 
-    Sends this package along. Follows the log; Ctrl-C stops following, not the job. Exits as the job does.
+    Uploads this package and follows the log. Ctrl-C stops following, not the job. The exit code is the job's.
     """
     from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
@@ -62,7 +69,7 @@ def submit(
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
     sent = None if working_dir == "none" else Path(working_dir)
     if sent is not None and not sent.is_dir():
-        raise ConfigError(f"--working-dir {working_dir}: there is no such folder; none sends nothing along")
+        raise ConfigError(f"--working-dir {working_dir}: this folder does not exist; `none` uploads nothing")
     parent = context.find_root().command
     assert isinstance(parent, click.Group)
     line = entrypoint(parent, command)
@@ -85,12 +92,15 @@ def submit(
         _follow(client, job, address)
 
 
-@click.command()
+@click.command(
+    short_help="Follow a submitted job.",
+    epilog=example("attach adatsq-run-1 --address http://HEAD:8265"),
+)
 @click.argument("job", metavar="ID")
 @_address
-@plainly
+@user_errors
 def attach(job: str, address: str) -> None:
-    """Follow the job ID to its end, from the beginning of its log, and exit as it does."""
+    """Follow the job ID from the beginning of its log to its end. The exit code is the job's."""
     from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
     from adatsq_pipe.cluster.errors import JobRefused
@@ -112,28 +122,28 @@ def _follow(client: Any, job: str, address: str) -> None:
             client, job, write=lambda text: click.echo(text, nl=False), notify=lambda line: click.echo(line, err=True)
         )
     except KeyboardInterrupt:
-        click.echo(f"\nno longer following; the job goes on. Follow it again: {_again(job, address)}", err=True)
+        click.echo(f"\nstopped following; the job continues. Follow it again with: {_again(job, address)}", err=True)
         sys.exit(LEFT)
     except ConnectionLost as error:
-        fail(f"{error}; the job goes on if the cluster does. Follow it again: {_again(job, address)}", 1)
+        fail(f"{error}; the job may still run. Follow it again with: {_again(job, address)}", 1)
     except JobRefused as error:
         fail(str(error), 1)
     if outcome.exit_code == 0:
         click.echo(f"done      {job}")
     elif outcome.stopped or outcome.exit_code == STOPPED:
-        click.echo(f"{job} was stopped; everything finished is kept. Submit it again to go on", err=True)
+        click.echo(f"{job} was stopped. Finished units are kept. Submit it again to resume", err=True)
         sys.exit(STOPPED)
     elif outcome.exit_code is None:
-        fail(f"{job} did not come to run, or lost its node: {outcome.message}; submit it again to go on", 1)
+        fail(f"{job} did not start, or lost its node: {outcome.message}; submit it again to resume", 1)
     else:
         fail(f"{job} failed with exit code {outcome.exit_code}; its log is above", 2 if outcome.exit_code == 2 else 1)
 
 
 def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
-    """The shell line of a command to be submitted, checked. Raises ConfigError or click's UsageError."""
+    """The shell line that the job runs, after checking the command. Raises ConfigError or click's UsageError."""
     name = given[0] if given else ""
     if name not in SUBMITTED:
-        raise ConfigError(f"only {' and '.join(SUBMITTED)} can be submitted, after `--`; given {name or 'nothing'!r}")
+        raise ConfigError(f"only {' and '.join(SUBMITTED)} can be submitted, after `--`; got {name or 'nothing'!r}")
     arguments = list(given[1:])
     options = parent.commands[name].make_context(name, list(arguments)).params
     sets = list(options["sets"])
@@ -147,10 +157,10 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
         planning.choose(options["stages"])
     cluster = tables.get("cluster", {})
     if "inline" in (options["executor"], cluster.get("executor")):
-        raise ConfigError("a submitted run uses the cluster it is submitted to; leave the executor inline out")
+        raise ConfigError("a submitted run uses the cluster it is submitted to; do not set the executor to inline")
     for named in (options["address"], cluster.get("address")):
         if named not in (None, "auto"):
-            raise ConfigError(f"a submitted run joins the cluster it is submitted to; leave its address {named!r} out")
+            raise ConfigError(f"a submitted run joins the cluster it is submitted to; do not set the address {named!r}")
     _shared(
         "--run-dir",
         str(options["run_dir"]),
@@ -167,11 +177,11 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
 
 
 def as_sets(tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """TOML tables as texts for `--set`. Raises ConfigError for what `--set` cannot say."""
+    """TOML tables as texts for `--set`. Raises ConfigError for a key that `--set` cannot express."""
     for key, value in tables.items():
         listed = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
         if "." in key or "=" in key or listed:
-            raise ConfigError(f"the key {key!r} of the --config file cannot be sent along; give it by --set instead")
+            raise ConfigError(f"the key {key!r} of the --config file cannot be sent to the cluster; use --set instead")
         path = (*above, key)
         if isinstance(value, Mapping):
             yield from as_sets(value, path)
@@ -192,13 +202,13 @@ def _without(arguments: Sequence[str], option: str) -> list[str]:
 
 
 def _extras(line: str) -> tuple[str, ...]:
-    """What of our extras the command needs on the nodes."""
+    """Our extras that the command needs on the nodes."""
     return ("s3",) if "s3://" in line else ()
 
 
 def _shared(option: str, given: str, expected: str) -> None:
     if not given.startswith("/") and ":/" not in given:
-        raise ConfigError(f"{option} {given} means nothing on another machine; give {expected}")
+        raise ConfigError(f"{option} {given} means nothing on another machine; use {expected}")
 
 
 def _built_ins() -> Mapping[str, Path]:

@@ -1,4 +1,4 @@
-"""What every command shares: its options, errors in one line, exit codes, and stopping between units."""
+"""What the commands share: options, one-line errors, exit codes, and stopping between units."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ import click
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
+from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
+from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
 STOPPED = 75
+"""Exit code of a run that was stopped between units."""
 DEFAULT_RUN = "adatsq-run"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,56 +33,75 @@ T = TypeVar("T")
 
 
 run_dir_option = click.option(
-    "--run-dir", default=DEFAULT_RUN, show_default=True, metavar="PATH|URL", help="A folder, or e.g. s3://bucket/run."
+    "--run-dir",
+    default=DEFAULT_RUN,
+    show_default=True,
+    metavar="PATH|URL",
+    help="Run directory: a folder or a URL such as s3://bucket/run.",
 )
 
 
+def example(line: str) -> str:
+    """A command's epilog: `adatsq-pipe` and the line, in one line that click does not wrap."""
+    return f"\b\nExample:\n  adatsq-pipe {line}"
+
+
 def options(command: F) -> F:
-    """Options that say which run and which configuration."""
+    """Add the options for the run directory and the configuration."""
     for option in reversed(
         (
             run_dir_option,
             click.option(
-                "--model", help=f"Local diffusers pipeline folder [default: the built-in {configuration.BUILT_IN}]."
+                "--model", help=f"Diffusers pipeline folder or built-in name [default: {configuration.BUILT_IN}]."
             ),
-            click.option("--preset", type=click.Choice(PRESETS), help="Start from these settings [default: w4a4]."),
-            click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of tables."),
-            click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="One setting; repeatable."),
+            click.option("--preset", type=click.Choice(PRESETS), help="Settings to start from [default: w4a4]."),
+            click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings."),
+            click.option(
+                "--set",
+                "sets",
+                multiple=True,
+                metavar="TABLE.KEY=VALUE",
+                help="Change one setting; repeatable. `adatsq-pipe settings` lists them.",
+            ),
         )
     ):
         command = option(command)
     return command
 
 
-def places(command: F) -> F:
-    """Options that say where units run."""
-    command = click.option("--address", help="A running Ray cluster, e.g. auto [default: start one here].")(command)
+def cluster_options(command: F) -> F:
+    """Add the options for the place where units run."""
+    command = click.option("--address", help="Address of a running Ray cluster, e.g. auto [default: start Ray here].")(
+        command
+    )
     kinds = click.Choice(["ray", "inline"])
-    return click.option("--executor", type=kinds, help="Where units run [default: ray].")(command)
+    return click.option(
+        "--executor", type=kinds, help="How to run units: on Ray, or inline in this process [default: ray]."
+    )(command)
 
 
-def placed(executor: str | None, address: str | None) -> list[str]:
-    """What those options set."""
-    found = [f"cluster.executor={executor!r}"] if executor else []
-    return [*found, f"cluster.address={address!r}"] if address else found
+def cluster_overrides(executor: str | None, address: str | None) -> list[str]:
+    """The `--set` texts that these two options stand for."""
+    overrides = [f"cluster.executor={executor!r}"] if executor else []
+    return [*overrides, f"cluster.address={address!r}"] if address else overrides
 
 
 @contextmanager
-def held(place: RunDir) -> Iterator[None]:
-    """Hold the run directory's lock; should another run take it over, this one is stopped."""
+def run_lock(place: RunDir) -> Iterator[None]:
+    """Hold the run directory's lock. If another run takes it over, stop this one."""
 
-    def lost(said: str) -> None:
-        click.echo(f"stopping: {said}", err=True)
+    def lost(message: str) -> None:
+        click.echo(f"stopping: {message}", err=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with place.lock(lost) as said:
-        if said:
-            click.echo(said, err=True)
+    with place.lock(lost) as message:
+        if message:
+            click.echo(message, err=True)
         yield
 
 
-def plainly(command: F) -> F:
-    """Errors for people in one line with the right exit code; ours, with a traceback, stay ours."""
+def user_errors(command: F) -> F:
+    """Print user errors in one line and exit with their code. Programming errors keep their traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -90,13 +114,20 @@ def plainly(command: F) -> F:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 where = f" writing {error.filename}" if error.filename else ""
-                fail(f"the disk is full{where}; free some space and run again: everything finished is kept", 1)
+                fail(f"the disk is full{where}; free some space and run again. Finished units are kept", 1)
             raise
 
     return wrapped  # type: ignore[return-value]
 
 
+def check_model(config: RunConfig) -> None:
+    """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
+    prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
+    support.refuse(config.model, prompts, config.given(), config.settings[ModelSettings].call)
+
+
 def fail(message: str, code: int) -> NoReturn:
+    """Print `error: message` on stderr and exit."""
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
@@ -104,16 +135,18 @@ def fail(message: str, code: int) -> NoReturn:
 def load_config(
     run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
 ) -> RunConfig:
-    from adatsq_pipe.storage.checkpoint import find_pipeline
-
-    kept = configuration.kept_config(run.path) if run.exists() else None
-    config = configuration.load(preset=preset, file=file, sets=sets, model=model, kept=kept)
+    """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
+    previous = configuration.kept_config(run.path) if run.exists() else None
+    config = configuration.load(preset=preset, file=file, sets=sets, model=model, kept=previous)
     find_pipeline(config.model)
     return config
 
 
-def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], again: str) -> T:
-    """`work(executors, screen)`, which SIGTERM and Ctrl-C stop between units, with exit code 75."""
+def with_executors(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], again: str) -> T:
+    """Call `work(executors, screen)`. SIGTERM and Ctrl-C stop it between units, with exit code 75.
+
+    `again` is the command that resumes it.
+    """
     from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
     from adatsq_pipe.pipeline import runner
     from adatsq_pipe.pipeline.commands.screen import Screen
@@ -122,14 +155,14 @@ def working(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], aga
 
     def stop(number: int, frame: object) -> None:
         executors.stop()
-        screen.say("stopping: the units in hand are finished and committed first")
+        screen.say("stopping after the units in progress are committed")
 
     executors = runner.Executors(config, place, on_made=lambda: signal.signal(signal.SIGTERM, stop))
     signal.signal(signal.SIGTERM, stop)
     try:
         return work(executors, screen)
     except (Stopped, KeyboardInterrupt):
-        screen.say(f"stopped; everything finished is kept. Go on with: {again}")
+        screen.say(f"Stopped. Finished units are kept. Resume with: {again}")
         sys.exit(STOPPED)
     except TaskFailed as error:
         click.echo(error.traceback.rstrip(), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -107,7 +108,14 @@ class ComputeSettings(Settings):
     table: ClassVar[str] = "compute"
 
     device: str = "cpu"
-    """Torch device of the workers: cpu or cuda."""
+    """Torch device of the workers: cpu, cuda or cuda:N."""
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
     threads: int = Field(default=1, ge=1)
     """CPU threads of one worker."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+            raise ValueError("must be cpu, cuda or cuda:N")
+        return device

@@ -48,7 +48,11 @@ def test_sweeping_turns_the_main_knob() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "bits", "words"),
-    [("rtn,quark", "w4a4", "quark: there are adatsq, "), ("rtn", "w4", "w<weight bits>a"), ("rtn", "w7a4", "w7a4")],
+    [
+        ("rtn,quark", "w4a4", "unknown method 'quark'; choose from adatsq, "),
+        ("rtn", "w4", "w<weight bits>a"),
+        ("rtn", "w7a4", "w7a4"),
+    ],
 )
 def test_what_is_unknown_is_named(wanted: str, bits: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

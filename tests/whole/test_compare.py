@@ -49,4 +49,4 @@ def test_it_goes_on_after_a_kill(arguments: list[str], tmp_path: Path) -> None:
 
 def test_a_method_there_is_not_is_said_first(arguments: list[str]) -> None:
     done = harness.run(*arguments, "--methods", "quark")
-    assert done.returncode == 2 and "there are adatsq, " in done.stderr
+    assert done.returncode == 2 and "choose from adatsq, " in done.stderr

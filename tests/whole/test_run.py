@@ -70,7 +70,7 @@ def test_sigterm_stops_between_units_and_resumes(undisturbed: Path, tiny_flux: P
     os.kill(process.pid, signal.SIGTERM)
     stopped = process.wait()
     assert stopped.returncode == 75, stopped.stderr
-    assert f"Go on with: adatsq-pipe run --run-dir {run}" in stopped.stderr
+    assert f"Resume with: adatsq-pipe run --run-dir {run}" in stopped.stderr
     done = harness.run(*harness.tiny(run, tiny_flux))
     assert done.returncode == 0, done.stderr
     harness.same(run, undisturbed)

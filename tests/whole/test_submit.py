@@ -43,7 +43,7 @@ def test_a_run_outlives_its_cluster_and_whoever_watches_it(undisturbed: Path, ti
         os.kill(watching.pid, signal.SIGINT)
         rest, err = watching.communicate(timeout=PATIENCE)
         follow = f"adatsq-pipe attach again --address {second.address}"
-        assert watching.returncode == 130 and f"the job goes on. Follow it again: {follow}" in err, err
+        assert watching.returncode == 130 and f"the job continues. Follow it again with: {follow}" in err, err
         assert shown.splitlines()[:2] == ["submitted again", f"follow    {follow}"]
 
         attached = second.command("attach", "again", "--address", second.address)

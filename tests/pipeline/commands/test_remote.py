@@ -28,10 +28,10 @@ THERE = ("run", "--run-dir", "/mnt/shared/run")
         ((*THERE, "--set", "data.prompts_file=captions.txt"), "data.prompts_file captions.txt means nothing"),
         ((*THERE, "--model", "my-model"), "--model my-model means nothing"),
         ((*THERE, "--set", "model.path=my-model"), "--model my-model means nothing"),
-        ((*THERE, "--executor", "inline"), "leave the executor inline out"),
-        ((*THERE, "--set", "cluster.executor=inline"), "leave the executor inline out"),
-        ((*THERE, "--address", "ray://head:10001"), "leave its address 'ray://head:10001' out"),
-        ((*THERE, "--set", "cluster.address=local"), "leave its address 'local' out"),
+        ((*THERE, "--executor", "inline"), "do not set the executor to inline"),
+        ((*THERE, "--set", "cluster.executor=inline"), "do not set the executor to inline"),
+        ((*THERE, "--address", "ray://head:10001"), "do not set the address 'ray://head:10001'"),
+        ((*THERE, "--set", "cluster.address=local"), "do not set the address 'local'"),
         ((*THERE, "--set", "serch.budget=3.5"), "did you mean 'search'"),
         ((*THERE, "--stages", "sarch"), "sarch"),
         ((*THERE, "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
@@ -50,7 +50,7 @@ def test_what_cannot_be_submitted(command: tuple[str, ...], words: str) -> None:
         (("--address", "ray://head:10001"), "http://head:8265"),
         (("--address", "http://me:hunter2@head"), "leave it out"),
         ((*AT[1:], "--submission-id", "../x"), "not a submission id"),
-        ((*AT[1:], "--working-dir", "nowhere"), "no such folder"),
+        ((*AT[1:], "--working-dir", "nowhere"), "this folder does not exist"),
     ],
 )
 def test_wrong_options(options: tuple[str, ...], words: str) -> None:
@@ -88,5 +88,5 @@ def test_sets_say_what_the_file_said() -> None:
 
 @pytest.mark.parametrize("text", ['[a]\n"b.c" = 1', "[a]\nb = [{ c = 1 }]"])
 def test_what_a_set_cannot_say_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="give it by --set"):
+    with pytest.raises(ValueError, match="use --set instead"):
         list(as_sets(tomllib.loads(text)))

@@ -151,12 +151,12 @@ def test_a_step_policy_travels_in_the_config(family: Callable[[str], Path], tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["{folder}", "--format", "gguf"], 2, "there are auto-round, dequantized, self-contained, step-policy"),
-        (["{empty}", "--format", "dequantized"], 2, "has no quantized model; finish it with"),
+        (["{folder}", "--format", "gguf"], 2, "choose from auto-round, dequantized, self-contained, step-policy"),
+        (["{empty}", "--format", "dequantized"], 2, "has no quantized model; finish the run with"),
         (["{full}", "--format", "dequantized"], 1, "is not quantized by adatsq-pipe"),
         (["{folder}", "--format", "dequantized", "--out", "{empty}"], 1, "is there already"),
         (["{folder}", "--format", "step-policy"], 1, "one native width there"),
-        (["{folder}", "--format", "dequantized", "--out", "{folder}/x"], 2, "lies inside the model"),
+        (["{folder}", "--format", "dequantized", "--out", "{folder}/x"], 2, "is inside the exported model"),
         (["{folder}", "--format", "dequantized"], 0, "plain bfloat16 weights"),
     ],
 )

@@ -1,0 +1,82 @@
+"""`compare`: methods side by side in one run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands.shell import (
+    check_model,
+    cluster_options,
+    cluster_overrides,
+    example,
+    fail,
+    load_config,
+    options,
+    run_lock,
+    user_errors,
+    with_executors,
+)
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.storage.rundir import RunDir
+
+
+@click.command(
+    short_help="Compare methods on the same captures.",
+    epilog=example("compare --run-dir adatsq-compare --methods rtn,adatsq --bits w4a4"),
+)
+@options
+@click.option("--methods", "wanted", default="all", show_default=True, help="Methods to compare: all, or a list a,b.")
+@click.option("--bits", default="w4a4,w3a3", show_default=True, help="Pairs of weight and activation bits.")
+@click.option("--sweep", is_flag=True, help="Also try other values of each method's main setting, and show its best.")
+@cluster_options
+@user_errors
+def compare(
+    run_dir: str,
+    model: str | None,
+    preset: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    wanted: str,
+    bits: str,
+    sweep: bool,
+    executor: str | None,
+    address: str | None,
+) -> None:
+    """Run several methods on the same captures and score them in the same way.
+
+    Writes compare.md, compare.parquet and compare.png. Run the same command again to resume.
+    """
+    from adatsq_pipe.pipeline import compare as comparing
+
+    place = RunDir.open(run_dir)
+    extra = cluster_overrides(executor, address)
+    first = load_config(place, model, preset, file, (*sets, *extra))
+    check_model(first)
+
+    def load(recipe: Sequence[str]) -> RunConfig:
+        return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)
+
+    planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
+    place.create()
+    with run_lock(place):
+        place.add_prompt_images(first.images)
+        again = " ".join(["adatsq-pipe", *sys.argv[1:]])
+        found = with_executors(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
+    if not found.rows:
+        fail("no row finished; the reasons are above", 1)
+    text = (place.path / "compare.md").read_text()
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+    else:
+        click.echo(text)
+    click.echo(f"rows      {place.display('compare.parquet')}\nplot      {place.display('compare.png')}")
+    if found.failed:
+        fail(f"{found.failed} rows failed; the reasons are below the table", 1)

@@ -1,0 +1,119 @@
+"""`run`: the stages that are missing, and what the finished run says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline.commands.shell import (
+    check_model,
+    cluster_options,
+    cluster_overrides,
+    example,
+    load_config,
+    options,
+    run_lock,
+    user_errors,
+    with_executors,
+)
+from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.stage import STAGES
+from adatsq_pipe.stages.methods._layer import refuse
+from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.storage.rundir import RunDir
+
+STAGES_HELP = f"Stages to run: all, a list, or a range (solve..evaluate). One of {', '.join(STAGES)}."
+
+
+@click.command(
+    short_help="Quantize a model: run the stages that are missing.",
+    epilog=example("run --run-dir adatsq-run --set search.budget=3.6"),
+)
+@options
+@click.option("--stages", default="all", show_default=True, help=STAGES_HELP)
+@cluster_options
+@user_errors
+def run(
+    run_dir: str,
+    model: str | None,
+    preset: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    stages: str,
+    executor: str | None,
+    address: str | None,
+) -> None:
+    """Quantize a model: run the stages that are missing.
+
+    You can interrupt a run at any time. Run the same command again to resume.
+    """
+    place = RunDir.open(run_dir)
+    chosen = planning.choose(stages)
+    config = load_config(place, model, preset, file, (*sets, *cluster_overrides(executor, address)))
+    check_model(config)
+    if "solve" in chosen:
+        try:
+            refuse(config.settings[Recipe], config.model)
+        except StageError as error:
+            raise ConfigError(str(error)) from None
+    place.create()
+    with run_lock(place):
+        configuration.keep_config(place, config)
+        place.add_prompt_images(config.images)
+        _run_locked(config, place, chosen)
+
+
+def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
+    from adatsq_pipe.pipeline import report, runner
+
+    def work(executors: Any, screen: Any) -> tuple[bool, bool]:
+        steps, context, ran = runner.execute(config, place, chosen, executors, screen)
+        with executors.closing():
+            return ran, report.write(config, place, steps, context)
+
+    ran, finished = with_executors(config, place, work, f"adatsq-pipe run --run-dir {place.display()}")
+    if not ran:
+        click.echo("nothing to do: all requested stages are done")
+    if finished:
+        _print_summary(place)
+    else:
+        click.echo(f"next: adatsq-pipe run --run-dir {place.display()}   (the remaining stages)")
+
+
+def _print_summary(place: RunDir) -> None:
+    summary = json.loads((place.report / "summary.json").read_text())
+    quality, bits, size = summary["quality"], summary["bits"], summary["size"]
+    click.echo(
+        f"{bits['weights_with_scales']:.2f}-bit weights, {bits['activations_mean']:.2f}-bit activations, "
+        f"quantized layers {size['layer_ratio']:.2f}x smaller; PSNR to full precision "
+        f"{quality['psnr']['mean']:.1f} dB on {quality['captions']} captions x {quality['seeds']} seeds"
+    )
+    if asked := quality["asked_for"]:
+        click.echo("pictures that show what the caption asks for: " + _scores(asked))
+    click.echo(f"model     {place.display('model')}")
+    click.echo(f"summary   {place.display('report/summary.json')}")
+    click.echo(f"pictures  {place.display('report/side_by_side.png')}")
+    click.echo("load      import adatsq_pipe.stages.runtime, diffusers")
+    click.echo(f"          pipe = diffusers.DiffusionPipeline.from_pretrained({place.display('model')!r})")
+    click.echo(
+        f"next      adatsq-pipe run --run-dir {place.display()} --set search.budget=3.6   "
+        "(another budget, same weights)"
+    )
+
+
+def _scores(asked: dict[str, Any]) -> str:
+    """Totals over the tasks, with 95 % intervals."""
+    parts = [
+        f"{name} {asked[key]['total']['mean']:.3f} +- {1.96 * asked[key]['total']['standard_error']:.3f}"
+        for name, key in (("full precision", "full_precision"), ("quantized", "quantized"))
+    ]
+    difference = asked["difference"]
+    return (
+        f"{', '.join(parts)}, paired difference {difference['mean']:+.3f} +- {1.96 * difference['standard_error']:.3f}"
+    )

@@ -1,0 +1,62 @@
+"""`sample`: pictures from a pipeline folder, full precision or quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands.shell import example, user_errors
+from adatsq_pipe.pipeline.config import ConfigError
+
+
+@click.command(
+    short_help="Draw pictures from a pipeline folder.",
+    epilog=example('sample scenes/flux-dev --prompt "a red circle" --out picture.png'),
+)
+@click.argument("model", default="")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Caption to draw; repeatable.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Picture file to write: .png, or .gif for a video.",
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--steps", type=int, help="Denoising steps [default: the number in its sampling.json, or diffusers' own]."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--scale", default=8, show_default=True, help="Enlarge each pixel this many times.")
+@user_errors
+def sample(
+    model: str,
+    prompts: tuple[str, ...],
+    out: Path,
+    seed: int,
+    steps: int | None,
+    device: str,
+    dtype: str,
+    scale: int,
+) -> None:
+    """Draw pictures from MODEL.
+
+    MODEL is a pipeline folder, full precision or quantized, or a built-in name such as scenes/flux-dev.
+    """
+    folder = configuration.model_folder(model)
+    recommended = configuration.sampling(folder)
+    if recommended.get("world"):
+        configuration.in_the_world(prompts, recommended["world"], "--prompt")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is not a picture format; use .png or .gif")
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"--out {out}: folder {out.resolve().parent} does not exist; create it first")
+    from adatsq_pipe.stages.denoiser import sample
+
+    call = {**recommended.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
+    pictures = sample.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
+    sample.save(pictures, out, scale=scale)
+    click.echo(f"{out}: {len(prompts)} pictures from {folder}")
