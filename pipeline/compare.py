@@ -18,7 +18,7 @@ from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
-from adatsq_pipe.stages.methods._layer import refuse
+from adatsq_pipe.stages.methods._layer import check_recipe
 from adatsq_pipe.stages.methods._recipe import Recipe, methods, resolve, variants
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.files import write_text
@@ -105,7 +105,7 @@ def _row(
     config = load(sets)
     refused = ""
     try:
-        refuse(config.settings[Recipe], config.model)
+        check_recipe(config.settings[Recipe], config.model)
     except StageError as error:
         refused = str(error).removesuffix(" (nothing was started)")
     return Row(

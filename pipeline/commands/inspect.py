@@ -26,7 +26,7 @@ from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_s
 if TYPE_CHECKING:
     from adatsq_pipe.pipeline.commands.footprint import Footprint
     from adatsq_pipe.stages.architecture.memory import MemoryPlan
-    from adatsq_pipe.stages.denoiser.inspection import Inspection, Rest
+    from adatsq_pipe.stages.denoiser.inspection import Inspection, SkippedModules
 
 NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder with weights"
 
@@ -92,7 +92,7 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
-    support.refuse(folder, given=config.given(DataSettings), call=config.settings[ModelSettings].call)
+    support.check_pipeline(folder, given=config.given(DataSettings), call=config.settings[ModelSettings].call)
     index = find_pipeline(folder)
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
@@ -198,7 +198,7 @@ def text(path: Path, found: Inspection, size: Footprint) -> str:
     return "\n\n".join(parts)
 
 
-def _together(vectors: list[Rest]) -> list[tuple[str, ...]]:
+def _together(vectors: list[SkippedModules]) -> list[tuple[str, ...]]:
     """Norms and other vectors in one line: there are many, and they are small."""
     if not vectors:
         return []

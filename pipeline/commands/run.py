@@ -24,7 +24,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
-from adatsq_pipe.stages.methods._layer import refuse
+from adatsq_pipe.stages.methods._layer import check_recipe
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -59,7 +59,7 @@ def run(
     check_model(config)
     if "solve" in chosen:
         try:
-            refuse(config.settings[Recipe], config.model)
+            check_recipe(config.settings[Recipe], config.model)
         except StageError as error:
             raise ConfigError(str(error)) from None
     place.create()

@@ -123,7 +123,7 @@ def user_errors(command: F) -> F:
 def check_model(config: RunConfig) -> None:
     """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
     prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
-    support.refuse(config.model, prompts, config.given(), config.settings[ModelSettings].call)
+    support.check_pipeline(config.model, prompts, config.given(), config.settings[ModelSettings].call)
 
 
 def fail(message: str, code: int) -> NoReturn:

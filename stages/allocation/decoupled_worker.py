@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
@@ -26,7 +26,7 @@ STEPS = 3
 """Timesteps at which sensitivities are measured, evenly from the first to the last."""
 
 
-class Sensitivity(Halving):
+class Sensitivity(OutOfMemoryBackoff):
     """The worker: holds the model with its solved weights, and rounds the activations of one layer at a time."""
 
     stage: ClassVar[str] = "search"

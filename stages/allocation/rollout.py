@@ -15,7 +15,7 @@ from adatsq_pipe.stages.allocation.batch_slices import Portion, unit_name
 from adatsq_pipe.stages.allocation.trellis import Trellis
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
@@ -84,7 +84,7 @@ def _of(portion: Portion, output: Any) -> Any:
     return output if portion.whole else of_samples(output, portion.of, portion.start, portion.stop)
 
 
-class BeamWorker(Halving):
+class BeamWorker(OutOfMemoryBackoff):
     """The worker: holds the model with its solved weights."""
 
     stage: ClassVar[str] = "search"

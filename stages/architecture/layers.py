@@ -23,7 +23,7 @@ _LAST = ("proj_out", "norm_out", "final", "head", "unpatch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Left:
+class SkippedModule:
     """A module with parameters of its own that stays as it is: its kind (class name), parameters, and the reason."""
 
     name: str
@@ -91,7 +91,7 @@ def _told_to_leave(transformer: nn.Module) -> tuple[str, ...]:
     return family.leave if family is not None else ()
 
 
-def left_alone(transformer: nn.Module) -> Iterator[Left]:
+def skipped_modules(transformer: nn.Module) -> Iterator[SkippedModule]:
     """Every module with parameters of its own that is not quantized."""
     blocks, taken = tuple(f"{name}." for name in block_lists(transformer)), quantizable_linears(transformer)
     for name, module in transformer.named_modules():
@@ -101,7 +101,7 @@ def left_alone(transformer: nn.Module) -> Iterator[Left]:
         why = _inside(module) if name.startswith(blocks) else _outside(name)
         if isinstance(module, nn.Linear) and name.startswith(blocks) and name.endswith(_told_to_leave(transformer)):
             why = "left by the family"
-        yield Left(name=name or "(itself)", kind=type(module).__name__, parameters=own, why=why)
+        yield SkippedModule(name=name or "(itself)", kind=type(module).__name__, parameters=own, why=why)
 
 
 def _outside(name: str) -> str:

@@ -114,7 +114,7 @@ def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return any(len(shape) == 2 and re.match(r"\w+\.\d+\.", name) for name, shape in shapes.items())
 
 
-def refuse(
+def check_pipeline(
     folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, Any] | None = None
 ) -> None:
     """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, the names of arguments

@@ -27,13 +27,13 @@ class MicroBatch:
     """
 
     size: int | None = None
-    seen: int = 0
+    largest_batch: int = 0
 
     def begin(self) -> None:
         """A unit begins: what it sees and takes is its own."""
         import torch
 
-        self.seen = 0
+        self.largest_batch = 0
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
 
@@ -45,23 +45,25 @@ class MicroBatch:
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """`count` samples in parts (start, stop) that fit."""
-        self.seen = max(self.seen, count)
+        self.largest_batch = max(self.largest_batch, count)
         size = count if self.size is None else min(self.size, count)
         return [(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
-    def narrowed(self) -> dict[str, int] | None:
+    def reduction(self) -> dict[str, int] | None:
         """What became of the unit's largest batch; None if it went through whole."""
-        return {"from": self.seen, "to": self.size} if self.size is not None and self.size < self.seen else None
+        if self.size is None or self.size >= self.largest_batch:
+            return None
+        return {"from": self.largest_batch, "to": self.size}
 
     def halve(self) -> bool:
         """Whether there was anything to halve."""
-        present = self.seen if self.size is None else min(self.size, self.seen)
+        present = self.largest_batch if self.size is None else min(self.size, self.largest_batch)
         if present > 1:
             self.size = (present + 1) // 2
         return present > 1
 
 
-class Halving:
+class OutOfMemoryBackoff:
     """What workers that run a denoiser have: `micro`, handed to the denoiser and to `unit_of`."""
 
     def __init__(self) -> None:
@@ -80,8 +82,8 @@ class Halving:
             return False
         if not self.micro.halve():
             raise OutOfMemory(
-                f"unit {key!r} does not fit with one sample at a time ({first_line(error)}); give it a GPU with more "
-                "memory or more of one (cluster.gpus_per_worker), set compute.dtype=bfloat16 or "
+                f"unit {key!r} does not fit with one sample at a time ({out_of_memory_message(error)}); give it a GPU "
+                "with more memory or more of one (cluster.gpus_per_worker), set compute.dtype=bfloat16 or "
                 "fisher.gradient_checkpointing=true, or ask for smaller pictures in [model.call]"
             ) from error
         traceback.clear_frames(error.__traceback__)
@@ -90,7 +92,7 @@ class Halving:
         return True
 
 
-def first_line(error: BaseException) -> str:
+def out_of_memory_message(error: BaseException) -> str:
     """What the error says of itself, without the advice that follows in torch's."""
     return " ".join(str(error).split(" If reserved but unallocated", 1)[0].split())[:300] or type(error).__name__
 

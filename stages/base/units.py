@@ -70,7 +70,7 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
         raise
     total = time.perf_counter() - start + unit.elsewhere
     seconds = {**unit.seconds, "total": total, "calls": unit.calls}
-    narrowed = unit.micro_batch if micro is None else micro.narrowed()
+    narrowed = unit.micro_batch if micro is None else micro.reduction()
     peak = 0 if micro is None else micro.peak()
     manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed, peak=peak)
 

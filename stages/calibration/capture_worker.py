@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.architecture.layers import left_alone, quantizable_linears
+from adatsq_pipe.stages.architecture.layers import quantizable_linears, skipped_modules
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.survey import (
     CaptureSettings,
@@ -25,15 +25,15 @@ from adatsq_pipe.stages.calibration.survey import (
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.denoiser import Call
-from adatsq_pipe.stages.denoiser.hooks import Listener, Sampler, level, listen, survey
+from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
 from adatsq_pipe.stages.denoiser.inspection import grouped
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.outputs import leaves
-from adatsq_pipe.stages.denoiser.pipeline_call import refuse_untellable
+from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
 from adatsq_pipe.storage import tensors
 
 
-class Capture(Halving):
+class Capture(OutOfMemoryBackoff):
     """The stage's worker."""
 
     stage: ClassVar[str] = "capture"
@@ -66,7 +66,7 @@ class Capture(Halving):
 
             with unit.timed("model"):
                 run = self.denoiser.record(self.shards[int(shard)], see=see)
-            refuse_untellable(run.timesteps)
+            check_timesteps(run.timesteps)
             if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
                 raise StageError(
                     f"the noisy sample is {sizes[0]} at the first step and {sizes[other]} at step {other}: pipelines "
@@ -84,7 +84,7 @@ class Capture(Halving):
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
-            listener = listen(partial(self.denoiser.run, call), Listener(self.layers))
+            listener = listen(partial(self.denoiser.run, call), InputRecorder(self.layers))
         fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
         return _not_finite(next(fed, "after the last block"), call)
 
@@ -117,8 +117,11 @@ class Capture(Halving):
     def _left(self, key: str, _: str) -> None:
 
         with unit_of(self.context, self.stage, key) as unit:
-            parts = self.denoiser.parts.items()
-            unit.value = [{"part": name, **asdict(rest)} for name, part in parts for rest in grouped(left_alone(part))]
+            unit.value = [
+                {"part": name, **asdict(group)}
+                for name, part in self.denoiser.parts.items()
+                for group in grouped(skipped_modules(part))
+            ]
 
     def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
         """What the first call of every denoiser shows; of several also at which steps each is called."""
@@ -163,7 +166,7 @@ class Capture(Halving):
                         raise _not_finite(name, call)
                     kept.setdefault(name, []).append(rows)
                     peaks.setdefault(name, []).append(peak)
-            stacked = {f"rows:{name}": torch.stack(level(rows)) for name, rows in kept.items()}
+            stacked = {f"rows:{name}": torch.stack(equalize(rows)) for name, rows in kept.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
@@ -175,10 +178,10 @@ class Capture(Halving):
         """Input rows and peak of any layer in one call; of a call in parts each gives its share of the rows."""
 
         parts = self.denoiser.cut(call)
-        of, samplers = sum(size for _, size in parts), list[Sampler]()
+        of, samplers = sum(size for _, size in parts), list[RowSampler]()
         for place, (part, size) in enumerate(parts):
             share = math.ceil(count * size / of)
-            samplers.append(Sampler(layers, share, (*seed, place) if place else seed))
+            samplers.append(RowSampler(layers, share, (*seed, place) if place else seed))
             try:
                 self.denoiser.run(part)
             finally:

@@ -13,12 +13,12 @@ from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.architecture.memory import plan_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.fisher import FisherSettings
 from adatsq_pipe.stages.calibration.survey import step_blocks, survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
-from adatsq_pipe.stages.denoiser.block_offload import Kept, blocks_of, recomputed
+from adatsq_pipe.stages.denoiser.block_offload import SavedTensor, blocks_of, checkpoint_blocks
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
@@ -28,7 +28,7 @@ from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
 from adatsq_pipe.storage import tensors
 
 
-class Fisher(Halving):
+class Fisher(OutOfMemoryBackoff):
     """The stage's worker."""
 
     stage: ClassVar[str] = "fisher"
@@ -98,7 +98,7 @@ class Fisher(Halving):
 
         def hook(index: int, name: str) -> Any:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-                x = Kept(args[0])
+                x = SavedTensor(args[0])
                 if not output.requires_grad:
                     output = output.detach().requires_grad_(True)
 
@@ -115,7 +115,7 @@ class Fisher(Halving):
         random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         handles = [layer.register_forward_hook(hook(i, name)) for i, (name, layer) in enumerate(self.layers.items())]
         try:
-            with torch.enable_grad(), recomputed(self.again):
+            with torch.enable_grad(), checkpoint_blocks(self.again):
                 outputs = [o for o in leaves(self.denoiser.run(call)) if o.requires_grad]
                 noise = [torch.randn(o.shape, generator=random).to(o) for o in outputs]
                 torch.autograd.backward(outputs, [-n for n in noise])

@@ -33,8 +33,9 @@ def survey_of(context: Context) -> dict[str, Any]:
 
 
 def left_of(context: Context) -> list[dict[str, Any]]:
-    """What of the denoisers stays as it is: `part`, and the fields of an inspection's Rest. A capture that was finished
-    by a version which did not record it has none."""
+    """The modules that are not quantized: `part`, and the fields of an inspection's SkippedModules.
+
+    Empty for a capture of a version that did not record them."""
     manifest = context.manifest("capture")
     return list(manifest.read("left").value) if manifest.done("left") else []
 

@@ -41,7 +41,7 @@ def _stacked(module: nn.Module) -> Iterator[nn.Module]:
             yield from _stacked(child)
 
 
-class Turns:
+class BlockOffload:
     """Blocks that take turns on `device`. Bytes of their copies there: `resident` now, `peak` at most."""
 
     def __init__(self, device: str | torch.device) -> None:
@@ -110,12 +110,12 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     return room[shift : shift + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def take_turns(components: Mapping[str, Any], parts: Mapping[str, nn.Module], device: str) -> Turns:
+def offload_blocks(components: Mapping[str, Any], parts: Mapping[str, nn.Module], device: str) -> BlockOffload:
     """Put a pipeline's models on `device`, but for the blocks of its denoisers `parts` and of its encoders.
 
     A model is said to be where its first parameter is: the block that holds it, if one does, stays on the device.
     """
-    turns = Turns(device)
+    turns = BlockOffload(device)
     for name, component in components.items():
         if not isinstance(component, nn.Module):
             continue
@@ -144,7 +144,7 @@ def _move(module: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def checkpoint_blocks(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, what a backward pass needs of a block is not kept but computed again, one block at a time."""
     blocks = list(blocks)
     before = [block.__dict__.get("forward") for block in blocks]
@@ -181,7 +181,7 @@ class _Keep(torch.autograd.Function):
         return None, None
 
 
-class Kept:
+class SavedTensor:
     """A tensor of a forward pass that is wanted in the backward pass, kept as autograd keeps its own: where blocks are
     computed again, it is too. To be asked for during the backward pass."""
 

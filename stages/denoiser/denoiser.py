@@ -23,23 +23,23 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from adatsq_pipe.stages.architecture.families._family import sample_told, timestep_told
+from adatsq_pipe.stages.architecture.families._family import sample_name, timestep_name
 from adatsq_pipe.stages.architecture.layers import quantizable_linears, several
 from adatsq_pipe.stages.architecture.support import call_source, denoisers
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
-from adatsq_pipe.stages.base.micro_batch import MicroBatch, OutOfMemory, cut, first_line, joined
-from adatsq_pipe.stages.denoiser.block_offload import take_turns
+from adatsq_pipe.stages.base.micro_batch import MicroBatch, OutOfMemory, cut, joined, out_of_memory_message
+from adatsq_pipe.stages.denoiser.block_offload import offload_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.denoiser.pipeline_call import (
     OF_PIPELINES,
     advice,
     decoded,
+    on_scheduler_step,
     pictures_of,
     plain,
     together,
     told,
-    told_of_steps,
 )
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -91,15 +91,15 @@ class Denoiser:
             self.pipe = pipe if blockwise else pipe.to(device)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"the weights of {folder} in {dtype} do not fit into {device} ({first_line(error)}); give each worker "
-                "more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
+                f"the weights of {folder} in {dtype} do not fit into {device} ({out_of_memory_message(error)}); give "
+                "each worker more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
             ) from error
         self.pipe.set_progress_bar_config(disable=True)
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
         """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
         self.transformer = several(self.parts)
         self._refuse_sharing()
-        self.turns = take_turns(self.pipe.components, self.parts, device) if blockwise else None
+        self.offload = offload_blocks(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)
         self.micro = MicroBatch()
         """How many samples at a time: of whoever has the denoiser."""
@@ -187,7 +187,7 @@ class Denoiser:
 
             vae.decode = caught
         try:
-            with told_of_steps(self.pipe.scheduler, moved):
+            with on_scheduler_step(self.pipe.scheduler, moved):
                 yield seen
         finally:
             for holder, name in (*((part, "forward") for part in self.parts.values()), (vae, "decode")):
@@ -285,7 +285,7 @@ class Denoiser:
         return {name: part.forward for name, part in self.parts.items()}
 
     def _timestep(self, real: Forwards, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        return float(timestep_of(real[part], args, kwargs, timestep_told(self.parts[part])).max())
+        return float(timestep_of(real[part], args, kwargs, timestep_name(self.parts[part])).max())
 
     def _as_call(self, real: Forwards, step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         timestep = self._timestep(real, part, args, kwargs)
@@ -339,5 +339,5 @@ class Denoiser:
     def _sample(self, forward: Callable[..., Output], call: Call) -> Any:
         """What a call has for the noisy sample: a tensor [samples, ...], or a list with a tensor each."""
         names = list(inspect.signature(forward).parameters)
-        place = names.index(sample_told(self.parts[call.part]) or names[0])
+        place = names.index(sample_name(self.parts[call.part]) or names[0])
         return call.args[place] if place < len(call.args) else call.kwargs[names[place]]

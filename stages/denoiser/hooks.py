@@ -14,7 +14,7 @@ GUIDED = 4
 """At most so many guided variants of a sample lie in one call: with and without the prompt, perturbed attention."""
 
 
-class Listener:
+class InputRecorder:
     """Watches the inputs of linear layers during one call. `source` maps a layer to the layer that stored its input;
     `repeated` are layers that ran more than once, whose input is not one thing."""
 
@@ -51,14 +51,14 @@ class Listener:
             handle.remove()
 
 
-class _Sizes(Listener):
+class _Sizes(InputRecorder):
     """Keeps the sizes of inputs alone."""
 
     def take(self, name: str, x: Tensor) -> None:
         self.inputs[name] = x.to("meta")
 
 
-def listen(forward: Callable[[], Any], listener: Listener) -> Listener:
+def listen(forward: Callable[[], Any], listener: InputRecorder) -> InputRecorder:
     """One forward pass, listened to."""
     try:
         forward()
@@ -95,7 +95,7 @@ def survey(
     return {"layers": rows, "unused": unused, "repeated": repeated}
 
 
-class Sampler(Listener):
+class RowSampler(InputRecorder):
     """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input."""
 
     def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
@@ -125,7 +125,7 @@ class Sampler(Listener):
         self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
 
 
-def level(rows: list[Tensor]) -> list[Tensor]:
+def equalize(rows: list[Tensor]) -> list[Tensor]:
     """Rows of several calls, as many of each: an expert gets more tokens in one call than in another."""
     import torch
 

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from adatsq_pipe.stages.architecture import support
-from adatsq_pipe.stages.architecture.families._family import Family, family_of, timestep_told
-from adatsq_pipe.stages.architecture.layers import Left, left_alone, quantizable_linears
+from adatsq_pipe.stages.architecture.families._family import Family, family_of, timestep_name
+from adatsq_pipe.stages.architecture.layers import SkippedModule, quantizable_linears, skipped_modules
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.hooks import survey
-from adatsq_pipe.stages.denoiser.pipeline_call import refuse_untellable
+from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
 from adatsq_pipe.stages.methods._layer import MODULATION
 from adatsq_pipe.stages.names import CONDITIONS
 from adatsq_pipe.stages.runtime.clock import timestep_argument
@@ -47,7 +47,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rest:
+class SkippedModules:
     """Modules that stay as they are, for one reason."""
 
     pattern: str
@@ -58,7 +58,7 @@ class Rest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class CallTrace:
     """What one call showed: a survey row by layer, layers that ran twice or never, and the loop around it."""
 
     rows: Mapping[str, Mapping[str, Any]]
@@ -81,12 +81,12 @@ class Inspection:
     """Name and position of the timestep among the arguments of a call."""
     parameters: int
     groups: tuple[Group, ...]
-    left: tuple[Rest, ...]
+    left: tuple[SkippedModules, ...]
     shared: tuple[tuple[str, ...], ...]
     """Patterns of layers fed the same tensor, which is stored once."""
     rows: tuple[Mapping[str, Any], ...]
     """Name, kind, in, out and source of every layer that is quantized, as in the survey of a capture."""
-    watched: Watched | None
+    watched: CallTrace | None
     family: str
     """What a family file changes, and why; empty where the rules do."""
 
@@ -110,21 +110,21 @@ def pattern_of(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def walk(transformer: nn.Module, *, watched: Watched | None, component: str, pipeline: str) -> Inspection:
+def walk(transformer: nn.Module, *, watched: CallTrace | None, component: str, pipeline: str) -> Inspection:
     """What the modules show, with what a call showed if one was run. Raises NotTaken if nothing can be quantized."""
     layers = quantizable_linears(transformer)
     if not layers:
         raise NotTaken(support.NO_LINEARS)
     rows = [_row(name, layer, watched) for name, layer in layers.items()]
     taken = [row for row in rows if row is not None]
-    others = [*left_alone(transformer), *_not_quantized(layers, watched)]
+    others = [*skipped_modules(transformer), *_not_quantized(layers, watched)]
     source = support.call_source(pipeline)
     return Inspection(
         component=component,
         kind=type(transformer).__name__,
         pipeline=pipeline,
         condition=next((c for c in CONDITIONS if source and c in source.arguments), ""),
-        timestep=timestep_argument(transformer.forward, timestep_told(transformer)),
+        timestep=timestep_argument(transformer.forward, timestep_name(transformer)),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         groups=_groups(taken, layers),
         left=grouped(others),
@@ -146,7 +146,7 @@ def _told(family: Family | None) -> str:
     return f"{'; '.join(changes)} ({family.why})"
 
 
-def _row(name: str, layer: nn.Linear, watched: Watched | None) -> Mapping[str, Any] | None:
+def _row(name: str, layer: nn.Linear, watched: CallTrace | None) -> Mapping[str, Any] | None:
     """The survey row of a layer; guessed from its name if no call was run, None if the call showed it is not taken."""
     if watched is not None:
         return watched.rows.get(name)
@@ -161,12 +161,15 @@ def _row(name: str, layer: nn.Linear, watched: Watched | None) -> Mapping[str, A
     }
 
 
-def _not_quantized(layers: Mapping[str, nn.Linear], watched: Watched | None) -> list[Left]:
+def _not_quantized(layers: Mapping[str, nn.Linear], watched: CallTrace | None) -> list[SkippedModule]:
     if watched is None:
         return []
-    reasons = {**dict.fromkeys(watched.repeated, "runs twice in one call"),
-               **dict.fromkeys(watched.unused, "did not run in the call, or not as a module")}  # fmt: skip
-    return [Left(name=name, kind="Linear", parameters=_size(layers[name]), why=why) for name, why in reasons.items()]
+    reasons = dict.fromkeys(watched.repeated, "runs twice in one call")
+    reasons |= dict.fromkeys(watched.unused, "did not run in the call, or not as a module")
+    return [
+        SkippedModule(name=name, kind="Linear", parameters=_size(layers[name]), why=why)
+        for name, why in reasons.items()
+    ]
 
 
 def _size(layer: nn.Module) -> int:
@@ -191,13 +194,15 @@ def _groups(rows: Sequence[Mapping[str, Any]], layers: Mapping[str, nn.Linear]) 
     )
 
 
-def grouped(left: Iterable[Left]) -> tuple[Rest, ...]:
+def grouped(left: Iterable[SkippedModule]) -> tuple[SkippedModules, ...]:
     """What stays as it is, alike modules together."""
-    found: dict[tuple[str, str, str], list[Left]] = {}
+    found: dict[tuple[str, str, str], list[SkippedModule]] = {}
     for one in left:
         found.setdefault((pattern_of(one.name), one.kind, one.why), []).append(one)
     return tuple(
-        Rest(pattern=pattern, kind=kind, count=len(ones), parameters=sum(one.parameters for one in ones), why=why)
+        SkippedModules(
+            pattern=pattern, kind=kind, count=len(ones), parameters=sum(one.parameters for one in ones), why=why
+        )
         for (pattern, kind, why), ones in found.items()
     )
 
@@ -211,7 +216,7 @@ def _shared(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
 
 def watch(
     folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str, given: Mapping[str, Any] | None = None
-) -> dict[str, tuple[nn.Module, Watched]]:
+) -> dict[str, tuple[nn.Module, CallTrace]]:
     """Open the pipeline and run one call of each denoiser, by component; the loop goes on with that call's output.
     `given` are the arguments that come with the prompt.
 
@@ -219,9 +224,9 @@ def watch(
     """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
     calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(given or {},)))
-    refuse_untellable([call.timestep for call in calls])
+    check_timesteps([call.timestep for call in calls])
     steps = [call.step for call in calls]
-    found: dict[str, tuple[nn.Module, Watched]] = {}
+    found: dict[str, tuple[nn.Module, CallTrace]] = {}
     for part, module in denoiser.parts.items():
         own = [call for call in calls if call.part == part]
         if not own:
@@ -230,7 +235,7 @@ def watch(
             seen = survey(partial(denoiser.run, own[0]), quantizable_linears(module), 1)
         found[part] = (
             module,
-            Watched(
+            CallTrace(
                 rows={row["name"]: row for row in seen["layers"]},
                 repeated=tuple(seen["repeated"]),
                 unused=tuple(seen["unused"]),

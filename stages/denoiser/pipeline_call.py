@@ -37,7 +37,7 @@ def decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 
 @contextmanager
-def told_of_steps(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
+def on_scheduler_step(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
     """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile.
 
     Its class is told, for a while: copies must be heard, and pipelines ask for exactly that class.
@@ -106,7 +106,7 @@ def pictures_of(result: Any, samples: int = 0) -> Tensor:
     return found.unsqueeze(0) if samples == 1 and found.dim() == 4 and len(found) > 1 else found
 
 
-def refuse_untellable(timesteps: Sequence[float]) -> None:
+def check_timesteps(timesteps: Sequence[float]) -> None:
     """Raise StageError where the calls of a run go up and down in noise, as where frames are drawn in turns."""
     if not monotonic(timesteps):
         raise StageError(

@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
@@ -21,7 +21,7 @@ from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 from adatsq_pipe.storage import tables, tensors
 
 
-class Evaluate(Halving):
+class Evaluate(OutOfMemoryBackoff):
     """Worker of the quantized draws."""
 
     stage: ClassVar[str] = "evaluate"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.micro_batch import Halving
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
@@ -33,7 +33,7 @@ def true_features(context: Context) -> Tensor:
     )
 
 
-class Reference(Halving):
+class Reference(OutOfMemoryBackoff):
     """Worker of the full-precision draws, and of the true scenes' features."""
 
     stage: ClassVar[str] = "reference"

@@ -17,7 +17,7 @@ MODULATION = ("norm", "adaln", "modulation", "scale_shift", "time")
 """What is in the names of layers that are fed one vector a sample, in the models there are."""
 
 
-def fitted(width: int, group: int) -> int:
+def largest_group(width: int, group: int) -> int:
     """The largest divisor of `width` that is at most `group`; 0 stays 0 (one group for all channels)."""
     return next(size for size in range(min(group, width), 0, -1) if width % size == 0) if group else 0
 
@@ -27,10 +27,10 @@ def groups_of(recipe: Recipe, row: Mapping[str, Any], *, searched: int | None = 
     conditioning = row["kind"] == "conditioning"
     found = (recipe.conditioning_group, 0) if conditioning else (recipe.weight_group, recipe.activation_group)
     found = found if searched is None else (searched, searched)
-    return (fitted(row["in"], found[0]), fitted(row["in"], found[1])) if recipe.group_fit else found
+    return (largest_group(row["in"], found[0]), largest_group(row["in"], found[1])) if recipe.group_fit else found
 
 
-def misfit(recipe: Recipe, row: Mapping[str, Any]) -> str:
+def incompatibility(recipe: Recipe, row: Mapping[str, Any]) -> str:
     """Why the layer of a survey row (name, kind, in, out) cannot be stored under a recipe, and what helps; or ""."""
     of_weight, of_tokens = groups_of(recipe, row)
     least = min(row["in"], row["out"])
@@ -46,7 +46,7 @@ def misfit(recipe: Recipe, row: Mapping[str, Any]) -> str:
     return ""
 
 
-def refuse(recipe: Recipe, model: Path) -> None:
+def check_recipe(recipe: Recipe, model: Path) -> None:
     """Raise StageError if a linear layer of the model's blocks cannot take the recipe, told from the stored shapes.
 
     Which layers are fed one vector a sample shows only when the model runs; here their names say it.
@@ -57,7 +57,7 @@ def refuse(recipe: Recipe, model: Path) -> None:
         in_a_block = any(part.isdigit() for part in name.split("."))
         if len(shape) == 2 and in_a_block:
             kind = "conditioning" if any(part in name.lower() for part in MODULATION) else "tokens"
-            found = misfit(recipe, {"name": name, "kind": kind, "in": shape[1], "out": shape[0]})
+            found = incompatibility(recipe, {"name": name, "kind": kind, "in": shape[1], "out": shape[0]})
             if found:
                 raise StageError(f"{found} (nothing was started)")
 
@@ -70,7 +70,7 @@ def spec_of(recipe: Recipe, row: Mapping[str, Any], *, group: int | None = None)
     from adatsq_pipe.stages.numerics.transform import block_size
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
-    if found := _layer.misfit(recipe, row):
+    if found := _layer.incompatibility(recipe, row):
         raise StageError(found)
     of_weight, of_tokens = _layer.groups_of(recipe, row, searched=group)
     if row["kind"] == "conditioning":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration import inputs
-from adatsq_pipe.stages.methods._layer import fitted
+from adatsq_pipe.stages.methods._layer import largest_group
 from adatsq_pipe.stages.methods._recipe import Recipe
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ROWS = 512
 
 def sizes(recipe: Recipe, width: int) -> list[int]:
     """The group sizes a layer of this input width can have under a recipe that searches them, rising."""
-    return sorted({fitted(width, group) for group in (*recipe.group_search, recipe.weight_group)})
+    return sorted({largest_group(width, group) for group in (*recipe.group_search, recipe.weight_group)})
 
 
 def errors_of(context: Context, recipe: Recipe, row: Mapping[str, Any], w_OI: Tensor) -> dict[str, float]:
@@ -54,7 +54,9 @@ def chosen(context: Context, recipe: Recipe, rows: list[Mapping[str, Any]]) -> d
     found = [context.read("solve", f"sizes/{row['name']}")[0].value for row in rows]
     options = [sizes(recipe, row["in"]) for row in rows]
     errors = [[by_size[str(size)] for size in sized] for by_size, sized in zip(found, options, strict=True)]
-    start = tuple(sized.index(fitted(row["in"], recipe.weight_group)) for row, sized in zip(rows, options, strict=True))
+    start = tuple(
+        sized.index(largest_group(row["in"], recipe.weight_group)) for row, sized in zip(rows, options, strict=True)
+    )
     mean = sum(sized[i] for i, sized in zip(start, options, strict=True)) / len(rows)
     genes = evolve(errors, options, start, least_mean=min(mean, float(recipe.weight_group)))
     return {row["name"]: sized[i] for row, sized, i in zip(rows, options, genes, strict=True)}

@@ -27,7 +27,7 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import cli, config, plan
 from adatsq_pipe.stages import runtime
-from adatsq_pipe.stages.architecture.families._family import timestep_told
+from adatsq_pipe.stages.architecture.families._family import timestep_name
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
@@ -198,7 +198,7 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     )
     load_solved(context, denoiser.transformer, policy_of(context))
     for part in denoiser.parts.values():
-        attach_policy_hook(part, survey_of(context)["timesteps"], timestep_told(part))
+        attach_policy_hook(part, survey_of(context)["timesteps"], timestep_name(part))
     runtime.execute(denoiser.transformer, "simulate")
     drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
     return drawn

@@ -66,7 +66,7 @@ class TwoLayerDenoiser:
         self.parts: dict[str, nn.Module] = {name: TwoLayers(seed).eval() for seed, name in enumerate(names)}
         self.transformer = several(self.parts)
         self.steps, self.guided = steps, guided
-        self.device, self.micro, self.turns = "cpu", MicroBatch(), None
+        self.device, self.micro, self.offload = "cpu", MicroBatch(), None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""

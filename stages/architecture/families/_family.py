@@ -68,13 +68,13 @@ def family_of(transformer: object) -> Family | None:
     return families().get(type(transformer).__name__)
 
 
-def timestep_told(transformer: object) -> str:
+def timestep_name(transformer: object) -> str:
     """What a family says the timestep's argument of `transformer` is; "" if none does."""
     family = family_of(transformer)
     return family.timestep if family is not None else ""
 
 
-def sample_told(transformer: object) -> str:
+def sample_name(transformer: object) -> str:
     """What a family says the noisy sample's argument of `transformer` is; "" if none does."""
     family = family_of(transformer)
     return family.sample if family is not None else ""

@@ -13,7 +13,7 @@ from adatsq_pipe.stages.architecture.folding import Fold, apply, folds
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
-from adatsq_pipe.stages.denoiser.hooks import Listener
+from adatsq_pipe.stages.denoiser.hooks import InputRecorder
 from adatsq_pipe.stages.denoiser.outputs import leaves
 
 EXPECTED = {"dit": {"transformer_blocks.0.norm1.linear", "transformer_blocks.0.attn1.to_v"}}
@@ -45,7 +45,7 @@ def test_the_output_stays_as_it_was(name: str, family: Callable[[str], Path]) ->
     args = [doubled(value) for value in calls[1].args]
     kwargs = {key: doubled(value) for key, value in calls[1].kwargs.items()}
     layers = quantizable_linears(model)
-    listener = Listener(layers)
+    listener = InputRecorder(layers)
     with torch.no_grad():
         before = leaves(model.forward(*args, **kwargs))
     listener.close()

@@ -8,7 +8,7 @@ from torch import nn
 
 from adatsq_pipe.stages.architecture import layers
 from adatsq_pipe.stages.architecture.families._family import Family
-from adatsq_pipe.stages.architecture.layers import Several, block_lists, left_alone, quantizable_linears, several
+from adatsq_pipe.stages.architecture.layers import Several, block_lists, quantizable_linears, several, skipped_modules
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.runtime.model import replace_linears
@@ -55,7 +55,7 @@ def test_linears_inside_lists_of_blocks_are_quantized_in_order() -> None:
 
 def test_everything_else_that_holds_parameters_is_left_with_its_reason() -> None:
     model = Model()
-    left = {one.name: (one.kind, one.parameters, one.why) for one in left_alone(model)}
+    left = {one.name: (one.kind, one.parameters, one.why) for one in skipped_modules(model)}
     assert left == {
         "(itself)": ("Model", 8, "outside the repeated blocks"),
         **{f"blocks.{i}.norm": ("LayerNorm", 16, VECTORS) for i in (0, 1)},
@@ -77,7 +77,7 @@ def test_a_family_names_the_blocks_and_what_to_leave(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(layers, "family_of", lambda model: family)
     model = Model()
     assert list(quantizable_linears(model)) == ["blocks.1.query"]
-    why = {one.name: one.why for one in left_alone(model)}
+    why = {one.name: one.why for one in skipped_modules(model)}
     assert why["blocks.1.out"] == "left by the family"
     assert why["blocks.0.query"] == "outside the repeated blocks"
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.base.micro_batch import Halving, MicroBatch, OutOfMemory, cut, joined
+from adatsq_pipe.stages.base.micro_batch import MicroBatch, OutOfMemory, OutOfMemoryBackoff, cut, joined
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves, structure
@@ -25,13 +25,13 @@ def test_parts_make_the_whole(name: str, family: Callable[[str], Path]) -> None:
     prompts = ("207", "3", "8") if name == "dit" else ("a red circle", "a blue square", "a white cross")
     batch = Conditions(prompts=prompts, seeds=(5, 6, 7))
     whole = denoiser.record(batch, decode=True)
-    assert denoiser.micro.narrowed() is None
+    assert denoiser.micro.reduction() is None
     rows = 6 if name in ("dit", "z-image") else 3
-    assert denoiser.micro.seen == rows, "guided samples lie twice in a call"
+    assert denoiser.micro.largest_batch == rows, "guided samples lie twice in a call"
 
     denoiser.micro = MicroBatch(size=2)
     parts = denoiser.record(batch, decode=True)
-    assert denoiser.micro.narrowed() == {"from": rows, "to": 2}
+    assert denoiser.micro.reduction() == {"from": rows, "to": 2}
     for got, wanted in zip(parts.outputs, whole.outputs, strict=True):
         assert structure(got) == structure(wanted)
         for x, y in zip(leaves(got), leaves(wanted), strict=True):
@@ -53,7 +53,7 @@ def test_what_cannot_be_joined_is_said() -> None:
 
 
 def test_only_a_lack_of_memory_halves_and_one_sample_is_the_end() -> None:
-    worker = Halving()
+    worker = OutOfMemoryBackoff()
     worker.micro.ranges(5)
     assert not worker.recover("u", RuntimeError("CUDA error")) and worker.micro.size is None
     sizes = []

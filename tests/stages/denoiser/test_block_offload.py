@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from adatsq_pipe.pipeline import cli
 from adatsq_pipe.stages.calibration.fisher_worker import Fisher
-from adatsq_pipe.stages.denoiser.block_offload import Kept, Turns, blocks_of, recomputed
+from adatsq_pipe.stages.denoiser.block_offload import BlockOffload, SavedTensor, blocks_of, checkpoint_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves
@@ -81,9 +81,9 @@ def test_a_run_of_every_family_is_the_same(name: str, family: Callable[[str], Pa
     whole, turns = _opened(family(name), False), _opened(family(name), True)
     wanted, got = whole.record(_conditions(name)), turns.record(_conditions(name))
     assert torch.equal(wanted.latents, got.latents)
-    assert turns.turns is not None and turns.turns.resident == 0
+    assert turns.offload is not None and turns.offload.resident == 0
     blocks = [sum(t.nbytes for t in block.parameters()) for block in blocks_of(turns.parts)]
-    assert turns.turns.peak > 0 and turns.turns.peak >= max(blocks)
+    assert turns.offload.peak > 0 and turns.offload.peak >= max(blocks)
     call = turns.teleport(_conditions(name), got.outputs[:1])
     assert isinstance(call, Call)
     with torch.no_grad(), _strictly(turns) as mode:
@@ -108,7 +108,7 @@ class _Blocks(nn.Module):
 
 
 def test_one_block_is_there_at_a_time_also_after_an_error() -> None:
-    model, turns = _Blocks(), Turns("cpu")
+    model, turns = _Blocks(), BlockOffload("cpu")
     size = sum(p.nbytes for p in model.blocks[0].parameters())
     mode = _TwoPlaces(list(model.blocks))
     with torch.no_grad(), pytest.raises(AssertionError, match="not on the device"), mode:
@@ -130,7 +130,7 @@ def _gradients(model: nn.Module, x: Tensor) -> tuple[list[Tensor], int]:
     found, runs = list[Tensor](), [0]
 
     def see(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = Kept(args[0])
+        kept = SavedTensor(args[0])
         runs[0] += 1
         output = output if output.requires_grad else output.detach().requires_grad_(True)
         output.register_hook(lambda g: found.append(torch.cat([g.flatten(), kept().flatten()])))
@@ -145,17 +145,17 @@ def _gradients(model: nn.Module, x: Tensor) -> tuple[list[Tensor], int]:
 
 def test_a_backward_pass_brings_blocks_again_and_lets_them_go() -> None:
     torch.manual_seed(0)
-    model, turns = _Blocks().requires_grad_(False), Turns("cpu")
+    model, turns = _Blocks().requires_grad_(False), BlockOffload("cpu")
     x = torch.randn(2, 8)
     wanted, once = _gradients(model, x)
     for block in model.blocks:
         turns.add(block)
-    with _TwoPlaces(list(model.blocks)), recomputed(model.blocks):
+    with _TwoPlaces(list(model.blocks)), checkpoint_blocks(model.blocks):
         got, twice = _gradients(model, x)
     assert len(got) == len(wanted) == once == 11 and twice > once
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     assert (turns.resident, turns.peak) == (0, sum(p.nbytes for p in model.blocks[0].parameters()))
-    with recomputed(model.blocks):
+    with checkpoint_blocks(model.blocks):
         pass
     assert all(block.forward.__wrapped__.__self__ is block for block in model.blocks)
 
@@ -165,7 +165,7 @@ def test_what_was_brought_is_freed_when_it_was_used() -> None:
     model, others = _Blocks().requires_grad_(False), list[int]()
     copies: list[StorageWeakRef] = []
 
-    class Counting(Turns):
+    class Counting(BlockOffload):
         @contextmanager
         def on_device(self, block: nn.Module) -> Iterator[None]:
             others.append(sum(not copy.expired() for copy in copies))
@@ -176,7 +176,7 @@ def test_what_was_brought_is_freed_when_it_was_used() -> None:
     turns = Counting("cpu")
     for block in model.blocks:
         turns.add(block)
-    with recomputed(model.blocks):
+    with checkpoint_blocks(model.blocks):
         _gradients(model, torch.randn(2, 8))
     assert others == [0] * 2 * len(model.blocks)
     others.clear()
@@ -194,7 +194,7 @@ def test_fisher_and_search_compute_with_what_was_brought_alone(
 
     def strict(denoiser: Denoiser) -> _TwoPlaces:
         mode = _TwoPlaces(blocks_of(denoiser.parts))
-        assert mode.away and denoiser.turns is not None
+        assert mode.away and denoiser.offload is not None
         return mode
 
     def strict_run(self: Denoiser, call: Call) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.denoiser.hooks import Listener, Sampler, level, listen, survey
+from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
 
 
 def _linears(**widths: tuple[int, int]) -> dict[str, nn.Linear]:
@@ -22,10 +22,10 @@ def _drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _sampled(x: Tensor, count: int, seed: tuple[int, ...] = (1, 2)) -> Sampler:
+def _sampled(x: Tensor, count: int, seed: tuple[int, ...] = (1, 2)) -> RowSampler:
     """A sampler that has seen `x` go into the layer "one"."""
     layers = _linears(one=(x.shape[-1], 3))
-    sampler = Sampler(layers, count, seed)
+    sampler = RowSampler(layers, count, seed)
     listen(lambda: layers["one"](x), sampler)
     return sampler
 
@@ -76,7 +76,7 @@ def test_layers_fed_the_same_tensor_have_one_owner_and_those_fed_an_equal_one_do
             layers[name](x)
         layers["other"](x.clone())
 
-    sampler = Sampler(layers, 4, (0,))
+    sampler = RowSampler(layers, 4, (0,))
     listen(forward, sampler)
     assert sampler.source == {"query": "query", "key": "query", "value": "query", "other": "other"}
     assert set(sampler.rows) == set(sampler.peaks) == {"query", "other"}
@@ -91,7 +91,7 @@ def test_a_layer_that_was_not_reached_has_one_row_of_zeros() -> None:
         layers["one"](_drawn(8, 6))
         layers["empty"](torch.zeros(0, 5))
 
-    sampler = Sampler(layers, 4, (0,))
+    sampler = RowSampler(layers, 4, (0,))
     listen(forward, sampler)
     for name, width in (("idle", 4), ("empty", 5)):
         rows, peak = sampler.of(name, layers[name])
@@ -106,7 +106,7 @@ def test_after_listening_layers_are_not_listened_to_even_if_the_call_fails() -> 
         raise KeyError("the call")
 
     for forward in (lambda: layers["one"](_drawn(8, 6)), fails):
-        listener = Listener(layers)
+        listener = InputRecorder(layers)
         with suppress(KeyError):
             listen(forward, listener)
         assert list(listener.inputs) == ["one"] and not listener.repeated
@@ -171,7 +171,7 @@ def test_conditioning_is_one_vector_for_each_of_at_most_four_guided_variants_of_
 
 def test_rows_of_several_calls_are_repeated_in_turn_up_to_the_most_of_any_call() -> None:
     rows = [_drawn(5, 2, seed=1), _drawn(2, 2, seed=2), _drawn(1, 2, seed=3), _drawn(3, 2, seed=4)]
-    found = level(rows)
+    found = equalize(rows)
     assert [len(x) for x in found] == [5, 5, 5, 5]
     for x, of in zip(found, rows, strict=True):
         assert torch.equal(x, torch.stack([of[place % len(of)] for place in range(5)]))

@@ -78,7 +78,7 @@ class _Odd(nn.Module):
 def test_what_is_no_linear_is_named_with_its_reason() -> None:
     odd = _Odd()
     assert list(layers.quantizable_linears(odd)) == ["blocks.0.attend", "blocks.0.feed"]
-    why = {left.name: left.why for left in layers.left_alone(odd)}
+    why = {left.name: left.why for left in layers.skipped_modules(odd)}
     assert "convolution" in why["blocks.0.mix"] and "table" in why["blocks.0.table"]
     assert "grouped experts" in why["blocks.0.experts"] and "embedder" in why["cut_embedder.0"]
 
@@ -136,7 +136,7 @@ def test_a_quantized_folder_and_another_model_are_refused(tiny_flux: Path, tmp_p
     path = copy / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "adatsq"}}))
     with pytest.raises(NotTaken, match="quantized already"):
-        support.refuse(copy)
+        support.check_pipeline(copy)
     with pytest.raises(NotTaken, match="'BertModel' is no model of the installed diffusers"):
         inspection.on_meta({"_class_name": "BertModel"}, "there")
 

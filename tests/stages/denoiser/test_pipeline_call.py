@@ -16,12 +16,12 @@ from PIL import Image
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser.pipeline_call import (
     advice,
+    check_timesteps,
     lacking,
+    on_scheduler_step,
     pictures_of,
-    refuse_untellable,
     together,
     told,
-    told_of_steps,
 )
 
 
@@ -42,9 +42,9 @@ def test_the_frames_of_a_lone_clip_are_one_sample() -> None:
 
 
 def test_a_loop_that_goes_back_to_noise_is_refused() -> None:
-    refuse_untellable([9, 9, 5, 1])
+    check_timesteps([9, 9, 5, 1])
     with pytest.raises(StageError, match=r"up and down over a run \(9, 5, 9, 5\)"):
-        refuse_untellable([9, 5, 9, 5])
+        check_timesteps([9, 5, 9, 5])
 
 
 def _pipeline(folder: Path, source: str) -> Any:
@@ -79,9 +79,9 @@ def test_steps_are_told_of_copies_too() -> None:
         """Has the step of its base."""
 
     heard, scheduler = list[int](), Derived()
-    with told_of_steps(Scheduler(), lambda: heard.append(0)):
+    with on_scheduler_step(Scheduler(), lambda: heard.append(0)):
         pass
-    with told_of_steps(scheduler, lambda: heard.append(1)):
+    with on_scheduler_step(scheduler, lambda: heard.append(1)):
         assert scheduler.step(2) == copy.deepcopy(scheduler).step(2) == 2
         assert type(scheduler) is Derived and list(inspect.signature(scheduler.step).parameters) == ["by"]
     assert scheduler.step(3) == 3 and len(heard) == 2 and Derived.step is Scheduler.step

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.methods._layer import fitted, groups_of, misfit, refuse, spec_of
+from adatsq_pipe.stages.methods._layer import check_recipe, groups_of, incompatibility, largest_group, spec_of
 from adatsq_pipe.stages.methods._recipe import resolve
 
 TOKENS = {"name": "blocks.0.ff.net.2", "kind": "tokens", "in": 96, "out": 32}
@@ -28,7 +28,7 @@ def _spec(row: dict[str, Any], group: int | None = None, **recipe: Any) -> dict[
 def test_a_group_that_does_not_divide_the_width_stands_for_the_largest_divisor_below_it(
     width: int, group: int, size: int
 ) -> None:
-    assert fitted(width, group) == size
+    assert largest_group(width, group) == size
 
 
 def test_the_rotation_is_the_largest_power_of_two_that_divides_the_width() -> None:
@@ -76,7 +76,7 @@ def test_a_searched_group_is_that_of_the_weight_and_of_tokens() -> None:
     ],
 )
 def test_a_misfit_names_the_layer_the_field_and_what_helps(row: Any, recipe: Any, said: str) -> None:
-    found = misfit(resolve({"method": "rtn", **recipe}), row)
+    found = incompatibility(resolve({"method": "rtn", **recipe}), row)
     assert found.startswith(f"layer {row['name']}: {said}")
     with pytest.raises(StageError) as refused:
         _spec(row, method="rtn", **recipe)
@@ -92,7 +92,7 @@ def test_a_misfit_names_the_layer_the_field_and_what_helps(row: Any, recipe: Any
     ],
 )
 def test_what_fits_is_not_refused(row: Any, recipe: Any) -> None:
-    assert misfit(resolve({"method": "rtn", **recipe}), row) == ""
+    assert incompatibility(resolve({"method": "rtn", **recipe}), row) == ""
 
 
 def test_a_model_is_refused_by_the_shapes_in_its_files(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_model_is_refused_by_the_shapes_in_its_files(tmp_path: Path) -> None:
     }  # fmt: skip
     stored = {name: torch.zeros(shape) for name, shape in shapes.items()}
     save_file(stored, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
-    refuse(resolve({"method": "rtn", "weight_group": 64, "conditioning_group": 96}), tmp_path)
+    check_recipe(resolve({"method": "rtn", "weight_group": 64, "conditioning_group": 96}), tmp_path)
     with pytest.raises(StageError, match=r"layer blocks.0.ff: weight_group 48 .* \(nothing was started\)"):
-        refuse(resolve({"method": "rtn", "weight_group": 48, "conditioning_group": 96}), tmp_path)
+        check_recipe(resolve({"method": "rtn", "weight_group": 48, "conditioning_group": 96}), tmp_path)
     with pytest.raises(StageError, match=r"layer blocks.0.norm1.linear: conditioning_group 64 "):
-        refuse(resolve({"method": "rtn", "conditioning_group": 64}), tmp_path)
+        check_recipe(resolve({"method": "rtn", "conditioning_group": 64}), tmp_path)
