@@ -1,1 +1,1 @@
-"""Any diffusers pipeline, driven through its own loop."""
+"""Drives any diffusers pipeline through its own sampling loop."""

@@ -1,18 +1,16 @@
 """Any diffusers pipeline's denoiser, driven through the pipeline's own loop.
 
-No sampling loop is written here: `pipe(...)` runs its own `__call__` and this module stands in for
-`pipe.transformer.forward`. Three ways of doing so: *record* (call the real one and keep its outputs), *replay* (return
-recorded outputs: final latents come out bit-identical) and *teleport* (replay up to call j, take the inputs which the
-pipeline builds for it, stop). So the state before call j is a pure function of the seeds and of j outputs, with CFG,
-guidance, shifts and multi-step schedulers as the pipeline has them.
+This module contains no sampling loop: `pipe(...)` runs its own `__call__`, and a stand-in answers the calls of
+`pipe.transformer.forward`. There are three modes: *record* (call the real denoiser and keep its outputs), *replay*
+(return recorded outputs: the final latents are bit-identical) and *teleport* (replay up to call j, capture the inputs
+that the pipeline builds for it, stop). So the state before call j is a pure function of the seeds and of j outputs,
+with CFG, guidance, shifts and multi-step schedulers as the pipeline has them.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,25 +30,20 @@ from adatsq_pipe.stages.denoiser.block_offload import offload_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.denoiser.pipeline_call import (
-    OF_PIPELINES,
+    PIPELINE_ERRORS,
     advice,
-    decoded,
-    on_scheduler_step,
+    cache_prompt_encoding,
+    describe,
+    join_latents,
     pictures_of,
-    plain,
-    together,
-    told,
 )
+from adatsq_pipe.stages.denoiser.stand_in import Forward, LoopStopped, StandIn
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
 
 Forwards = dict[str, Callable[..., Output]]
 """Real forwards by component."""
-
-
-class _Reached(Exception):
-    """Raised by a stand-in to leave the pipeline's loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A recorded run: outputs by call, their steps and timesteps, and the latents handed to the autoencoder."""
+    """A recorded run: outputs by call, their steps and timesteps, and the latents given to the autoencoder."""
 
     outputs: tuple[Output, ...]
     steps: tuple[int, ...]
@@ -77,7 +70,12 @@ class Trajectory:
 
 
 class Denoiser:
-    """A pipeline opened from `folder`, ready to be recorded, replayed and teleported. Captions are encoded once."""
+    """The pipeline in `folder`, ready to record, replay and teleport. Each caption is encoded once.
+
+    `call` holds arguments of every pipeline call; with `blockwise`, blocks are on `device` only while they compute.
+    Raises StageError if the pipeline does not load or does not accept `call`, NotTaken if it cannot be quantized,
+    OutOfMemory if its weights do not fit.
+    """
 
     def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any], blockwise: bool = False) -> None:
         index = find_pipeline(Path(folder))
@@ -96,21 +94,21 @@ class Denoiser:
             ) from error
         self.pipe.set_progress_bar_config(disable=True)
         self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
-        """The denoising components by name: one, or as in Wan2.2 one for the early steps and one for the late."""
+        """The denoising components by name. Wan 2.2 has two: one for early steps, one for late steps."""
         self.transformer = several(self.parts)
-        self._refuse_sharing()
+        self._check_sharing()
         self.offload = offload_blocks(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)
         self.micro = MicroBatch()
-        """How many samples at a time: of whoever has the denoiser."""
+        """Micro-batch limit, set by the worker that currently uses this denoiser."""
         source = call_source(type(self.pipe).__name__)
         self._decodes_often = source is not None and source.decodes_often
         self._condition = self._condition_argument()
-        self._remember_prompts()
+        cache_prompt_encoding(self.pipe)
 
-    def _refuse_sharing(self) -> None:
-        """Raise NotTaken if another component (Z-Image's ControlNet) holds layers of the denoiser that are quantized:
-        it runs them outside the calls whose steps have bits."""
+    def _check_sharing(self) -> None:
+        """Raise NotTaken if another component (Z-Image's ControlNet) shares quantizable layers with the denoiser: it
+        runs them outside the denoiser's calls, where no step's bits apply."""
         layers = {id(layer): name for name, layer in quantizable_linears(self.transformer).items()}
         for name, part in self.pipe.components.items():
             if not isinstance(part, nn.Module) or name in self.parts:
@@ -131,100 +129,42 @@ class Denoiser:
                 return name
         raise StageError(f"{type(self.pipe).__name__} takes neither a prompt nor class_labels; it cannot be calibrated")
 
-    def _remember_prompts(self) -> None:
-        real = getattr(self.pipe, "encode_prompt", None)
-        if real is None:
-            return
-        known: dict[str, Any] = {}
+    def _drive(self, conditions: Conditions, forward: Forward, *, decode: bool) -> tuple[Any, Any]:
+        """Run the pipeline with `forward` in place of its denoisers.
 
-        @functools.wraps(real)
-        def remembered(*args: Any, **kwargs: Any) -> Any:
-            if not plain([args, kwargs]):
-                return real(*args, **kwargs)
-            key = repr((args, sorted(kwargs.items())))
-            if key not in known:
-                known[key] = real(*args, **kwargs)
-            return known[key]
-
-        self.pipe.encode_prompt = remembered
-
-    @contextmanager
-    def _standing_in(self, forward: Callable[..., Output], decode: bool) -> Iterator[dict[str, Any]]:
-        """Put `forward(step, part, args, kwargs)` in each denoiser's place; count scheduler steps; catch latents.
-
-        A step ends where the scheduler, or a copy of it (for sound beside pictures, say), has moved on since the last
-        call of a denoiser: once or, as in Cosmos, twice.
+        Returns (pictures, final latents): pictures are None if the loop stopped early, latents as they were decoded.
         """
-        seen: dict[str, Any] = {"step": 0, "moved": False, "decoded": []}
-        vae = getattr(self.pipe, "vae", None)
-
-        def stand_in(part: str) -> Callable[..., Output]:
-            @functools.wraps(self.parts[part].forward)
-            def called(*args: Any, **kwargs: Any) -> Output:
-                seen["step"] += seen["moved"]
-                seen["moved"] = False
-                return forward(seen["step"], part, args, kwargs)
-
-            return called
-
-        def moved() -> None:
-            seen["moved"] = True
-
-        for name, part in self.parts.items():
-            part.forward = stand_in(name)
-        if vae is not None:
-            real_decode = vae.decode
-
-            @functools.wraps(real_decode)
-            def caught(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if self._decodes_often or not seen["decoded"]:
-                    seen["decoded"].append(latents.detach().clone())
-                    if not decode and not self._decodes_often:
-                        raise _Reached
-                ranges = self.micro.ranges(len(latents))
-                parts = [decoded(vae, real_decode, latents[i:j], *args, **kwargs) for i, j in ranges]
-                return joined(parts, [j - i for i, j in ranges])
-
-            vae.decode = caught
-        try:
-            with on_scheduler_step(self.pipe.scheduler, moved):
-                yield seen
-        finally:
-            for holder, name in (*((part, "forward") for part in self.parts.values()), (vae, "decode")):
-                if holder is not None:
-                    holder.__dict__.pop(name, None)
-
-    def _drive(self, conditions: Conditions, forward: Callable[..., Output], *, decode: bool) -> tuple[Any, Any]:
-        """Run the pipeline with `forward` for its denoiser: (pictures or None, final latents or None if left early)."""
-        given: Any = list(conditions.prompts)
+        samples = len(conditions.prompts)
+        prompts: Any = list(conditions.prompts)
         generators: Any = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
         if self._condition == "class_labels":
-            given = [int(prompt) for prompt in given]
-        elif len(given) == 1:
-            (given,), (generators,) = given, generators
-        with self._standing_in(forward, decode) as seen, torch.random.fork_rng(devices=[]):
+            prompts = [int(prompt) for prompt in prompts]
+        elif samples == 1:
+            (prompts,), (generators,) = prompts, generators
+        stand_in = StandIn(forward=forward, micro=self.micro, decode=decode, decodes_often=self._decodes_often)
+        vae, pictures = getattr(self.pipe, "vae", None), None
+        with stand_in.installed(self.parts, vae, self.pipe.scheduler), torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
-            pictures = None
             try:
-                more = {**self._call, **collated(conditions.inputs)}
-                arguments = {**more, self._condition: given, "generator": generators, "output_type": "np"}
-                pictures = pictures_of(self.pipe(**arguments), len(conditions.prompts))
-            except _Reached:
+                arguments = {**self._call, **collated(conditions.inputs)}
+                arguments |= {self._condition: prompts, "generator": generators, "output_type": "np"}
+                pictures = pictures_of(self.pipe(**arguments), samples)
+            except LoopStopped:
                 pass
             except (StageError, StorageError, torch.OutOfMemoryError):
                 raise
-            except OF_PIPELINES as error:
+            except PIPELINE_ERRORS as error:
                 raise StageError(
-                    f"{type(self.pipe).__name__} does not run as it is called here: {type(error).__name__}: {error}; "
-                    f"called with {told(arguments)}; {advice(error, self.pipe, len(conditions.prompts))}"
+                    f"{type(self.pipe).__name__} fails as it is called here: {type(error).__name__}: {error}; "
+                    f"called with {describe(arguments)}; {advice(error, self.pipe, samples)}"
                 ) from error
-        return pictures, together(seen["decoded"], len(conditions.prompts)) if seen["decoded"] else pictures
+        return pictures, join_latents(stand_in.latents, samples) if stand_in.latents else pictures
 
     @torch.no_grad()
     def record(
         self, conditions: Conditions, *, decode: bool = False, see: Callable[[int, Call], None] | None = None
     ) -> Trajectory:
-        """Run the real denoiser and keep what it returned; `see(j, call)` gets the inputs of call j."""
+        """Run the real denoiser and keep its outputs; `see(j, call)` receives the inputs of call j."""
         outputs: list[Output] = []
         steps: list[int] = []
         timesteps: list[float] = []
@@ -247,7 +187,7 @@ class Denoiser:
 
     @torch.no_grad()
     def rehearse(self, conditions: Conditions) -> list[Call]:
-        """Every call of the loop at the price of one for each denoiser, whose output its other calls get too."""
+        """Every call of the loop, at the cost of one per denoiser: its first output answers all its calls."""
         real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
@@ -268,15 +208,18 @@ class Denoiser:
         see: Callable[[int, Call], None] | None = None,
         decode: bool = False,
     ) -> tuple[Tensor, Any]:
-        """Final latents (and pictures, with `decode`) that recorded `outputs` lead to; `see(j, call)` gets inputs."""
-        given, real, place = iter(outputs), self._forwards(), 0
+        """Final latents (and pictures, with `decode`) that recorded `outputs` lead to.
+
+        `see(j, call)` receives the inputs of call j.
+        """
+        recorded, real, place = iter(outputs), self._forwards(), 0
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
             nonlocal place
             if see is not None:
                 see(place, self._as_call(real, step, part, args, kwargs))
             place += 1
-            return next(given)
+            return next(recorded)
 
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
@@ -292,16 +235,16 @@ class Denoiser:
         return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
     def run(self, call: Call) -> Output:
-        """What the denoiser that was called returns."""
+        """The real denoiser's output for `call`."""
         return self._through(self.parts[call.part].forward, call)
 
     def _through(self, forward: Callable[..., Output], call: Call) -> Output:
-        """What the real `forward` returns, called as often as the micro-batch asks for."""
+        """The output of the real `forward`, computed in parts that fit the micro-batch."""
         parts = self._cut(forward, call)
         return joined([forward(*part.args, **part.kwargs) for part, _ in parts], [size for _, size in parts])
 
     def cut(self, call: Call) -> list[tuple[Call, int]]:
-        """The call in parts that fit, with their samples: one, itself, unless memory has run out."""
+        """The call split into parts that fit, with their numbers of samples; one part unless memory has run out."""
         return self._cut(self.parts[call.part].forward, call)
 
     def _cut(self, forward: Callable[..., Output], call: Call) -> list[tuple[Call, int]]:
@@ -317,27 +260,27 @@ class Denoiser:
 
     @torch.no_grad()
     def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
-        """Inputs of call `len(outputs)`, given the outputs of the calls before; final latents if that was the last."""
-        given, real = iter(outputs), self._forwards()
-        found: list[Call] = []
+        """Inputs of call `len(outputs)` after earlier calls returned `outputs`; the final latents if the loop ends."""
+        recorded, real = iter(outputs), self._forwards()
+        arrived: list[Call] = []
 
         def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            for output in given:
+            for output in recorded:
                 return output
-            found.append(self._as_call(real, step, part, args, kwargs))
-            raise _Reached
+            arrived.append(self._as_call(real, step, part, args, kwargs))
+            raise LoopStopped
 
         _, latents = self._drive(conditions, forward, decode=False)
-        return found[0] if found else latents
+        return arrived[0] if arrived else latents
 
     def state(self, arrived: Call | Tensor) -> list[Tensor]:
-        """The noisy sample of a call (the first argument, unless a family says another), or the final latents."""
+        """The noisy sample of a call (the first argument, unless a family names another), or the final latents."""
         if isinstance(arrived, Tensor):
             return [arrived]
         return leaves(self._sample(self.parts[arrived.part].forward, arrived))
 
     def _sample(self, forward: Callable[..., Output], call: Call) -> Any:
-        """What a call has for the noisy sample: a tensor [samples, ...], or a list with a tensor each."""
+        """The noisy sample among a call's arguments: a tensor [samples, ...], or a list of one tensor per sample."""
         names = list(inspect.signature(forward).parameters)
         place = names.index(sample_name(self.parts[call.part]) or names[0])
         return call.args[place] if place < len(call.args) else call.kwargs[names[place]]

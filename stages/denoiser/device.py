@@ -1,19 +1,19 @@
-"""How a worker's and a trainer's process computes: threads, and on a GPU the same bits from one run to the next.
+"""torch's process-wide settings for workers and training: threads, and reproducible results on a GPU.
 
-Without this a GPU's convolutions would multiply float32 in nineteen bits, and the backward pass of attention would sum
-in whatever order its blocks end. Nor is cuDNN's attention taken: its backward pass in bfloat16 gives NaN for some
-lengths (pytorch/pytorch#196678), and did here on an H100.
+By default a GPU's convolutions multiply float32 in TF32 (nineteen bits), and the backward pass of attention sums in the
+order in which its blocks end. cuDNN's attention is turned off because its backward pass in bfloat16 gives NaN for some
+lengths (pytorch/pytorch#196678), as seen on an H100.
 """
 
 from __future__ import annotations
 
 import os
 
+import torch
+
 
 def settle(*, device: str, threads: int) -> None:
-    """Before any work on `device`: torch's settings for this process. What has no reproducible way there warns."""
-    import torch
-
+    """Configure torch for work on `device`, before any work. Operations without a deterministic version warn."""
     torch.set_num_threads(threads)
     if not device.startswith("cuda"):
         return

@@ -1,24 +1,29 @@
-"""Listening to the linear layers of a denoiser during one call: who is fed what, who shares, what is kept of it."""
+"""Forward hooks on a denoiser's linear layers: record their inputs during one call, and find layers that share one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 GUIDED = 4
-"""At most so many guided variants of a sample lie in one call: with and without the prompt, perturbed attention."""
+"""The most guided variants of a sample in one call: with and without the prompt, perturbed attention."""
 
 
 class InputRecorder:
-    """Watches the inputs of linear layers during one call. `source` maps a layer to the layer that stored its input;
-    `repeated` are layers that ran more than once, whose input is not one thing."""
+    """Records the inputs of linear layers during one call.
 
-    KEEP = 8
+    `source` maps a layer to the layer whose hook stored the same input tensor; `repeated` holds layers that ran more
+    than once, which have no single input.
+    """
+
+    RECENT = 8
+    """How many distinct inputs are compared with the next one."""
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self.source: dict[str, str] = {}
@@ -28,7 +33,7 @@ class InputRecorder:
         self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
 
     def _hook(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if name in self.source:
                 self.repeated.add(name)
                 return
@@ -37,48 +42,52 @@ class InputRecorder:
                     self.source[name] = owner
                     return
             self.source[name] = name
-            self._recent = [*self._recent[-self.KEEP + 1 :], (args[0], name)]
+            self._recent = [*self._recent[-self.RECENT + 1 :], (args[0], name)]
             self.take(name, args[0])
 
-        return see
+        return hook
 
     def take(self, name: str, x: Tensor) -> None:
-        """Keep what is wanted of the input `x` of layer `name`."""
+        """Store the input `x` [..., in_features] of layer `name`; subclasses store less."""
         self.inputs[name] = x
 
     def close(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
-class _Sizes(InputRecorder):
-    """Keeps the sizes of inputs alone."""
+class _ShapeRecorder(InputRecorder):
+    """Stores the shapes of inputs, not their values."""
 
     def take(self, name: str, x: Tensor) -> None:
         self.inputs[name] = x.to("meta")
 
 
-def listen(forward: Callable[[], Any], listener: InputRecorder) -> InputRecorder:
-    """One forward pass, listened to."""
+def listen(forward: Callable[[], Any], recorder: InputRecorder) -> InputRecorder:
+    """Run one forward pass, then remove the hooks of `recorder`, which is returned."""
     try:
         forward()
     finally:
-        listener.close()
-    return listener
+        recorder.close()
+    return recorder
 
 
 def survey(
     forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: Fraction | int
 ) -> dict[str, list[Any]]:
-    """What a forward pass of `samples` samples (guided ones: maybe half a one) shows: `layers` (see `survey_of`), and
-    the names of those that are left because they ran more than once (`repeated`) or never (`unused`)."""
-    listener = listen(forward, _Sizes(layers))
-    repeated = sorted(listener.repeated)
+    """What one forward pass of `samples` samples shows (with guidance in several calls, a fraction of one).
+
+    Returns `layers` (see `survey_of`), and the names of layers that are skipped because they ran more than once
+    (`repeated`) or never (`unused`).
+    """
+    recorder = listen(forward, _ShapeRecorder(layers))
+    repeated = sorted(recorder.repeated)
     if repeated:
-        listener = listen(forward, _Sizes({n: x for n, x in layers.items() if n not in repeated}))
+        recorder = listen(forward, _ShapeRecorder({n: x for n, x in layers.items() if n not in repeated}))
     rows = []
-    for name, source in listener.source.items():
-        layer, x = layers[name], listener.inputs[source]
+    for name, source in recorder.source.items():
+        layer, x = layers[name], recorder.inputs[source]
         tokens = x.numel() // x.shape[-1]
         conditioning = x.dim() <= 2 and tokens <= GUIDED * samples
         rows.append(
@@ -91,32 +100,34 @@ def survey(
                 "macs": tokens * layer.in_features * layer.out_features // samples,
             }
         )
-    unused = sorted(set(layers) - set(listener.source) - set(repeated))
+    unused = sorted(set(layers) - set(recorder.source) - set(repeated))
     return {"layers": rows, "unused": unused, "repeated": repeated}
 
 
 class RowSampler(InputRecorder):
-    """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input."""
+    """Keeps a seeded subsample of rows, and the absolute maximum per channel, of every distinct input.
+
+    `count` is the most rows per input; `seed` goes to numpy's generator.
+    """
 
     def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
-        import numpy as np
-
         self.rows: dict[str, Tensor] = {}
         self.peaks: dict[str, Tensor] = {}
         self._count, self._random = count, np.random.default_rng(list(seed))
         super().__init__(layers)
 
     def of(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Rows and peak of a layer's input; a zero row where the call did not reach it (an expert without tokens)."""
+        """Rows [count, in] and absolute maximum [in] of a layer's input, on the CPU.
+
+        Zeros if the call did not reach the layer (an expert without tokens).
+        """
         owner = self.source.get(name, name)
         if owner in self.rows:
             return self.rows[owner], self.peaks[owner]
-        nothing = layer.weight.new_zeros(1, layer.in_features).cpu()
-        return nothing, nothing[0]
+        zeros = layer.weight.new_zeros(1, layer.in_features).cpu()
+        return zeros, zeros[0]
 
     def take(self, name: str, x: Tensor) -> None:
-        import torch
-
         flat = x.flatten(0, -2)
         if not len(flat):
             return
@@ -126,7 +137,10 @@ class RowSampler(InputRecorder):
 
 
 def equalize(rows: list[Tensor]) -> list[Tensor]:
-    """Rows of several calls, as many of each: an expert gets more tokens in one call than in another."""
+    """Repeat the rows of each call up to the most rows of any call, so that they can be stacked.
+
+    An expert gets more tokens in one call than in another.
+    """
     import torch
 
     most = max(map(len, rows))

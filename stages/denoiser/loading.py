@@ -1,9 +1,10 @@
-"""The process's open denoiser: one at a time, kept between stages that ask for the same."""
+"""The process's open denoiser: one at a time, shared by consecutive workers that ask for the same model."""
 
 from __future__ import annotations
 
-import functools
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.architecture.memory import plan_of, surveyed
@@ -14,45 +15,75 @@ from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.device import settle
 
 
-@functools.lru_cache(maxsize=1)
-def _open(folder: str, dtype: str, device: str, call: str, blockwise: bool) -> Denoiser:
-    return Denoiser(folder, dtype=dtype, device=device, call=json.loads(call), blockwise=blockwise)
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """Which pipeline to open, and how. Two requests that are equal are served by the same Denoiser."""
+
+    folder: Path
+    dtype: str
+    device: str
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of every call of the pipeline."""
+    blockwise: bool = False
+    """Whether blocks are on the device only while they compute."""
 
 
-def open_denoiser(
-    folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any], blockwise: bool
-) -> Denoiser:
-    """The process's denoiser for these settings; the last one stays open between stages."""
-    settle(device=device, threads=threads)
-    return _open(folder, dtype, device, json.dumps(call, sort_keys=True), blockwise)
+class ModelSlot:
+    """Holds the Denoiser that was opened last, so that the next worker need not load the same model again."""
+
+    def __init__(self) -> None:
+        self._request: ModelRequest | None = None
+        self._denoiser: Denoiser | None = None
+
+    def open(self, request: ModelRequest) -> Denoiser:
+        """The denoiser of an equal request if it is still here, else a new one.
+
+        The one before is released first, so that the slot never holds two models.
+        """
+        if self._denoiser is None or self._request != request:
+            self.clear()
+            self._denoiser = Denoiser(
+                str(request.folder),
+                dtype=request.dtype,
+                device=request.device,
+                call=dict(request.call),
+                blockwise=request.blockwise,
+            )
+            self._request = request
+        return self._denoiser
+
+    def take(self, request: ModelRequest) -> Denoiser:
+        """A denoiser that its caller may change: the slot gives it up, so later requests load the model again."""
+        denoiser = self.open(request)
+        self.clear()
+        return denoiser
+
+    def clear(self) -> None:
+        """Forget the denoiser."""
+        self._request = self._denoiser = None
 
 
-def take_denoiser(
-    folder: str, *, dtype: str, device: str, threads: int, call: dict[str, Any], blockwise: bool
-) -> Denoiser:
-    """A denoiser to be changed: it is not shared with later stages, and no second copy of the model is held."""
-    taken = open_denoiser(folder, dtype=dtype, device=device, threads=threads, call=call, blockwise=blockwise)
-    _open.cache_clear()
-    return taken
+SLOT = ModelSlot()
+"""The slot of this process."""
 
 
 def denoiser_of(
-    context: Context, micro: MicroBatch | None = None, *, folder: str = "", to_change: bool = False
+    context: Context, micro: MicroBatch | None = None, *, folder: Path | None = None, to_change: bool = False
 ) -> Denoiser:
-    """The run's full-precision model (or the one in `folder`), open here, for a worker with that micro-batch; its
-    blocks take turns on the device where the memory plan has it so.
+    """The run's full-precision model (or the one in `folder`) for a worker with that micro-batch limit.
 
-    `to_change` gives one that no later stage will be handed.
+    Blocks are offloaded if the memory plan says so. `to_change` gives a denoiser that no later worker shares. Raises
+    what Denoiser raises.
     """
-    compute, model = context.settings[ComputeSettings], context.settings[ModelSettings]
-    opener, plan = take_denoiser if to_change else open_denoiser, plan_of(context, surveyed(context))
-    denoiser = opener(
-        folder or str(context.model.path),
+    compute, plan = context.settings[ComputeSettings], plan_of(context, surveyed(context))
+    settle(device=compute.device, threads=compute.threads)
+    request = ModelRequest(
+        folder=folder or context.model.path,
         dtype=compute.dtype,
         device=compute.device,
-        threads=compute.threads,
-        call=model.call,
+        call=context.settings[ModelSettings].call,
         blockwise=plan is not None and plan.blockwise,
     )
+    denoiser = SLOT.take(request) if to_change else SLOT.open(request)
     denoiser.micro = micro or MicroBatch()
     return denoiser

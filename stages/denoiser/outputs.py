@@ -1,4 +1,4 @@
-"""What a denoiser returns, taken apart into tensors and a form in plain JSON, and put together again."""
+"""Denoiser outputs, split into tensors and a JSON structure for storage, and rebuilt from them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def leaves(output: Output) -> list[Tensor]:
 
 
 def of_samples(output: Output, of: int, start: int, stop: int) -> Output:
-    """What an output for a batch of `of` samples (at least 2) holds of the samples `start` to `stop`.
+    """The samples `start` to `stop` of an output for a batch of `of` samples (at least 2).
 
-    Tensors [of, ...] or [k * of, ...] (guidance: all samples with the prompt, then all without), lists with a tensor a
-    sample. Raises StageError for what is of another form.
+    Takes tensors [of, ...] or [k * of, ...] (guidance: all samples with the prompt, then all without), and lists of one
+    tensor per sample. Raises StageError for other outputs.
     """
     if isinstance(output, Tensor):
         if not output.dim() or output.shape[0] % of:
             raise StageError(
-                f"the denoiser returns a tensor of shape {list(output.shape)} for {of} samples, which cannot be cut "
+                f"the denoiser returns a tensor of shape {list(output.shape)} for {of} samples, which cannot be split "
                 "into samples; set search.samples=0"
             )
         return output if not len(output) else output.unflatten(0, (-1, of))[:, start:stop].flatten(0, 1)
@@ -68,8 +68,10 @@ def structure(output: Output) -> Any:
 
 
 def stacked(outputs: Sequence[Output]) -> dict[str, Tensor]:
-    """The tensors of several calls' outputs by name: stacked over the calls (`output0`, ...) where these are alike,
-    else each by itself (`output0.0`, ...: call and place)."""
+    """The tensors of several calls' outputs by name.
+
+    Stacked over the calls (`output0`, ...) if shapes and dtypes are equal, else one by one (`output0.0`: call, place).
+    """
     flat = [leaves(output) for output in outputs]
     if len({tuple((leaf.shape, leaf.dtype) for leaf in call) for call in flat}) == 1:
         return {f"output{i}": torch.stack([call[i] for call in flat]) for i in range(len(flat[0]))}
@@ -77,21 +79,21 @@ def stacked(outputs: Sequence[Output]) -> dict[str, Tensor]:
 
 
 def unstacked(stored: Mapping[str, Tensor], shapes: Sequence[Any], device: torch.device | str) -> list[Output]:
-    """Inverse of `stacked`, where the outputs have the structures `shapes`."""
-    alone = any(name.startswith("output0.") for name in stored)
+    """Inverse of `stacked`, on `device`, for outputs of the structures `shapes`."""
+    separate = any(name.startswith("output0.") for name in stored)
 
     def parts(j: int) -> Iterator[Tensor]:
         for i in itertools.count():
-            held = stored.get(f"output{j}.{i}" if alone else f"output{i}")
-            if held is None:
+            tensor = stored.get(f"output{j}.{i}" if separate else f"output{i}")
+            if tensor is None:
                 return
-            yield (held if alone else held[j]).to(device)
+            yield (tensor if separate else tensor[j]).to(device)
 
     return [rebuild(shape, parts(j)) for j, shape in enumerate(shapes)]
 
 
 def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
-    """Inverse of (`structure`, `leaves`). Only classes of diffusers are ever made from a name."""
+    """Inverse of (`structure`, `leaves`). Raises StageError for a class that is not in diffusers."""
     if shape == "tensor":
         return next(tensors)
     kind = shape["kind"]
@@ -105,5 +107,5 @@ def rebuild(shape: Any, tensors: Iterator[Tensor]) -> Output:
         return named
     module, _, name = kind.partition(":")
     if module.split(".")[0] != "diffusers":
-        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are made again")
+        raise StageError(f"a stored output names the class {kind!r}; only classes of diffusers are rebuilt")
     return getattr(importlib.import_module(module), name)(**named)

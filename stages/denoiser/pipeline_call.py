@@ -1,4 +1,4 @@
-"""Calling a pipeline: its steps, what it may raise, what it gives back, what is said when it does not run."""
+"""Calling a diffusers pipeline: scheduler steps, prompt encoding, decoded latents, and errors with advice."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.runtime.clock import monotonic
 
-OF_PIPELINES = (
-    ValueError, TypeError, RuntimeError, AttributeError, LookupError, NotImplementedError, NameError, ImportError,
-    AssertionError, ArithmeticError,
-)  # fmt: skip
-"""What pipelines raise where they are not given what they want, or lack a package."""
+PIPELINE_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    NameError,
+    ImportError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What pipelines raise for arguments that they do not accept, and for packages that are not installed."""
 
 
-def decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the autoencoder makes of latents; Allegro's can do so in tiles only, which it has to be told."""
+def decode_latents(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`decode(*args, **kwargs)`; an autoencoder that only decodes tiles (Allegro's) is switched to tiling first."""
     try:
         return decode(*args, **kwargs)
     except NotImplementedError:
@@ -37,43 +45,62 @@ def decoded(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 
 @contextmanager
-def on_scheduler_step(scheduler: Any, moved: Callable[[], None]) -> Iterator[None]:
-    """Have `moved` called after every step of the scheduler and of copies that are made of it meanwhile.
+def on_scheduler_step(scheduler: Any, callback: Callable[[], None]) -> Iterator[None]:
+    """Inside, `callback` runs after every step of the scheduler, and of copies that the pipeline makes of it.
 
-    Its class is told, for a while: copies must be heard, and pipelines ask for exactly that class.
+    The scheduler's class is patched: copies share it, and pipelines check for exactly that class.
     """
-    kind = type(scheduler)
-    real, own = kind.step, "step" in vars(kind)
+    scheduler_class = type(scheduler)
+    real, defined_here = scheduler_class.step, "step" in vars(scheduler_class)
 
     @functools.wraps(real)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = real(self, *args, **kwargs)
-        moved()
+        callback()
         return result
 
-    kind.step = step
+    scheduler_class.step = step
     try:
         yield
     finally:
-        if own:
-            kind.step = real
+        if defined_here:
+            scheduler_class.step = real
         else:
-            del kind.step
+            del scheduler_class.step
 
 
-def told(arguments: dict[str, Any]) -> str:
-    """The arguments of a call, for a message."""
+def cache_prompt_encoding(pipe: Any) -> None:
+    """Have `pipe.encode_prompt`, if there is one, encode each set of plain arguments once."""
+    real = getattr(pipe, "encode_prompt", None)
+    if real is None:
+        return
+    encoded: dict[str, Any] = {}
 
-    def shown(value: Any) -> str:
+    @functools.wraps(real)
+    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+        if not is_plain([args, kwargs]):
+            return real(*args, **kwargs)
+        key = repr((args, sorted(kwargs.items())))
+        if key not in encoded:
+            encoded[key] = real(*args, **kwargs)
+        return encoded[key]
+
+    pipe.encode_prompt = encode_prompt
+
+
+def describe(arguments: dict[str, Any]) -> str:
+    """The arguments of a call, for a message: pictures by their size, generators left out."""
+
+    def text(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], Image):
             return f"{len(value)} pictures"
         return f"a picture of {value.width} x {value.height}" if isinstance(value, Image) else repr(value)
 
-    return ", ".join(f"{name}={shown(value)}" for name, value in arguments.items() if name != "generator")
+    return ", ".join(f"{name}={text(value)}" for name, value in arguments.items() if name != "generator")
 
 
-def lacking(error: Exception, pipeline: object) -> str:
-    """The package that the pipeline's file imports only where there is one, and whose absence `error` tells; or ""."""
+def missing_package(error: Exception, pipeline: object) -> str:
+    """The optional package whose absence caused `error`, found by the guarded imports of the pipeline's file; or ""."""
     name = error.name if isinstance(error, NameError) and error.name else ""
     file = getattr(sys.modules.get(type(pipeline).__module__), "__file__", None)
     if not name or not file:
@@ -82,50 +109,53 @@ def lacking(error: Exception, pipeline: object) -> str:
 
 
 def advice(error: Exception, pipeline: object, prompts: int) -> str:
-    """What to try where a call with so many prompts ends in `error`."""
-    if package := lacking(error, pipeline):
-        return f"it wants the package {package}, which is not installed: pip install {package}"
-    alone = ", or one prompt at a time (data.batch = 1, evaluate.batch = 1)" if prompts > 1 else ""
-    return f"give it what it takes in [model.call]{alone}"
+    """What to try after a call with `prompts` prompts has failed with `error`."""
+    if package := missing_package(error, pipeline):
+        return f"it needs the package {package}, which is not installed: pip install {package}"
+    alone = ", or use one prompt at a time (data.batch = 1, evaluate.batch = 1)" if prompts > 1 else ""
+    return f"set the arguments that it needs in [model.call]{alone}"
 
 
-def plain(value: Any) -> bool:
-    """Whether a value is text, numbers, devices and dtypes throughout: known by how it is written."""
+def is_plain(value: Any) -> bool:
+    """Whether a value holds only text, numbers, devices and dtypes, so that its repr identifies it."""
     if isinstance(value, dict):
-        return all(map(plain, value.values()))
+        return all(map(is_plain, value.values()))
     if isinstance(value, list | tuple):
-        return all(map(plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
 
 
 def pictures_of(result: Any, samples: int = 0) -> Tensor:
-    """What a pipeline returned, as a tensor [samples, ..., height, width, channels]; Cosmos 3 gives one clip's frames
-    where one sample was asked for."""
+    """A pipeline's result as a tensor [samples, ..., height, width, channels].
+
+    Cosmos 3 returns the frames of a clip without the sample dimension; with `samples` = 1 it is added.
+    """
     first = next(iter(result.values()))
-    found: Tensor = first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
-    return found.unsqueeze(0) if samples == 1 and found.dim() == 4 and len(found) > 1 else found
+    pictures: Tensor = first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
+    return pictures.unsqueeze(0) if samples == 1 and pictures.dim() == 4 and len(pictures) > 1 else pictures
 
 
 def check_timesteps(timesteps: Sequence[float]) -> None:
-    """Raise StageError where the calls of a run go up and down in noise, as where frames are drawn in turns."""
+    """Raise StageError if a run's timesteps go up and down, as where frames are denoised in turns."""
     if not monotonic(timesteps):
         raise StageError(
             f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in timesteps)}): it does "
-            "not tell the steps apart, so no timestep policy can follow it"
+            "not identify the step, so no timestep policy can follow it"
         )
 
 
-def together(decoded: list[Tensor], samples: int) -> Tensor:
-    """The latents that were decoded one after the other, as one: samples, or frames [samples, channels, frames, ...].
+def join_latents(latents: list[Tensor], samples: int) -> Tensor:
+    """Latents that were decoded one after the other, joined: along samples, or along frames of
+    [samples, channels, frames, height, width].
 
-    Raises StageError where they are neither.
+    Raises StageError if their shapes allow neither.
     """
-    if len(decoded) == 1:
-        return decoded[0]
-    alike = len({part.shape[1:] for part in decoded}) == 1
-    if alike and sum(map(len, decoded)) == samples:
-        return torch.cat(decoded)
-    if all(part.dim() == 5 and part.shape[:2] == (samples, decoded[0].shape[1]) for part in decoded):
-        return torch.cat(decoded, 2)
-    shapes = sorted({tuple(part.shape) for part in decoded})
-    raise StageError(f"the pipeline decodes latents of several shapes, {shapes}, which cannot be put together")
+    if len(latents) == 1:
+        return latents[0]
+    alike = len({part.shape[1:] for part in latents}) == 1
+    if alike and sum(map(len, latents)) == samples:
+        return torch.cat(latents)
+    if all(part.dim() == 5 and part.shape[:2] == (samples, latents[0].shape[1]) for part in latents):
+        return torch.cat(latents, 2)
+    shapes = sorted({tuple(part.shape) for part in latents})
+    raise StageError(f"the pipeline decodes latents of several shapes, {shapes}, which cannot be joined")

@@ -1,4 +1,4 @@
-"""Drawing from a pipeline folder, full precision or quantized, and writing the pictures where they can be looked at."""
+"""Draw pictures with a pipeline folder, full precision or quantized, and write them to a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(
 def save(pictures: npt.NDArray[np.float32], path: Path, *, scale: int) -> None:
     """Write pictures side by side, each pixel `scale` times as large; a video as an animated GIF.
 
-    OSError or ValueError where the place or the format cannot be written.
+    Raises OSError or ValueError if the path or the format cannot be written.
     """
     frames = pictures[:, None] if pictures.ndim == 4 else pictures
     sheets = [_sheet(frames[:, i], scale) for i in range(frames.shape[1])]

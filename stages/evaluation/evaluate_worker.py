@@ -50,7 +50,7 @@ class Evaluate(OutOfMemoryBackoff):
         model = self.context.read("assemble", "model")[1]
         wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])
         with unit_of(self.context, self.stage, key, self.micro) as unit:
-            states, pictures = drawn(self.context, self.micro, str(model), self.batches[shard], unit)
+            states, pictures = drawn(self.context, self.micro, model, self.batches[shard], unit)
             samples, steps = [], []
             for i, prompt in enumerate(self.batches[shard].prompts):
                 picture, reference = pictures[i], wanted["pictures"][i]

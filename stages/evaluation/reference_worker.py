@@ -49,6 +49,6 @@ class Reference(OutOfMemoryBackoff):
             if key == TRUTH:
                 tensors.write(unit.folder, {"features": true_features(self.context)})
                 return
-            states, pictures = drawn(self.context, self.micro, "", self.batches[int(key.partition("/")[2])], unit)
+            states, pictures = drawn(self.context, self.micro, None, self.batches[int(key.partition("/")[2])], unit)
             stacked = {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
             tensors.write(unit.folder, stacked)

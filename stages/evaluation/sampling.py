@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ def draws(context: Context) -> list[Conditions]:
 
 
 def drawn(
-    context: Context, micro: MicroBatch, folder: str, conditions: Conditions, unit: Any
+    context: Context, micro: MicroBatch, folder: Path | None, conditions: Conditions, unit: Any
 ) -> tuple[list[Tensor], Any]:
-    """Latents before every step and at the end, [samples, ...] each, and pictures, of the model in `folder`."""
+    """Latents before every step and at the end, [samples, ...] each, and pictures.
 
+    Of the model in `folder`; None is the full-precision model.
+    """
     denoiser = denoiser_of(context, micro, folder=folder)
     runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}

@@ -6,7 +6,6 @@ worker must find. Its layers have the names and shapes of `made_store`, and it m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +69,8 @@ class TwoLayerDenoiser:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
-        monkeypatch.setattr(loading, "_open", functools.lru_cache(maxsize=1)(lambda *args: self))
+        monkeypatch.setattr(loading, "SLOT", loading.ModelSlot())
+        monkeypatch.setattr(loading, "Denoiser", lambda *args, **kwargs: self)
         return self
 
     def timestep(self, step: int) -> float:

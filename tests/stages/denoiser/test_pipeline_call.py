@@ -17,22 +17,22 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser.pipeline_call import (
     advice,
     check_timesteps,
-    lacking,
+    describe,
+    join_latents,
+    missing_package,
     on_scheduler_step,
     pictures_of,
-    together,
-    told,
 )
 
 
-def test_latents_that_are_decoded_in_pieces_are_put_together() -> None:
+def test_latents_that_are_decoded_in_pieces_are_put_join_latents() -> None:
     whole = torch.randn(4, 3, 6, 2, 2)
-    assert torch.equal(together([whole], 4), whole)
-    assert torch.equal(together(list(whole.split(1)), 4), whole)
-    assert torch.equal(together(list(whole.split(2)), 4), whole)
-    assert torch.equal(together(list(whole.split([4, 2], 2)), 4), whole)
+    assert torch.equal(join_latents([whole], 4), whole)
+    assert torch.equal(join_latents(list(whole.split(1)), 4), whole)
+    assert torch.equal(join_latents(list(whole.split(2)), 4), whole)
+    assert torch.equal(join_latents(list(whole.split([4, 2], 2)), 4), whole)
     with pytest.raises(StageError, match="several shapes"):
-        together([torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 4)], 2)
+        join_latents([torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 4)], 2)
 
 
 def test_the_frames_of_a_lone_clip_are_one_sample() -> None:
@@ -62,13 +62,13 @@ def test_a_package_that_a_pipeline_imports_only_if_it_is_there_is_named(tmp_path
     pipeline = _pipeline(tmp_path, guarded)
     with pytest.raises(NameError) as caught:
         pipeline()
-    assert lacking(caught.value, pipeline) == "absent"
+    assert missing_package(caught.value, pipeline) == "absent"
     assert advice(caught.value, pipeline, 1).endswith("pip install absent")
     mistaken = _pipeline(tmp_path, guarded.replace("import absent", "import another"))
-    assert lacking(caught.value, mistaken) == "" and "model.call" in advice(caught.value, mistaken, 2)
+    assert missing_package(caught.value, mistaken) == "" and "model.call" in advice(caught.value, mistaken, 2)
 
 
-def test_steps_are_told_of_copies_too() -> None:
+def test_the_callback_runs_for_steps_of_copies_too() -> None:
     class Scheduler:
         """Moves on, and says by how much."""
 
@@ -87,8 +87,8 @@ def test_steps_are_told_of_copies_too() -> None:
     assert scheduler.step(3) == 3 and len(heard) == 2 and Derived.step is Scheduler.step
 
 
-def test_arguments_are_told_without_their_pictures() -> None:
-    shown = told(
+def test_arguments_are_described_without_their_pictures() -> None:
+    text = describe(
         {"prompt": "x", "generator": 1, "image": Image.new("RGB", (4, 3)), "images": [Image.new("RGB", (4, 3))]}
     )
-    assert shown == "prompt='x', image=a picture of 4 x 3, images=1 pictures"
+    assert text == "prompt='x', image=a picture of 4 x 3, images=1 pictures"

@@ -68,7 +68,7 @@ class Models:
         store.manifest("assemble").open_unit("model")
         store.manifest("assemble").commit("model")
         self.folder = str(store.context.read("assemble", "model")[1])
-        loading._open.cache_clear()
+        patch.setattr(loading, "SLOT", loading.ModelSlot())
         opened = {str(store.context.model.path): full, self.folder: quantized}
         patch.setattr(loading, "Denoiser", lambda folder, **kwargs: opened[folder])
 

@@ -101,7 +101,7 @@ def test_a_fold_multiplies_the_producers_rows_and_divides_the_consumers_columns(
     recipe = {"method": "ptq4dit", "smoothing_over": "all", "weight_bits": 8, "conditioning_group": 0}
     store = make_store(tmp_path, recipe=recipe)
     opened = Opened()
-    loading._open.cache_clear()
+    monkeypatch.setattr(loading, "SLOT", loading.ModelSlot())
     monkeypatch.setattr(loading, "Denoiser", lambda *args, **kwargs: opened)
     shapes = {value: (16, 16), out: (8, 16)}
     row = {"kind": "tokens", "macs": 1}
