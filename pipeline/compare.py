@@ -16,6 +16,8 @@ from typing import Any
 
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
+from adatsq_pipe.pipeline.samples import samples
+from adatsq_pipe.pipeline.summary import Summary
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._layer import check_recipe
@@ -114,32 +116,32 @@ def _row(
     )  # fmt: skip
 
 
-def measured(row: Row, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def measured(row: Row, summary: Summary, pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A finished row as plain values. Intervals are 95 %, over captions and paired seeds."""
-    quality, bits, asked = summary["quality"], summary["bits"], summary["quality"]["asked_for"]
+    quality, bits, asked = summary.quality, summary.bits, summary.quality.asked_for
     found: dict[str, Any] = {
         "method": row.method, "change": json.dumps(dict(row.change)), "bits": row.bits,
-        "weight_bits": bits["weights_with_scales"], "activation_bits": bits["activations_mean"],
-        "weight_bits_over": bits["weights_with_scales"] - row.weight_bits,
-        "activation_bits_over": bits["activations_mean"] - row.activation_bits,
-        "layers_smaller": summary["size"]["layer_ratio"],
+        "weight_bits": bits.weights_with_scales, "activation_bits": bits.activations_mean,
+        "weight_bits_over": bits.weights_with_scales - row.weight_bits,
+        "activation_bits_over": bits.activations_mean - row.activation_bits,
+        "layers_smaller": summary.size.layer_ratio,
     }  # fmt: skip
-    for name in ("psnr", "ssim", "latent_error"):
-        found[name] = quality[name]["mean"]
-        found[f"{name}_interval"] = 1.96 * quality[name]["standard_error"]
+    for name, value in (("psnr", quality.psnr), ("ssim", quality.ssim), ("latent_error", quality.latent_error)):
+        found[name] = value.mean
+        found[f"{name}_interval"] = 1.96 * value.standard_error
     for name, part in (("score", "quantized"), ("full_precision_score", "full_precision")):
         found[name] = asked[part]["total"]["mean"] if asked else None
         found[f"{name}_interval"] = 1.96 * asked[part]["total"]["standard_error"] if asked else None
     found["score_difference"] = asked["difference"]["mean"] if asked else None
     found["score_difference_interval"] = 1.96 * asked["difference"]["standard_error"] if asked else None
-    spent = [summary["seconds"][stage] for stage in CALIBRATION]
+    spent = [summary.seconds[stage] for stage in CALIBRATION]
     found["calibration_seconds"] = sum(part[kind] for part in spent for kind in ("model", "algebra", "overhead"))
     found["captions"], found["seeds"], found["fingerprint"] = (
-        quality["captions"],
-        quality["seeds"],
-        summary["fingerprint"],
+        quality.captions,
+        quality.seeds,
+        summary.fingerprint,
     )
-    captions, psnr = quality["captions"], [sample["psnr"] for sample in samples]
+    captions, psnr = quality.captions, [picture["psnr"] for picture in pictures]
     found["psnr_by_caption"] = [statistics.fmean(psnr[caption::captions]) for caption in range(captions)]
     return found
 
@@ -239,7 +241,7 @@ def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: 
 
 def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """PSNR and score against effective bits (mean of weights' and activations'), with the Pareto line of the best."""
-    from adatsq_pipe.pipeline.report import pyplot
+    from adatsq_pipe.pipeline.plots import pyplot
 
     plt = pyplot()
     panels = [("psnr", "PSNR to full precision, dB")]
@@ -290,9 +292,9 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
 
 
 def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> Outcome:
-    """Do every row that is not refused; the tables are written anew after each, so an interruption leaves them true.
+    """Run every row that is not refused. The tables are written after each row: an interruption leaves them valid.
 
-    A row that fails is said and left out; the others go on.
+    A row that fails is reported and left out; the others still run.
     """
     from adatsq_pipe.pipeline import report, runner
 
@@ -309,7 +311,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
             left_out.append(replace(row, refused=str(error)))
             screen.say(f"{row.name} at {row.bits} failed: {error}")
         else:
-            found.append(measured(row, report.summarize(row.config, run, context), report.samples(context)))
+            found.append(measured(row, report.summarize(row.config, run, context), samples(context)))
             said = zip(COLUMNS[1:], cells(against_floor(found)[-1])[1:], strict=True)
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, said))}")
         write(found, left_out, run, row.config.model.name)

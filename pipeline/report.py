@@ -7,12 +7,15 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adatsq_pipe.pipeline import pictures, plots
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.stages.allocation.front import policy_of
+from adatsq_pipe.pipeline.samples import quantized_units, read_rows, samples
+from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -20,14 +23,11 @@ from adatsq_pipe.stages.calibration.survey import left_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.weights.solve import SolveSettings
-from adatsq_pipe.storage import arrays, tables
+from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
-
-PICTURES = 8
 
 
 def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
@@ -35,24 +35,24 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     done = {step.stage.name: step for step in steps}
     if not done["evaluate"].complete:
         return False
-    path = run.report / "summary.json"
+    path = run.report / FILE
     if path.exists() and _stands(path, done["evaluate"].fingerprint):
         return True
     run.report.mkdir(exist_ok=True)
     summary = summarize(config, run, context)
-    pictures(context, run.report / "side_by_side.png", str(summary["title"]))
-    _plots(context, run.report / "policy.png", run.report / "steps.png", summary)
+    pictures.draw(context, run.report / "side_by_side.png", summary.title)
+    plots.draw(context, run.report / "policy.png", run.report / "steps.png", summary)
     _publish(run, context, summary)
-    write_text(path, json.dumps(summary, indent=1) + "\n")
+    write_text(path, json.dumps(asdict(summary), indent=1) + "\n")
     run.upload("report")
     return True
 
 
-def _publish(run: RunDir, context: Context, summary: Mapping[str, Any]) -> None:
+def _publish(run: RunDir, context: Context, summary: Summary) -> None:
     """The assembled folder with a card that says what it scores; `model` is that from now on."""
     manifest = context.manifest("assemble")
     place = run.published_folder(context.fingerprints["assemble"], context.fingerprints["evaluate"])
-    text = card(context, manifest.read("model").value, summary["quality"])
+    text = card(context, manifest.read("model").value, asdict(summary.quality))
     added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
     clone_tree(manifest.local_folder("model"), place, added)
     run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])
@@ -65,81 +65,74 @@ def _stands(path: Path, fingerprint: str) -> bool:
         return False
 
 
-def _quantized_units(context: Context) -> list[str]:
-    return [unit for unit in context.manifest("evaluate").units() if unit.startswith("quantized/")]
-
-
-def _rows(context: Context, name: str) -> list[dict[str, Any]]:
-    manifest = context.manifest("evaluate")
-    return [row for unit in _quantized_units(context) for row in tables.read(manifest.local_folder(unit) / name)]
-
-
-def samples(context: Context) -> list[dict[str, Any]]:
-    """What was measured of every picture: all captions with the first seed, then with the next."""
-    return _rows(context, "samples.parquet")
-
-
-def summarize(config: RunConfig, run: RunDir, context: Context) -> dict[str, Any]:
-    """The run in numbers, each with its unit in its name."""
-    drawn, steps = samples(context), _rows(context, "steps.parquet")
+def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
+    """The run in numbers."""
+    drawn = samples(context)
     found = context.manifest("search").read("front").value
     sizes = context.manifest("assemble").read("model").value
-    count = 1 + max(row["step"] for row in steps)
-    by_step = [[row for row in steps if row["step"] == t] for t in range(count)]
-    solved = context.manifest("solve")
-    layers = {u: marker.value for u, marker in solved.markers().items() if u.startswith("layer/")}
+    return Summary(
+        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {found['mean_bits']:.2f}-bit activations",
+        fingerprint=context.fingerprints["evaluate"],
+        model=str(config.model),
+        quality=Quality(
+            captions=len(config.settings[EvaluateSettings].prompts),
+            seeds=config.settings[EvaluateSettings].seeds,
+            latent_error=_mean(drawn, "latent_error"),
+            latent_psnr=_mean(drawn, "latent_psnr"),
+            psnr=_mean(drawn, "psnr"),
+            ssim=_mean(drawn, "ssim"),
+            asked_for=_asked_for(config, context, drawn),
+            per_step=_per_step(read_rows(context, "steps.parquet")),
+        ),
+        bits=Bits(
+            weights_with_scales=sizes["weight_bits"],
+            activations_mean=found["mean_bits"],
+            activations_mac_weighted=found["mac_weighted_bits"],
+            budget=config.settings[SearchSettings].budget,
+        ),
+        size=Size(
+            layers=sizes["layers"],
+            layer_bytes_bf16=sizes["layer_bytes_bf16"],
+            layer_bytes=sizes["layer_bytes"],
+            transformer_bytes_bf16=sizes["transformer_bytes_bf16"],
+            transformer_bytes=sizes["transformer_bytes"],
+            layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
+            transformer_ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
+        ),
+        search=SearchCost(**search_cost(context), front=found["front"], rollout_error=found["rollout_error"]),
+        facts=_facts(config, run, context),
+        capture_over_bare_forwards=capture_cost(context),
+        seconds=seconds(run, context),
+    )
+
+
+def _per_step(rows: list[dict[str, Any]]) -> PerStep:
+    """Means over captions and seeds, by step."""
+    by_step = [[row for row in rows if row["step"] == t] for t in range(1 + max(row["step"] for row in rows))]
+    return PerStep(
+        latent_relative_error=[statistics.fmean(row["error"] for row in step) for step in by_step],
+        latent_psnr_db=[statistics.fmean(row["psnr"] for row in step) for step in by_step],
+    )
+
+
+def _facts(config: RunConfig, run: RunDir, context: Context) -> Facts:
+    markers = context.manifest("solve").markers()
+    layers = {u.removeprefix("layer/"): marker.value for u, marker in markers.items() if u.startswith("layer/")}
     survey = context.manifest("capture").read("survey").value
-    damped = {
-        u.removeprefix("layer/"): v["damping"]
-        for u, v in layers.items()
-        if v["damping"] > config.settings[SolveSettings].damping
-    }
-    return {
-        "title": f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, "
-        f"{found['mean_bits']:.2f}-bit activations",
-        "fingerprint": context.fingerprints["evaluate"],
-        "model": str(config.model),
-        "quality": {
-            "captions": len(config.settings[EvaluateSettings].prompts),
-            "seeds": config.settings[EvaluateSettings].seeds,
-            **{name: _mean(drawn, name) for name in ("latent_error", "latent_psnr", "psnr", "ssim")},
-            "asked_for": _asked_for(config, context, drawn),
-            "per_step": {
-                "latent_relative_error": [statistics.fmean(r["error"] for r in rows) for rows in by_step],
-                "latent_psnr_db": [statistics.fmean(r["psnr"] for r in rows) for rows in by_step],
-            },
-        },
-        "bits": {
-            "weights_with_scales": sizes["weight_bits"],
-            "activations_mean": found["mean_bits"],
-            "activations_mac_weighted": found["mac_weighted_bits"],
-            "budget": config.settings[SearchSettings].budget,
-        },
-        "size": {
-            **{
-                k: sizes[k]
-                for k in ("layers", "layer_bytes_bf16", "layer_bytes", "transformer_bytes_bf16", "transformer_bytes")
-            },
-            "layer_ratio": sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
-            "transformer_ratio": sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
-        },
-        "search": {**search_cost(context), "front": found["front"], "rollout_error": found["rollout_error"]},
-        "facts": {
-            "layers_not_called": survey["unused"],
-            "layers_called_repeatedly_and_left_alone": survey["repeated"],
-            "left_alone": left_of(context),
-            "weight_only_layers": [r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
-            "memory": _logged(run, context, "memory"),
-            "damping_raised": damped,
-            "micro_batch": _micro_batches(context),
-            "placement": _logged(run, context, "placement"),
-            "smoothing": dict(Counter(v["smoothing"] for v in layers.values())),
-            "groups_fitted": _fitted(config, layers),
-            "worst_layer_error": max((v["error"], u.removeprefix("layer/")) for u, v in layers.items()),
-        },
-        "capture_over_bare_forwards": capture_cost(context),
-        "seconds": seconds(run, context),
-    }
+    damping = config.settings[SolveSettings].damping
+    return Facts(
+        layers_not_called=survey["unused"],
+        layers_called_repeatedly_and_left_alone=survey["repeated"],
+        left_alone=left_of(context),
+        weight_only_layers=[r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
+        memory=_logged(run, context, "memory"),
+        damping_raised={name: value["damping"] for name, value in layers.items() if value["damping"] > damping},
+        micro_batch=_micro_batches(context),
+        placement=_logged(run, context, "placement"),
+        smoothing=dict(Counter(value["smoothing"] for value in layers.values())),
+        groups_fitted=_fitted(config, layers),
+        worst_layer_error=max((value["error"], name) for name, value in layers.items()),
+    )
 
 
 def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
@@ -167,7 +160,7 @@ def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
     wanted = {recipe.weight_group, recipe.conditioning_group}
     if not recipe.group_fit or recipe.group_search:
         return {}
-    return {u.removeprefix("layer/"): v["spec"]["group"] for u, v in layers.items() if v["spec"]["group"] not in wanted}
+    return {name: v["spec"]["group"] for name, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
 def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -178,7 +171,7 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
 
     from adatsq_pipe.stages.scenes.world.metrics import compare, frechet_distance
 
-    folders = [context.manifest("evaluate").local_folder(unit) for unit in _quantized_units(context)]
+    folders = [context.manifest("evaluate").local_folder(unit) for unit in quantized_units(context)]
     quantized, reference = (
         np.concatenate([arrays.read(folder, name) for folder in folders]) for name in ("features", "reference_features")
     )
@@ -191,11 +184,11 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
     return {**compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 
 
-def _mean(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+def _mean(rows: list[dict[str, Any]], name: str) -> Mean:
     """Mean with its standard error."""
     values = [row[name] for row in rows]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "standard_error": error, "worst": _worst(name, values)}
+    return Mean(mean=statistics.fmean(values), standard_error=error, worst=_worst(name, values))
 
 
 def _worst(name: str, values: list[float]) -> float:
@@ -245,94 +238,3 @@ def _spent(manifest: Manifest) -> dict[str, float]:
     spent = [marker.seconds for marker in manifest.markers().values()]
     model, algebra, total = (sum(s.get(k, 0.0) for s in spent) for k in ("model", "algebra", "total"))
     return {"model": model, "algebra": algebra, "overhead": total - model - algebra}
-
-
-def pictures(context: Context, path: Path, title: str) -> None:
-    """The first captions, full precision above quantized, captions under. Videos show their middle frame."""
-    import numpy as np
-
-    plt = pyplot()
-    manifest, columns = context.manifest("evaluate"), list[tuple[str, Any, Any]]()
-    for unit in _quantized_units(context):
-        rows = tables.read(manifest.local_folder(unit) / "samples.parquet")
-        got = arrays.read(manifest.local_folder(unit), "pictures")
-        drawn = context.manifest("reference").local_folder(unit.replace("quantized", "draw"))
-        wanted = arrays.read(drawn, "pictures")
-        columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
-    columns = columns[:PICTURES]
-    strips = _of_one_size([[_framed(column[row]) for column in columns] for row in (1, 2)])
-    height, width = strips[0][0].shape[:2]
-    figure = plt.figure(figsize=(1.7 * len(columns) + 0.4, 4.1))
-    axis = figure.add_axes((0.03, 0.12, 0.96, 0.8))
-    axis.imshow(np.concatenate([np.concatenate(strip, 1) for strip in strips]))
-    axis.set_xticks([width * (i + 0.5) for i in range(len(columns))])
-    axis.set_xticklabels([_wrapped(column[0]) for column in columns], fontsize=7)
-    axis.set_yticks([height / 2, height * 1.5])
-    axis.set_yticklabels(["full precision", "quantized"], fontsize=8, rotation=90, va="center")
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _of_one_size(strips: list[list[Any]]) -> list[list[Any]]:
-    """Framed pictures, each laid on white of the largest height and width."""
-    import numpy as np
-
-    height, width = (max(picture.shape[axis] for strip in strips for picture in strip) for axis in (0, 1))
-
-    def laid(picture: Any) -> Any:
-        return np.pad(
-            picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)), constant_values=1.0
-        )
-
-    return [[laid(picture) for picture in strip] for strip in strips]
-
-
-def _framed(picture: Any) -> Any:
-    """A picture (of a video the middle frame) with a white border."""
-    import numpy as np
-
-    still = picture if picture.ndim == 3 else picture[len(picture) // 2]
-    edge = max(1, still.shape[0] // 24)
-    return np.pad(still.clip(0, 1), ((edge, edge), (edge, edge), (0, 0)), constant_values=1.0)
-
-
-def _wrapped(text: str, width: int = 22) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width)[:3])
-
-
-def _plots(context: Context, policy_path: Path, steps_path: Path, summary: Mapping[str, Any]) -> None:
-    """The policy as a picture (steps by layers), and the latents' PSNR over the steps."""
-    plt = pyplot()
-    policy = policy_of(context)
-    by_layer = [policy.of_layer(i) for i in range(policy.layers)]
-    rounded = [bits for bits in by_layer if min(bits) < WEIGHT_ONLY]
-    figure, axis = plt.subplots(figsize=(7, 4))
-    image = axis.imshow(rounded, aspect="auto", cmap="viridis", interpolation="nearest")
-    axis.set_xlabel("denoising step")
-    axis.set_ylabel("layer")
-    figure.colorbar(image, label="activation bits")
-    figure.tight_layout()
-    figure.savefig(policy_path, dpi=100)
-    plt.close(figure)
-    figure, axis = plt.subplots(figsize=(6, 3))
-    axis.plot(summary["quality"]["per_step"]["latent_psnr_db"][1:])
-    axis.set_xlabel("denoising step")
-    axis.set_ylabel("PSNR of latents to full precision, dB")
-    figure.tight_layout()
-    figure.savefig(steps_path, dpi=100)
-    plt.close(figure)
-
-
-def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing to files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -214,7 +214,7 @@ def _memory(stage: str, context: Context, executors: Executors, screen: Screen) 
 
 def _draws_soon() -> None:
     """Import what the report draws with, beside the one stage that is a single unit and leaves a core idle."""
-    from adatsq_pipe.pipeline.report import pyplot
+    from adatsq_pipe.pipeline.plots import pyplot
 
     pyplot()
 

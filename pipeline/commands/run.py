@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from adatsq_pipe.pipeline.commands.shell import (
     with_executors,
 )
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.summary import read_summary
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._layer import check_recipe
@@ -87,14 +88,14 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
 
 
 def _print_summary(place: RunDir) -> None:
-    summary = json.loads((place.report / "summary.json").read_text())
-    quality, bits, size = summary["quality"], summary["bits"], summary["size"]
+    summary = read_summary(place.report)
+    quality, bits, size = summary.quality, summary.bits, summary.size
     click.echo(
-        f"{bits['weights_with_scales']:.2f}-bit weights, {bits['activations_mean']:.2f}-bit activations, "
-        f"quantized layers {size['layer_ratio']:.2f}x smaller; PSNR to full precision "
-        f"{quality['psnr']['mean']:.1f} dB on {quality['captions']} captions x {quality['seeds']} seeds"
+        f"{bits.weights_with_scales:.2f}-bit weights, {bits.activations_mean:.2f}-bit activations, "
+        f"quantized layers {size.layer_ratio:.2f}x smaller; PSNR to full precision "
+        f"{quality.psnr.mean:.1f} dB on {quality.captions} captions x {quality.seeds} seeds"
     )
-    if asked := quality["asked_for"]:
+    if asked := quality.asked_for:
         click.echo("pictures that show what the caption asks for: " + _scores(asked))
     click.echo(f"model     {place.display('model')}")
     click.echo(f"summary   {place.display('report/summary.json')}")
@@ -107,7 +108,7 @@ def _print_summary(place: RunDir) -> None:
     )
 
 
-def _scores(asked: dict[str, Any]) -> str:
+def _scores(asked: Mapping[str, Any]) -> str:
     """Totals over the tasks, with 95 % intervals."""
     parts = [
         f"{name} {asked[key]['total']['mean']:.3f} +- {1.96 * asked[key]['total']['standard_error']:.3f}"

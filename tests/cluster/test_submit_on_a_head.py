@@ -74,7 +74,7 @@ def test_an_environment_that_cannot_be_made_is_told(ray_head: Head, tmp_path: Pa
     broken.write_text("no wheel")
     ray_head.job("broken", "true", environment=json.dumps({"py_modules": [str(broken)]}))
     code, _, err = _ended(ray_head.command("attach", "broken", "--address", ray_head.address))
-    assert code == 1 and "did not come to run" in err and "broken-1" in err, err
+    assert code == 1 and "did not start" in err and "broken-1" in err, err
 
 
 def test_a_broken_connection_is_opened_again_and_nothing_is_shown_twice(ray_head: Head) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from adatsq_pipe.pipeline import report
+from adatsq_pipe.pipeline import pictures, plots, report
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
+from adatsq_pipe.pipeline.summary import Mean, PerStep, read_summary
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.rundir import RunDir
@@ -118,7 +119,7 @@ def _config(store: MadeStore) -> RunConfig:
 
 
 def _summary(store: MadeStore) -> dict[str, Any]:
-    return report.summarize(_config(store), RunDir.at(store.context.run), store.context)
+    return asdict(report.summarize(_config(store), RunDir.at(store.context.run), store.context))
 
 
 def _error_of_mean(values: list[float]) -> float:
@@ -149,7 +150,7 @@ def test_quality_is_the_mean_its_standard_error_and_the_worst_of_all_pictures(tm
 
 
 def test_one_picture_has_no_standard_error() -> None:
-    assert report._mean([{"psnr": 30.0}], "psnr") == {"mean": 30.0, "standard_error": 0.0, "worst": 30.0}
+    assert report._mean([{"psnr": 30.0}], "psnr") == Mean(mean=30.0, standard_error=0.0, worst=30.0)
 
 
 def test_bits_sizes_and_facts_are_those_of_the_units(tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def _drawn(store: MadeStore) -> Context:
 
 def test_pictures_stand_in_columns_with_full_precision_above(tmp_path: Path) -> None:
     store = _store(tmp_path)
-    report.pictures(_drawn(store), tmp_path / "side.png", "title")
+    pictures.draw(_drawn(store), tmp_path / "side.png", "title")
     found = pixels(tmp_path / "side.png")
     red = (found[..., 0] > 200) & (found[..., 1:].max(-1) < 60)
     blue = (found[..., 2] > 200) & (found[..., :2].max(-1) < 60)
@@ -301,8 +302,10 @@ def test_the_plots_show_the_bits_by_layer_and_the_psnr_by_step(tmp_path: Path, m
 
     monkeypatch.setattr(Axes, "imshow", imshow)
     monkeypatch.setattr(Axes, "plot", plot)
-    summary = {"quality": {"per_step": {"latent_psnr_db": [99.0, 40.0, 30.0]}}}
-    report._plots(store.context, tmp_path / "policy.png", tmp_path / "steps.png", summary)
+    whole = report.summarize(_config(store), RunDir.at(store.context.run), store.context)
+    per_step = PerStep(latent_relative_error=[], latent_psnr_db=[99.0, 40.0, 30.0])
+    summary = replace(whole, quality=replace(whole.quality, per_step=per_step))
+    plots.draw(store.context, tmp_path / "policy.png", tmp_path / "steps.png", summary)
     assert shown[0] == [[row[i] for row in store.bits] for i in (0, 1)], "layers down, steps across, no weight-only row"
     assert lines[0] == [40.0, 30.0], "the first step starts from the same noise"
     assert pixels(tmp_path / "policy.png").std() > 10 and pixels(tmp_path / "steps.png").std() > 1
@@ -328,7 +331,8 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     assert not write(complete=False) and not path.exists()
     assert write(complete=True)
     whole = report.summarize(_config(store), run, context)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(whole))
+    assert json.loads(path.read_text()) == json.loads(json.dumps(asdict(whole)))
+    assert read_summary(run.report) == whole
     assert {p.name for p in run.report.iterdir()} == {"summary.json", "policy.png", "side_by_side.png", "steps.png"}
     assert run.model.resolve() == run.published_folder(context.fingerprints["assemble"], fingerprint).resolve()
     assert (run.model / "README.md").read_text() == "psnr 35.0"
@@ -339,4 +343,4 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     for stale in (json.dumps({"fingerprint": "another"}), "{}", "not json"):
         path.write_text(stale)
         assert write(complete=True)
-        assert json.loads(path.read_text())["title"] == whole["title"]
+        assert json.loads(path.read_text())["title"] == whole.title

@@ -1,0 +1,137 @@
+"""Summary: a finished run in numbers, as report/summary.json holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+FILE = "summary.json"
+"""Name of the file in the run directory's `report`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A mean over pictures with its standard error, and the worst picture's value."""
+
+    mean: float
+    standard_error: float
+    worst: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerStep:
+    """Means by denoising step."""
+
+    latent_relative_error: Sequence[float]
+    latent_psnr_db: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Quantized against full precision, on held-out captions and paired seeds."""
+
+    captions: int
+    seeds: int
+    latent_error: Mean
+    """Relative L2 error of the final latents."""
+    latent_psnr: Mean
+    """dB."""
+    psnr: Mean
+    """Of the pictures, dB."""
+    ssim: Mean
+    asked_for: Mapping[str, Any] | None
+    """GenEval's tasks and Frechet distances, where a program can score the pictures; else None."""
+    per_step: PerStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Effective bits."""
+
+    weights_with_scales: float
+    """Mean bits of a quantized weight, with its scales and zero points."""
+    activations_mean: float
+    """Over timesteps and layers."""
+    activations_mac_weighted: float
+    """The same, weighted by multiply-accumulates."""
+    budget: float
+    """The mean that the search may spend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Bytes, in bfloat16 and quantized, of the quantized layers and of the whole transformer."""
+
+    layers: int
+    """How many layers are quantized."""
+    layer_bytes_bf16: int
+    layer_bytes: int
+    transformer_bytes_bf16: int
+    transformer_bytes: int
+    layer_ratio: float
+    """How many times smaller."""
+    transformer_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCost:
+    """What the search found, and its cost in full-precision trajectories of the same captions."""
+
+    fp_trajectories_by_calls: float
+    fp_trajectories_by_seconds: float
+    front: int
+    """Policies on the Pareto front."""
+    rollout_error: float | None
+    """Error of the chosen policy's rollout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a reader of the numbers should know: layers that are not quantized, fallbacks, memory."""
+
+    layers_not_called: Any
+    layers_called_repeatedly_and_left_alone: Any
+    left_alone: Any
+    weight_only_layers: Sequence[str]
+    memory: Mapping[str, Any]
+    """By stage: how the model fits on the device."""
+    damping_raised: Mapping[str, float]
+    """By layer, where the solver needed more damping than configured."""
+    micro_batch: Mapping[str, Mapping[str, int]]
+    """By stage: how many units had their batches halved, by "from -> to"."""
+    placement: Mapping[str, Any]
+    """By stage: workers to a GPU."""
+    smoothing: Mapping[str, int]
+    """How many layers have each kind of smoothing."""
+    groups_fitted: Mapping[str, int]
+    """By layer, where the weight group differs from the recipe's."""
+    worst_layer_error: tuple[float, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A finished run in numbers."""
+
+    title: str
+    fingerprint: str
+    """Of the evaluate stage."""
+    model: str
+    """Folder of the full-precision pipeline."""
+    quality: Quality
+    bits: Bits
+    size: Size
+    search: SearchCost
+    facts: Facts
+    capture_over_bare_forwards: float
+    """Worker seconds of the capture over those of its bare forwards."""
+    seconds: Mapping[str, Mapping[str, float]]
+    """By stage: `wall` over all tries, and the workers' `model`, `algebra` and `overhead`."""
+
+
+def read_summary(report: Path) -> Summary:
+    """The summary in a run directory's `report` folder. Raises FileNotFoundError, or ValueError for another layout."""
+    return TypeAdapter(Summary).validate_json((report / FILE).read_bytes())
