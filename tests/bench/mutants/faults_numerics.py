@@ -1,0 +1,120 @@
+"""Faults of the mathematics and of the quantized layers that users load."""
+
+from tests.bench.mutants.fault import faults
+
+NUMERICS = "tests/stages/numerics/test_"
+LINEAR = "tests/stages/runtime/test_linear.py"
+
+FAULTS = [
+    *faults(
+        "stages/numerics/gptq.py",
+        f"{NUMERICS}gptq.py",
+        ("error_O.unsqueeze(1) * Hinv[i, i + 1 : stop]", "error_O.unsqueeze(1) * 0"),
+        ("W[:, stop:] -= errors @ Hinv[start:stop, stop:]", "pass"),
+        ("clamp_(0, grid.qmax)", "clamp_(0, grid.qmax - 1)"),
+        ("used * mean", "used"),
+        ("codes[:, invperm].to(torch.uint8)", "codes.to(torch.uint8)"),
+        ("descending=True", "descending=False"),
+    ),
+    *faults(
+        "stages/numerics/grid.py",
+        f"{NUMERICS}grid.py {LINEAR}",
+        ("(torch.round(w / scale) + zero).clamp_(0, qmax)", "(torch.floor(w / scale) + zero).clamp_(0, qmax)"),
+        ("(codes.to(scale.dtype) - zero) * scale", "codes.to(scale.dtype) * scale - zero"),
+        ("better = error < least", "better = error > least"),
+        ("half = (qmax - 1) / 2", "half = (qmax + 1) / 2"),
+        (".clamp_(max=half - 1)", ".clamp_(max=half)"),
+        (".clamp_(max=ceiling)", ""),
+        ("torch.where(x < 0, below, above)", "torch.where(x < 0, above, below)"),
+    ),
+    *faults(
+        "stages/numerics/packing.py",
+        f"{NUMERICS}packing.py",
+        ("words[:, segment] >> (8 - shift)", "words[:, segment] >> (7 - shift)"),
+        ("planes[:, plane + 1] << (8 - shift)", "planes[:, plane + 1] << (7 - shift)"),
+    ),
+    *faults(
+        "stages/numerics/policy.py",
+        f"{NUMERICS}policy.py",
+        ("return 1 / (2.0**bits - 1) ** 2", "return 1 / (2.0**bits - 1)"),
+        ("mean**across", "mean"),
+        ("(errors[i] - errors[now]) / (bits[i] - bits[now])", "(errors[i] - errors[now])"),
+        ("total = sum(weights) * self.steps", "total = sum(weights)"),
+    ),
+    *faults(
+        "stages/numerics/beam.py",
+        f"{NUMERICS}beam.py",
+        ("error=parent.error + errors[choices]", "error=errors[choices]"),
+        ("path.error < front[-1].error", "path.error > front[-1].error"),
+        ("path.price + price + rest <= limit", "path.price + price <= limit"),
+    ),
+    *faults(
+        "stages/numerics/sensitivity.py",
+        f"{NUMERICS}sensitivity.py tests/stages/calibration/test_hessian.py tests/stages/calibration/test_fisher.py",
+        ("(scores - scores.max()) / tau, 0), tau", "(scores.max() - scores) / tau, 0), tau"),
+    ),
+    *faults(
+        "stages/numerics/smoothing.py",
+        f"{NUMERICS}smoothing.py",
+        ("pow(1 - alpha)", "pow(alpha)"),
+        ("(below + upto - 1).double() / 2", "below.double()"),
+        ("torch.softmax(-rho, 0)", "torch.softmax(rho, 0)"),
+    ),
+    *faults(
+        "stages/numerics/lowrank.py",
+        f"{NUMERICS}lowrank.py",
+        ("fake_quantize((w - low).float()).double()", "fake_quantize(w.float()).double()"),
+        ("(u[:, :rank] * root)", "(u[:, :rank] * s[:rank])"),
+    ),
+    *faults(
+        "stages/numerics/timegroups.py",
+        f"{NUMERICS}timegroups.py",
+        ("step * min(groups, steps) // steps for", "0 for"),
+        ("return GELU_MINIMUM <= least < 0", "return least < 0"),
+        ("2 * target * values).sum(1", "target * values).sum(1"),
+    ),
+    *faults(
+        "stages/numerics/transform.py",
+        f"{NUMERICS}transform.py {LINEAR}",
+        ("torch.sub(first, second, alpha=2, out=second)", "torch.sub(first, second, alpha=1, out=second)"),
+        ("h / block**0.5", "h / block"),
+        ("torch.cat((h, -h), 1)", "torch.cat((-h, h), 1)"),
+        ("rotate(rotate(gram_II, h_BB).T, h_BB).T", "rotate(gram_II, h_BB)"),
+    ),
+    *faults(
+        "stages/numerics/metrics.py",
+        f"{NUMERICS}metrics.py tests/stages/evaluation/test_evaluate.py",
+        ("10 * math.log10(peak * peak / mean)", "10 * math.log10(peak / mean)"),
+        ("math.log(max(relative_error(sample, other), 1e-30))", "max(relative_error(sample, other), 1e-30)"),
+    ),
+    *faults(
+        "stages/runtime/linear.py",
+        LINEAR,
+        ("self.bias.float()).to(x.dtype)", "0).to(x.dtype)"),
+        ("max(policy[step] for step in steps)", "min(policy[step] for step in steps)"),
+        ("weight + self.up.float() @ self.down.float()", "weight"),
+        ("weight = weight * self.smooth.float()", "weight = weight / self.smooth.float()"),
+        ("widest = max(groups", "widest = min(groups"),
+        ("functional.linear(x, self.down.to(x.dtype))", "functional.linear(0 * x, self.down.to(x.dtype))"),
+        ("out = out.mul_(rounded.scale.to(dtype))", "pass"),
+    ),
+    *faults(
+        "stages/runtime/clock.py",
+        "tests/stages/runtime/test_loading.py tests/stages/runtime/test_linear.py",
+        (".abs().argmin(1)", ".argmin(1)"),
+        ("value.dim() <= 1)", "value.dim() <= 9)"),
+    ),
+    *faults(
+        "stages/runtime/spec.py",
+        LINEAR,
+        ('"values": 2**self.weight_bits', '"values": 2**self.weight_bits - 1'),
+        ("if size and in_features % size:", "if False:"),
+        ("if self.regions and not self.time_groups:", "if False:"),
+    ),
+    *faults(
+        "stages/runtime/shared.py",
+        LINEAR,
+        ("self._version == x._version", "True"),
+        ("self._input is x and", "self._input is not None and"),
+    ),
+]

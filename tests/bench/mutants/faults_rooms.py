@@ -1,0 +1,94 @@
+"""Faults of the command line's plans and reports, and of the executors."""
+
+from tests.bench.mutants.fault import faults
+
+PIPELINE = "tests/pipeline/test_"
+CONTRACT = "tests/cluster/test_contract.py"
+REFUSALS = "tests/cluster/test_refusals.py"
+
+FAULTS = [
+    *faults(
+        "cluster/failure_tracker.py",
+        CONTRACT,
+        ("<= self._retries and", "< self._retries and"),
+        ('getattr(error, "fatal", False) or', ""),
+        ("if not self._successes and", "if"),
+        ("others = tuple(sorted(set(self._given_up) - {task}))", "others = ()"),
+        ('getattr(error, "retryable", True)', "True"),
+    ),
+    *faults(
+        "cluster/resources.py",
+        CONTRACT,
+        ("int(self.gpus / self.gpus_per_worker)", "int(self.gpus * self.gpus_per_worker)"),
+        ("for share, available in shares if share", "for share, available in shares[:1] if share"),
+    ),
+    *faults(
+        "cluster/inline_executor.py",
+        CONTRACT,
+        ("failures.succeeded()", "pass"),
+        ("        failures.raise_failures()\n", ""),
+        ("self._stopping = True", "pass"),
+    ),
+    *faults(
+        "cluster/worker_slot.py",
+        CONTRACT,
+        ("self._identity != identity", "False"),
+        ("if recover is None or not recover(task, error):", "if True:"),
+        ("(worker_class.__module__, worker_class.__qualname__, context)", "(worker_class.__qualname__, context)"),
+    ),
+    *faults(
+        "cluster/wheel.py",
+        "tests/cluster/test_wheel.py",
+        ("not in (*exclude, distribution)", "not in exclude"),
+        ('for extra in ("", *extras)', 'for extra in ("",)'),
+        ("sorted({str(requirement)", "list({str(requirement)"),
+        ('f"{name}\\0{len(data)}\\0".encode() + data', 'f"{name}\\0{len(data)}\\0".encode()'),
+    ),
+    *faults(
+        "pipeline/plan.py",
+        f"{PIPELINE}plan.py",
+        ("complete = not damaged and", "complete ="),
+        ("set(marker.value) <= set(sound)", "True"),
+        ("if others and not units else []", "if others else []"),
+        ("done=len(units) - len(damaged)", "done=len(units)"),
+        ("[name for name in names if name in chosen]", "chosen"),
+        ("names[names.index(first) : names.index(last) + 1]", "names[names.index(first) : names.index(last)]"),
+        ('"version": stage.version,', ""),
+    ),
+    *faults(
+        "pipeline/placement.py",
+        f"{PIPELINE}placement.py",
+        ("max(peaks) - weights", "max(peaks)"),
+        ("min(MOST, max(1, memory // need.total))", "max(1, memory // need.total)"),
+        ("int(10_000 / self.workers) / 10_000", "round(10_000 / self.workers) / 10_000"),
+    ),
+    *faults(
+        "pipeline/config.py",
+        f"{PIPELINE}config.py",
+        ("lines[1 if held_out else 0 :: 2]", "lines[0::2]"),
+        ('split = "held_out" if held_out else "train"', 'split = "train"'),
+        ('merged(sampling(model), filled["model"])', 'merged(filled["model"], sampling(model))'),
+    ),
+    *faults(
+        "pipeline/compare.py",
+        f"{PIPELINE}compare.py",
+        ("gains = [a - b for", "gains = [b - a for"),
+        ("psnr[caption::captions]", "psnr[:captions]"),
+        ('row["psnr"] > kept[key]["psnr"]', 'row["psnr"] < kept[key]["psnr"]'),
+    ),
+    *faults(
+        "pipeline/report.py",
+        f"{PIPELINE}report.py",
+        ("/ math.sqrt(len(values))", "/ len(values)"),
+        ('max(values) if name == "latent_error" else min(values)', "min(values)"),
+        ("bare = 2 * sum", "bare = sum"),
+        ("total - model - algebra", "total - model"),
+        ("calls / reference[0]", "1.0 * captions / reference[0]"),
+    ),
+    *faults(
+        "pipeline/prompts.py",
+        f"{PIPELINE}prompts.py",
+        ('row["seed"] < 0', "False"),
+        ("if any(inputs) else []", "if all(inputs) else []"),
+    ),
+]
