@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow.parquet
 import pytest
 
+from adatsq_pipe.storage import tables
 from tests.conftest import PATIENCE
 from tests.support.drawn import coloured
 from tests.whole import harness
@@ -111,4 +113,6 @@ def test_other_families_run_through(name: str, family: Callable[[str], Path], tm
     done = harness.run(*harness.tiny(run, family(name), *labels))
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "report" / "summary.json").read_text())
-    assert 0 < summary["quality"]["latent_error"]["mean"] < 1
+    rows = [row for path in run.glob("evaluate/*/units/quantized/*/samples.parquet") for row in tables.read(path)]
+    assert summary["quality"]["latent_error"]["mean"] == pytest.approx(fmean(row["latent_error"] for row in rows))
+    assert summary["bits"]["activations_mean"] <= 4.0 + 1e-9 and len(rows) == 2

@@ -3,13 +3,11 @@
 from tests.bench.mutants.fault import faults
 
 PIPELINE = "tests/pipeline/test_"
-CONTRACT = "tests/cluster/test_contract.py"
-REFUSALS = "tests/cluster/test_refusals.py"
 
 FAULTS = [
     *faults(
         "cluster/failure_tracker.py",
-        CONTRACT,
+        "tests/cluster/test_failure_tracker.py",
         ("<= self._retries and", "< self._retries and"),
         ('getattr(error, "fatal", False) or', ""),
         ("if not self._successes and", "if"),
@@ -18,23 +16,23 @@ FAULTS = [
     ),
     *faults(
         "cluster/resources.py",
-        CONTRACT,
+        "tests/cluster/test_resources.py",
         ("int(self.gpus / self.gpus_per_worker)", "int(self.gpus * self.gpus_per_worker)"),
         ("for share, available in shares if share", "for share, available in shares[:1] if share"),
     ),
     *faults(
         "cluster/inline_executor.py",
-        CONTRACT,
+        "tests/cluster/test_inline_executor.py",
         ("failures.succeeded()", "pass"),
         ("        failures.raise_failures()\n", ""),
         ("self._stopping = True", "pass"),
     ),
     *faults(
         "cluster/worker_slot.py",
-        CONTRACT,
+        "tests/cluster/test_worker_slot.py",
         ("self._identity != identity", "False"),
         ("if recover is None or not recover(task, error):", "if True:"),
-        ("(worker_class.__module__, worker_class.__qualname__, context)", "(worker_class.__qualname__, context)"),
+        ("identity = (worker_class, context)", "identity = (context,)"),
     ),
     *faults(
         "cluster/wheel.py",

@@ -8,7 +8,7 @@ SEARCH = "tests/stages/allocation/test_search.py"
 
 FAULTS = [
     *faults(
-        "stages/calibration/hessian.py",
+        "stages/calibration/hessian_worker.py",
         f"{CALIBRATION}hessian.py",
         ("alpha[step] * gram", "gram / self.survey['steps']"),
         (" / len(x)", ""),
@@ -17,7 +17,7 @@ FAULTS = [
         ("self.fisher_TL[here, layer]", "self.fisher_TL[here].mean(1)"),
     ),
     *faults(
-        "stages/calibration/fisher.py",
+        "stages/calibration/fisher_worker.py",
         f"{CALIBRATION}fisher.py",
         (
             'tensors.write(unit.folder, {"scores": scores',
@@ -37,7 +37,7 @@ FAULTS = [
         ('total[marks["start"] : marks["stop"]] +=', 'total[: marks["stop"] - marks["start"]] +='),
     ),
     *faults(
-        "stages/calibration/capture.py",
+        "stages/calibration/capture_worker.py",
         f"{CALIBRATION}capture.py",
         ("call.step in steps else None", "True else None"),
         ("return max(1, ", "return max(0, "),
@@ -68,7 +68,7 @@ FAULTS = [
         ("+ 1_000_003 * draw", ""),
     ),
     *faults(
-        "stages/weights/solve.py",
+        "stages/weights/solve_worker.py",
         SOLVE,
         ("tried[i].error)]", "-tried[i].error)]"),
         ("rows[place[step]].append", "rows[0 * place[step] + len(rows) - 1].append"),
@@ -102,10 +102,14 @@ FAULTS = [
         ("self.policies[candidate][step]", "self.policies[0][step]"),
     ),
     *faults(
-        "stages/allocation/decoupled.py",
+        "stages/allocation/decoupled_worker.py",
         "tests/stages/allocation/test_decoupled.py",
         ("bits if i == layer else WEIGHT_ONLY", "bits if i != layer else WEIGHT_ONLY"),
         ("/ (STEPS - 1)", "/ STEPS"),
+    ),
+    *faults(
+        "stages/allocation/decoupled.py",
+        "tests/stages/allocation/test_decoupled.py",
         ("settings.bits, settings.budget)", "settings.bits, settings.bits[-1])"),
         ('return "attention" if', 'return "rest" if'),
     ),
@@ -116,7 +120,7 @@ FAULTS = [
         ("best = min(tried", "best = max(tried"),
     ),
     *faults(
-        "stages/export/assemble.py",
+        "stages/export/assemble_worker.py",
         "tests/stages/export/test_assemble.py",
         ("policy.of_layer(i)", "policy.of_layer(0)"),
         ("after - steps_of", "after"),
@@ -124,7 +128,7 @@ FAULTS = [
         ("name[:-5] in specs)", "False)"),
     ),
     *faults(
-        "stages/evaluation/evaluate.py",
+        "stages/evaluation/evaluate_worker.py",
         "tests/stages/evaluation/test_evaluate.py",
         ('"latent_error": relative_error(states[-1][i]', '"latent_error": relative_error(states[0][i]'),
         ("float(x.max() - x.min())", "float(x.max())"),

@@ -32,8 +32,6 @@ def test_a_run_of_it_ends_with_a_model_that_draws(method: str, captured: Path, f
     done = harness.run(*harness.tiny(captured, family("flux"), "--preset", "w4a4", *sets))
     assert done.returncode == 0, done.stderr
     assert "capture: started" not in done.stderr + done.stdout
-    summary = json.loads((captured / "report" / "summary.json").read_text())
-    assert summary["quality"]["psnr"]["mean"] > 15
     card = (captured / "model" / "README.md").read_text()
     assert f"recipe `{method}`" in card
 

@@ -104,6 +104,7 @@ def test_auto_round_refuses_what_it_has_no_place_for(rotated: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.run
 def test_self_contained_runs_where_this_package_is_not(rotated: Path, tmp_path: Path) -> None:
     _formats.export("self-contained", rotated, tmp_path / "out")
     call = json.loads((rotated / "sampling.json").read_text())["call"]
