@@ -1,8 +1,8 @@
-"""Which layers of a denoiser are quantized, which are left as they are, and why. Needs torch, not diffusers.
+"""Which layers of a denoiser are quantized, which are skipped, and why. Needs torch, not diffusers.
 
-The rules ask for structure, not for names of models: blocks are the lists of repeated modules at the denoiser's top,
-and the linear layers inside them are quantized. Everything else that holds parameters is named with its reason, so
-that the parameters of what is quantized and of what is left add up to the model's.
+The rules look at structure, not at names of models: blocks are the lists of repeated modules at the denoiser's top, and
+the linear layers inside them are quantized. Every other module with parameters is listed with a reason, so that the
+parameters of quantized layers and skipped modules add up to the model's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LAST = ("proj_out", "norm_out", "final", "head", "unpatch")
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedModule:
-    """A module with parameters of its own that stays as it is: its kind (class name), parameters, and the reason."""
+    """A module with parameters of its own that is not quantized: its kind (class name), parameters, and the reason."""
 
     name: str
     kind: str
@@ -33,7 +33,7 @@ class SkippedModule:
 
 
 class Several(nn.Module):
-    """The denoisers of a pipeline that has more than one, so that their layers can be named together."""
+    """The denoisers of a pipeline that has several, as one module, so that their layers share a namespace."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -42,21 +42,22 @@ class Several(nn.Module):
 
 
 def several(parts: Mapping[str, nn.Module]) -> nn.Module:
-    """The one denoiser itself, or all of them."""
+    """The only denoiser itself, or all of them as one module."""
     return Several(parts) if len(parts) > 1 else next(iter(parts.values()))
 
 
 def block_lists(transformer: nn.Module) -> dict[str, nn.Module]:
-    """The lists of repeated blocks, by name; or what a family says they are.
+    """The lists of repeated blocks by name, or the modules that a family names instead.
 
-    A block has two linear layers at least; a list of single projections is an embedder cut into pieces.
+    A block has at least two linear layers; a list of single projections is an embedder. Raises StageError if a family
+    names modules that do not exist.
     """
     family = family_of(transformer)
     if family is not None and family.blocks:
         try:
             return {name: transformer.get_submodule(name) for name in family.blocks}
         except AttributeError as error:
-            raise StageError(f"the family of {family.transformer} names blocks that are not there: {error}") from None
+            raise StageError(f"the family of {family.transformer} names blocks that do not exist: {error}") from None
     return {
         name: child
         for name, child in transformer.named_children()
@@ -65,28 +66,28 @@ def block_lists(transformer: nn.Module) -> dict[str, nn.Module]:
 
 
 def linears_in(module: nn.Module) -> list[nn.Module]:
-    """All linear layers below a module, quantized ones too."""
+    """All linear layers below a module, including quantized ones."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Linear | QuantizedLinear)]
 
 
 def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """Linear layers inside the repeated blocks, by name: embedders and the final layer stay as they are."""
+    """Linear layers inside the repeated blocks, by name. Embedders and the final layer are not among them."""
     if isinstance(transformer, Several):
         return {
             f"{part}.{name}": layer
             for part, module in transformer.named_children()
             for name, layer in quantizable_linears(module).items()
         }
-    leave = _told_to_leave(transformer)
+    excluded = _excluded_endings(transformer)
     return {
         f"{child_name}.{name}": layer
         for child_name, child in block_lists(transformer).items()
         for name, layer in child.named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.numel() and not f"{child_name}.{name}".endswith(leave)
+        if isinstance(layer, nn.Linear) and layer.weight.numel() and not f"{child_name}.{name}".endswith(excluded)
     }
 
 
-def _told_to_leave(transformer: nn.Module) -> tuple[str, ...]:
+def _excluded_endings(transformer: nn.Module) -> tuple[str, ...]:
     family = family_of(transformer)
     return family.leave if family is not None else ()
 
@@ -99,7 +100,7 @@ def skipped_modules(transformer: nn.Module) -> Iterator[SkippedModule]:
         if not own or name in taken:
             continue
         why = _inside(module) if name.startswith(blocks) else _outside(name)
-        if isinstance(module, nn.Linear) and name.startswith(blocks) and name.endswith(_told_to_leave(transformer)):
+        if isinstance(module, nn.Linear) and name.startswith(blocks) and name.endswith(_excluded_endings(transformer)):
             why = "left by the family"
         yield SkippedModule(name=name or "(itself)", kind=type(module).__name__, parameters=own, why=why)
 

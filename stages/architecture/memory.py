@@ -1,8 +1,8 @@
-"""Whether a model fits on a worker's device beside what it computes, asked before any work. Imports no torch of itself.
+"""Whether a model and its activations fit on a worker's device, estimated before any work. Imports torch lazily.
 
-Weights are read from the headers of the model's files. Activations are reckoned from what the survey of a capture has
-found: inputs and outputs of the linear layers, of one block in a forward pass, of all in a backward pass. Until there
-is a survey a quarter of the device is kept free for them. None of this changes a byte of a result.
+Sizes of weights come from the headers of the model's files. Activations are estimated from the survey of a capture:
+inputs and outputs of the linear layers, of one block in a forward pass, of all in a backward pass. Until there
+is a survey, a quarter of the device is reserved for them. None of this changes a byte of a result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes
 
 FREE = 0.25
-"""Share of the device that is left to activations while their size is not known."""
+"""Share of the device that is reserved for activations while their size is unknown."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNKNOWN = "memory: there is no GPU here to ask; each worker asks its own (cluster.gpu_memory says it beforehand)"
 STAGES = ("capture", "fisher", "search", "evaluate")
@@ -27,39 +27,39 @@ STAGES = ("capture", "fisher", "search", "evaluate")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes, and what follows from them."""
+    """Sizes in bytes, and how the model is placed because of them."""
 
     device: int
     """Memory of the device that a worker may use."""
     weights: int
     """All models of the pipeline."""
     largest: int
-    """The largest repeated block of them."""
+    """The largest repeated block."""
     stays: int
-    """What is in no block."""
+    """Weights outside the repeated blocks."""
     activations: int
-    """A forward pass's."""
+    """Activations of a forward pass."""
     held: int
-    """What a backward pass holds besides, unless blocks are computed again in it."""
+    """Further activations that a backward pass holds, unless blocks are checkpointed."""
 
     @property
     def blockwise(self) -> bool:
-        """Whether the blocks take turns on the device."""
+        """Whether blocks are offloaded: on the device only while they compute."""
         return self.weights + self.activations > self.device
 
     @property
     def recomputed(self) -> bool:
-        """Whether a backward pass computes blocks again."""
+        """Whether a backward pass recomputes blocks (gradient checkpointing)."""
         return self.blockwise or self.weights + self.activations + self.held > self.device
 
     @property
     def needed(self) -> int:
-        """What the device holds at a time."""
+        """The most bytes on the device at any time."""
         weights = self.stays + self.largest if self.blockwise else self.weights
         return weights + self.activations
 
     def plain(self) -> dict[str, Any]:
-        """For the run's log and reports."""
+        """As plain values, for the run's log and reports."""
         return {**asdict(self), "blockwise": self.blockwise, "recomputed": self.recomputed, "needed": self.needed}
 
     def said(self) -> str:
@@ -75,7 +75,7 @@ class MemoryPlan:
 
 
 def shown(size: int) -> str:
-    """Bytes, in three digits."""
+    """Bytes as text with a unit, to three digits."""
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if size >= u or u == 1)
     return f"{size / unit:.3g} {name}"
 
@@ -89,7 +89,7 @@ def device_bytes(device: str, asked: float, share: float) -> int | None:
 
 
 def gpu_memory(device: str = "cuda") -> int:
-    """Bytes of a GPU of this machine; 0 if it has none."""
+    """Bytes of memory of this machine's GPU `device`; 0 if it has none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -126,7 +126,7 @@ def plan(
 
 
 def _block(name: str, *, outermost: bool = False) -> str:
-    """The repeated block that a tensor or layer of that name is in; "" if in none."""
+    """The repeated block that holds the tensor or layer of that name; "" if none does."""
     found = re.match(r"(\w+\.\d+)\." if outermost else r"((?:[A-Za-z_]\w*\.)*?\w+\.\d+)\.", name)
     return found[1] if found else ""
 
@@ -158,7 +158,7 @@ def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | N
 
 
 def surveyed(context: Context) -> Mapping[str, Any] | None:
-    """What the capture's survey found, if it has."""
+    """The capture's survey; None if it is not finished."""
     manifest = context.manifest("capture")
     if not manifest.done("survey"):
         return None

@@ -1,7 +1,7 @@
-"""Whether a pipeline can be taken at all, asked before any work: `run` and `inspect` share this answer.
+"""Whether a pipeline is supported, checked before any work: `run` and `inspect` share this check.
 
-What a class takes is read from the source of the installed diffusers, without importing it, and what the transformer
-holds from the headers of its files: `run` must start at once, in a process that never needs torch.
+The arguments of a class are read from the source of the installed diffusers, without importing it, and the layers of
+the transformer from the headers of its files: `run` must start at once, in a process that never needs torch.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ NO_LINEARS = "its transformer has no linear layers inside repeated blocks; there
 
 @dataclass(frozen=True, kw_only=True)
 class CallSource:
-    """What the source of a class says of a call of it: its arguments, and those passed on that carry a cache."""
+    """The arguments of a class's call, read from its source, and those passed on that carry a cache."""
 
     arguments: tuple[str, ...]
     required: tuple[str, ...]
     """Arguments without a default."""
     caches: tuple[str, ...]
     switches: tuple[str, ...]
-    """Arguments that say whether there is to be a cache, which is so unless they say no."""
+    """Arguments that turn the cache off; it is on by default."""
     decodes_often: bool
     """Whether latents are decoded inside a loop: some frames, or one sample, at a time."""
     others: bool
-    """Whether it takes any argument besides."""
+    """Whether it takes arbitrary keyword arguments."""
 
 
 @cache
@@ -59,7 +59,7 @@ def _sources() -> dict[str, Path]:
 
 
 def call_source(name: str) -> CallSource | None:
-    """What the pipeline (or denoiser) class `name` of diffusers takes; None if diffusers has no source of it."""
+    """The call of the pipeline (or denoiser) class `name`; None if diffusers has no source of it."""
     file = _sources().get(name)
     if file is None:
         return None
@@ -98,13 +98,13 @@ def _is_true(value: ast.expr) -> bool:
 
 
 def denoisers(index: Mapping[str, Any]) -> list[str]:
-    """Names of the components that denoise: the transformers of a model_index that are there."""
+    """Names of the components that denoise: the transformers of a model_index that are present."""
     named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     return sorted(name for name in named if "transformer" in name.split("_"))
 
 
 def takes_labels(index: Mapping[str, Any]) -> bool:
-    """Whether the pipeline draws classes, named by their numbers, and takes no prompt."""
+    """Whether the pipeline takes class labels (numbers) and no prompt."""
     source = call_source(str(index.get("_class_name", "")))
     return source is not None and "prompt" not in source.arguments and "class_labels" in source.arguments
 

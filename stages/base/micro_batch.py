@@ -1,7 +1,7 @@
 """Micro-batches: after running out of memory a worker sends fewer samples at a time through its denoiser.
 
-A batch's composition bears on the last bits of the results, so it is cut only where it does not fit, and the unit's
-marker says so. A worker that has halved stays so while it is open: the units of a stage are alike.
+The batch size affects the last bits of the results, so a batch is split only if it does not fit, and the unit's marker
+records the split. A worker keeps its reduced size while it is open, because the units of a stage are alike.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class OutOfMemory(StageError):
-    """The weights, or one sample at a time, are too much for the device."""
+    """The weights, or the weights and a single sample, do not fit on the device."""
 
 
 @dataclass
 class MicroBatch:
-    """At most `size` samples at a time (None: all); `seen` is the largest batch of the unit in hand.
+    """At most `size` samples at a time (None: all); `largest_batch` is the largest of the current unit.
 
     Samples are rows of a denoiser call: where guidance puts both halves in one call, a caption has two.
     """
@@ -30,7 +30,7 @@ class MicroBatch:
     largest_batch: int = 0
 
     def begin(self) -> None:
-        """A unit begins: what it sees and takes is its own."""
+        """Start a unit: reset its largest batch and its peak memory."""
         import torch
 
         self.largest_batch = 0
@@ -50,13 +50,13 @@ class MicroBatch:
         return [(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
     def reduction(self) -> dict[str, int] | None:
-        """What became of the unit's largest batch; None if it went through whole."""
+        """How the unit's largest batch was split, {"from": samples, "to": samples}; None if it was not."""
         if self.size is None or self.size >= self.largest_batch:
             return None
         return {"from": self.largest_batch, "to": self.size}
 
     def halve(self) -> bool:
-        """Whether there was anything to halve."""
+        """Halve the size; False if it was one sample already."""
         present = self.largest_batch if self.size is None else min(self.size, self.largest_batch)
         if present > 1:
             self.size = (present + 1) // 2
@@ -64,15 +64,15 @@ class MicroBatch:
 
 
 class OutOfMemoryBackoff:
-    """What workers that run a denoiser have: `micro`, handed to the denoiser and to `unit_of`."""
+    """Base of workers that run a denoiser. `micro` is passed to the denoiser and to `unit_of`."""
 
     def __init__(self) -> None:
         self.micro = MicroBatch()
 
     def recover(self, key: str, error: BaseException) -> bool:
-        """Whether `error` was a lack of memory, and a further try at the unit takes half as much at a time.
+        """Halve the micro-batch if `error` is torch's out-of-memory error; True means that the unit can be retried.
 
-        Raises OutOfMemory where nothing is left to halve.
+        Raises OutOfMemory if a single sample does not fit.
         """
         import traceback
 
@@ -93,14 +93,14 @@ class OutOfMemoryBackoff:
 
 
 def out_of_memory_message(error: BaseException) -> str:
-    """What the error says of itself, without the advice that follows in torch's."""
+    """The error's text without torch's advice on fragmentation, at most 300 characters."""
     return " ".join(str(error).split(" If reserved but unallocated", 1)[0].split())[:300] or type(error).__name__
 
 
 def cut(value: Any, of: int, start: int, stop: int) -> Any:
-    """The samples `start` to `stop` of what a denoiser is called with for `of` of them.
+    """The samples `start` to `stop` of a denoiser's arguments for `of` samples.
 
-    Tensors [of, ...] and lists of `of` items are cut; what all samples share is passed on as it is.
+    Tensors [of, ...] and lists of `of` items are cut; values that all samples share are returned unchanged.
     """
     import torch
 
@@ -117,7 +117,7 @@ def cut(value: Any, of: int, start: int, stop: int) -> Any:
 
 
 def joined(parts: list[Any], sizes: list[int]) -> Any:
-    """Outputs for parts of a batch as that of the whole. Raises StageError for what is not [samples, ...]."""
+    """Join the outputs of parts of a batch. Raises StageError for tensors that are not [samples, ...]."""
     import torch
 
     first = parts[0]

@@ -1,11 +1,12 @@
-"""Block-wise residency: a model larger than the device runs with its repeated blocks in main memory, each on the device
+"""Block offload: a model larger than the device runs with its repeated blocks in main memory, each on the device only
 while it computes.
 
-A block's tensors are replaced by copies on the device for one forward, and put back after it: what autograd saved of
-the copies lives as long as it is needed and no longer. For a backward pass a block is computed again (`recomputed`), so
-that at any moment the device holds one block and its activations. Neither changes a bit of any result. diffusers' group
-offload moves the tensors' data instead, under the feet of a graph that has saved them, and replaces the denoiser's
-`forward`, as a stand-in of ours does.
+A block's tensors are replaced by copies on the device for one forward and restored after it; autograd keeps the copies
+that it saved for as long as it needs them. A backward pass recomputes each block (`checkpoint_blocks`), so that the
+device holds one block and its activations at any time. Neither changes a bit of any result.
+
+diffusers' group offload does not serve here: it swaps `.data` in place, which corrupts tensors saved for backward, and
+it replaces the denoiser's `forward`, as the stand-in does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _stacked(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class BlockOffload:
-    """Blocks that take turns on `device`. Bytes of their copies there: `resident` now, `peak` at most."""
+    """Blocks that are on `device` only while they compute. Bytes of their copies: `resident` now, `peak` at most."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
@@ -50,8 +51,10 @@ class BlockOffload:
         self._here: set[nn.Module] = set()
 
     def add(self, block: nn.Module) -> None:
-        """Have `block` come to the device whenever its forward runs, and what is in it when it is called from outside:
-        DiT asks its first block's embedder once more at the end."""
+        """Copy `block` to the device whenever its forward runs, and its submodules when they are called from outside.
+
+        DiT calls its first block's embedder again at the end.
+        """
         for module in block.modules():
             if module is block or module._parameters or module._buffers:
                 self._bring(module)
@@ -70,7 +73,7 @@ class BlockOffload:
 
     @contextmanager
     def on_device(self, block: nn.Module) -> Iterator[None]:
-        """The block's parameters and buffers as copies on the device; afterwards they are those of before."""
+        """Inside, the block's parameters and buffers are copies on the device; the originals come back afterwards."""
         replaced: list[tuple[dict[str, Any], str, Tensor]] = []
         size, modules = 0, set(block.modules())
         try:
@@ -101,8 +104,8 @@ class BlockOffload:
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. In main memory it lies at the same address modulo 64: the order in which a CPU's matrix
-    product sums depends on that."""
+    """A copy on the device. In main memory it has the same address modulo 64, because the summation order of a CPU's
+    matrix product depends on the alignment."""
     if device.type != "cpu" or not tensor.is_contiguous() or tensor.data_ptr() % tensor.itemsize:
         return tensor.to(device, copy=True)
     room = torch.empty(tensor.nbytes + _LINE, dtype=torch.uint8)
@@ -111,9 +114,9 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def offload_blocks(components: Mapping[str, Any], parts: Mapping[str, nn.Module], device: str) -> BlockOffload:
-    """Put a pipeline's models on `device`, but for the blocks of its denoisers `parts` and of its encoders.
+    """Move a pipeline's models to `device`, except for the blocks of its denoisers `parts` and of its encoders.
 
-    A model is said to be where its first parameter is: the block that holds it, if one does, stays on the device.
+    Libraries take a model's device from its first parameter, so a block that holds it stays on the device.
     """
     turns = BlockOffload(device)
     for name, component in components.items():
@@ -134,7 +137,7 @@ def offload_blocks(components: Mapping[str, Any], parts: Mapping[str, nn.Module]
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    """The tensors of a module itself, not of its children."""
+    """Move a module's own tensors, not those of its children."""
     for parameter in module._parameters.values():
         if parameter is not None:
             parameter.data = parameter.data.to(device)
@@ -145,7 +148,7 @@ def _move(module: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, what a backward pass needs of a block is not kept but computed again, one block at a time."""
+    """Inside, a backward pass recomputes the activations of one block at a time (gradient checkpointing)."""
     blocks = list(blocks)
     before = [block.__dict__.get("forward") for block in blocks]
 
@@ -182,14 +185,16 @@ class _Keep(torch.autograd.Function):
 
 
 class SavedTensor:
-    """A tensor of a forward pass that is wanted in the backward pass, kept as autograd keeps its own: where blocks are
-    computed again, it is too. To be asked for during the backward pass."""
+    """A tensor of a forward pass, saved as autograd saves its own, to be read during the backward pass.
+
+    Where blocks are recomputed, so is this tensor.
+    """
 
     def __init__(self, x: Tensor) -> None:
         with torch.enable_grad():
             self._end: Tensor = _Keep.apply(x.detach(), torch.zeros((), device=x.device, requires_grad=True))  # type: ignore[no-untyped-call]
-        """What keeps the node alive: on torch 2.11 its Python side alone does not."""
+        """Keeps the autograd node alive; on torch 2.11 its Python object alone does not."""
 
     def __call__(self) -> Tensor:
-        found: Tensor = self._end.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
-        return found
+        saved: Tensor = self._end.grad_fn.saved_tensors[0]  # type: ignore[union-attr]
+        return saved

@@ -1,7 +1,7 @@
-"""What prompts come with besides their text: pictures and further arguments of the pipeline's call, and seeds.
+"""What a call is conditioned on: prompts with their seeds, pictures and further arguments of the pipeline's call.
 
-Pictures lie in the run directory under the digest of their bytes, so every machine finds them and a file that is moved
-changes nothing.
+Pictures are stored in the run directory under the digest of their bytes, so that every machine finds them and moving
+the original file changes nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def picture_mode(model: Path) -> str:
-    """How the pipeline in the folder `model` takes pictures: RGB, or RGBA if its autoencoder has four channels."""
+    """The picture mode of the pipeline in the folder `model`: RGB, or RGBA if its autoencoder has four channels."""
     try:
-        said = json.loads((model / "vae" / "config.json").read_text())
+        config = json.loads((model / "vae" / "config.json").read_text())
     except (OSError, ValueError):
         return "RGB"
-    return "RGBA" if 4 in (said.get("input_channels"), said.get("in_channels")) else "RGB"
+    return "RGBA" if 4 in (config.get("input_channels"), config.get("in_channels")) else "RGB"
 
 
 def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def _pictured(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What is to be drawn: captions (or class labels) with one seed each. A batch; its composition is fixed.
+    """A batch of captions (or class labels) with one seed each. Its composition is fixed.
 
-    `inputs` are further arguments of the pipeline's call that each brings; none, or one for each.
+    `inputs` holds further arguments of the pipeline's call, one mapping per caption, or is empty.
     """
 
     prompts: tuple[str, ...]
@@ -101,7 +101,7 @@ class Conditions:
 
 
 def calibration_shards(context: Context) -> list[Conditions]:
-    """The calibration captions with their seeds, cut into the batches they are run in."""
+    """The calibration captions with their seeds, in the batches that run together."""
     data = context.settings[DataSettings]
     return batched(asked_for(context, data.prompts, data.inputs, data.seed), data.batch)
 
@@ -109,7 +109,7 @@ def calibration_shards(context: Context) -> list[Conditions]:
 def asked_for(
     context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
 ) -> list[Conditions]:
-    """Each caption alone, with what it comes with and a seed of its own (its manifest's, moved on by `draw`)."""
+    """One Conditions per caption, with its inputs and its own seed (its manifest's, shifted by `draw`)."""
     found, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(context.model.path)
     for i, prompt in enumerate(prompts):
         given = inputs[i] if inputs else {}

@@ -1,8 +1,8 @@
-"""What would become of a model, before any work: what is quantized, what is left and why, and what it would cost.
+"""What quantization would do to a model: which layers are quantized, which modules are skipped and why, and the cost.
 
 `walk` needs the modules alone, which may lie on the meta device: a config suffices. `watch` runs one call of the
-denoiser inside the pipeline's own loop, which tells besides which layers are fed the same tensor, which are fed one
-vector a sample, which run twice, and multiply-accumulates. Nothing is written.
+denoiser inside the pipeline's own loop, which also shows which layers share an input, which get one vector per sample,
+which run twice, and multiply-accumulates. Nothing is written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedModules:
-    """Modules that stay as they are, for one reason."""
+    """Modules that are not quantized, of one name pattern, class and reason."""
 
     pattern: str
     kind: str
@@ -59,7 +59,7 @@ class SkippedModules:
 
 @dataclass(frozen=True, kw_only=True)
 class CallTrace:
-    """What one call showed: a survey row by layer, layers that ran twice or never, and the loop around it."""
+    """Findings of one call: a survey row by layer, layers that ran twice or never, and the loop around it."""
 
     rows: Mapping[str, Mapping[str, Any]]
     repeated: tuple[str, ...]
@@ -111,7 +111,7 @@ def pattern_of(name: str) -> str:
 
 
 def walk(transformer: nn.Module, *, watched: CallTrace | None, component: str, pipeline: str) -> Inspection:
-    """What the modules show, with what a call showed if one was run. Raises NotTaken if nothing can be quantized."""
+    """Inspect a denoiser by its modules, and by a call if one was run. Raises NotTaken if nothing can be quantized."""
     layers = quantizable_linears(transformer)
     if not layers:
         raise NotTaken(support.NO_LINEARS)
@@ -131,11 +131,11 @@ def walk(transformer: nn.Module, *, watched: CallTrace | None, component: str, p
         shared=_shared(taken),
         rows=tuple(taken),
         watched=watched,
-        family=_told(family_of(transformer)),
+        family=_describe(family_of(transformer)),
     )
 
 
-def _told(family: Family | None) -> str:
+def _describe(family: Family | None) -> str:
     if family is None:
         return ""
     changes = [f"blocks are {', '.join(family.blocks)}"] if family.blocks else []

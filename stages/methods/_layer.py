@@ -1,4 +1,7 @@
-"""Whether a recipe fits a layer: groups that divide its width, a rank below it. Asked before any work, and in solve."""
+"""A recipe applied to one layer: group sizes, the stored form, or why they are incompatible.
+
+Checked before any work, and again when a layer is solved.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 MODULATION = ("norm", "adaln", "modulation", "scale_shift", "time")
-"""What is in the names of layers that are fed one vector a sample, in the models there are."""
+"""Name parts of layers whose input is one vector per sample, in the models of diffusers."""
 
 
 def largest_group(width: int, group: int) -> int:

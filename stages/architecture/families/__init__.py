@@ -1,1 +1,1 @@
-"""Only what the generic denoiser cannot infer, one file per family. Nothing has been needed yet."""
+"""Exceptions to the generic rules, one file per transformer class that needs them."""

@@ -1,4 +1,4 @@
-"""Cosmos 3 denoises one packed sequence: its first argument holds words, timesteps are named by what is denoised."""
+"""Cosmos 3 denoises one packed sequence: its first argument holds token ids, its timesteps are named by modality."""
 
 from __future__ import annotations
 

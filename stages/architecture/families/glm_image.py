@@ -1,4 +1,4 @@
-"""GLM-Image hands its denoiser a cache at every call, which only pictures that are to be changed are written to."""
+"""GLM-Image passes its denoiser a cache at every call, which is filled only when a picture is edited."""
 
 from __future__ import annotations
 
