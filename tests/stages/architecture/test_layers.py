@@ -84,7 +84,7 @@ def test_a_family_names_the_blocks_and_what_to_leave(monkeypatch: pytest.MonkeyP
 
 def test_a_family_whose_blocks_are_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "family_of", lambda model: Family(transformer="Model", why="", blocks=("stages",)))
-    with pytest.raises(StageError, match=r"the family of Model names blocks that are not there: .*stages"):
+    with pytest.raises(StageError, match=r"the family of Model names blocks that do not exist: .*stages"):
         quantizable_linears(Model())
 
 
