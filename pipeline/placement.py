@@ -71,7 +71,7 @@ def need_of(context: Context, stage: str) -> Need | None:
     if not context.manifest("capture").done("survey"):
         return None
     batch = context.settings[DataSettings].batch
-    kept = sum(by_block(survey_of(context)["layers"]).values())
+    kept = sum(by_block(survey_of(context).layers).values())
     return Need(weights=weights, unit=int(KEPT * size * batch * kept), basis="estimated from the survey")
 
 

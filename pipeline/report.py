@@ -19,6 +19,7 @@ from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quali
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.calibration.survey import left_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
@@ -118,13 +119,13 @@ def _per_step(rows: list[dict[str, Any]]) -> PerStep:
 def _facts(config: RunConfig, run: RunDir, context: Context) -> Facts:
     markers = context.manifest("solve").markers()
     layers = {u.removeprefix("layer/"): marker.value for u, marker in markers.items() if u.startswith("layer/")}
-    survey = context.manifest("capture").read("survey").value
+    survey = Survey.from_plain(context.manifest("capture").read("survey").value)
     damping = config.settings[SolveSettings].damping
     return Facts(
-        layers_not_called=survey["unused"],
-        layers_called_repeatedly_and_left_alone=survey["repeated"],
+        layers_not_called=list(survey.unused),
+        layers_called_repeatedly_and_left_alone=list(survey.repeated),
         left_alone=left_of(context),
-        weight_only_layers=[r["name"] for r in survey["layers"] if r["kind"] == "conditioning"],
+        weight_only_layers=[layer.name for layer in survey.layers if not layer.rounded],
         memory=_logged(run, context, "memory"),
         damping_raised={name: value["damping"] for name, value in layers.items() if value["damping"] > damping},
         micro_batch=_micro_batches(context),

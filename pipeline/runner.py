@@ -191,7 +191,7 @@ def _unusual(context: Context) -> str:
     left = [row for row in left_of(context) if row["why"] in (CONVOLUTION, TABLE, RAW)]
     if not left:
         return ""
-    total = survey_of(context)["parameters"]
+    total = survey_of(context).parameters
     share = 100 * sum(row["parameters"] for row in left) / total
     named = ", ".join(f"{row['count']} {row['kind']} ({row['pattern']})" for row in left[:NAMED])
     more = f" and {len(left) - NAMED} more kinds" if len(left) > NAMED else ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 
@@ -30,11 +30,11 @@ class Footprint:
 
 
 def footprint(
-    rows: Sequence[Mapping[str, Any]], *, parameters: int, recipe: Recipe, dtype: str, kept: int, steps: int
+    rows: Sequence[LayerInfo], *, parameters: int, recipe: Recipe, dtype: str, kept: int, steps: int
 ) -> Footprint:
     """Of the layers of `rows` (see Inspection.rows), with `kept` input rows per step and layer."""
     size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
-    inputs = {row["source"]: row["in"] for row in rows}
+    inputs = {row.input_of: row.in_features for row in rows}
     return Footprint(
         weights=size * parameters,
         captured_per_step=size * kept * sum(inputs.values()),
@@ -43,11 +43,11 @@ def footprint(
     )
 
 
-def _file(rows: Sequence[Mapping[str, Any]], parameters: int, recipe: Recipe, bits: int, steps: int) -> int:
+def _file(rows: Sequence[LayerInfo], parameters: int, recipe: Recipe, bits: int, steps: int) -> int:
     asked = recipe.model_copy(update={"weight_bits": bits, "group_fit": True, "rank": 0})
     layers: int = 0
     for row in rows:
-        for shape, dtype in spec_of(asked, row).tensors(row["in"], row["out"], steps).values():
+        for shape, dtype in spec_of(asked, row).tensors(row.in_features, row.out_features, steps).values():
             layers += math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-    left: int = parameters - sum(row["in"] * row["out"] for row in rows)
+    left: int = parameters - sum(row.in_features * row.out_features for row in rows)
     return layers + 2 * left

@@ -141,7 +141,7 @@ def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> Memor
     sizes = stored_sizes(path) if path.is_dir() else {}
     for one in found:
         if one.component not in sizes:
-            inside = {f"{row['name']}.weight": row["in"] * row["out"] for row in one.rows}
+            inside = {f"{row.name}.weight": row.in_features * row.out_features for row in one.rows}
             sizes[one.component] = {**inside, "(the rest)": one.parameters - sum(inside.values())}
     return memory.plan(
         sizes,
@@ -158,6 +158,7 @@ def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
     plain = asdict(found)
     watched = plain.pop("watched")
     loop = {key: watched[key] for key in ("steps", "calls_per_step", "timesteps")} if watched else None
+    plain["rows"] = [row.plain() for row in found.rows]
     return {**plain, "loop": loop, "bytes": asdict(size)}
 
 

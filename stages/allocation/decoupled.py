@@ -7,11 +7,12 @@ measure are not robbed. Units of the search stage: `sensitivity/<layer's place>`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily
@@ -37,15 +38,15 @@ def allocate(context: Context, executor: Executor, report: Report) -> None:
     """Measure every layer, spend the budget inside each kind, and commit the policy as the stage's `front`."""
 
     settings, survey = context.settings[SearchSettings], survey_of(context)
-    rows: Sequence[Mapping[str, Any]] = survey["layers"]
-    rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
+    rows: Sequence[LayerInfo] = survey.layers
+    rounded = [i for i, row in enumerate(rows) if row.rounded]
     fan_out(context, executor, WORKER, [f"sensitivity/{i:04d}" for i in rounded], report)
     if context.manifest("search").done("front"):
         return
     errors = {i: context.read("search", f"sensitivity/{i:04d}")[0].value["errors"] for i in rounded}
     kinds: dict[str, list[int]] = {}
     for i in rounded:
-        kinds.setdefault(kind_of(rows[i]["name"]), []).append(i)
+        kinds.setdefault(kind_of(rows[i].name), []).append(i)
     row = [WEIGHT_ONLY] * len(rows)
     for members in kinds.values():
         spent = allocate_greedily([errors[i] for i in members], settings.bits, settings.budget)
@@ -54,9 +55,9 @@ def allocate(context: Context, executor: Executor, report: Report) -> None:
     policy = Policy((tuple(row[i] for i in rounded),))
     with unit_of(context, "search", "front") as unit:
         unit.value = {
-            "policy": [row] * survey["steps"],
+            "policy": [row] * survey.steps,
             "mean_bits": policy.mean,
-            "mac_weighted_bits": policy.weighted_mean([rows[i]["macs"] for i in rounded]),
+            "mac_weighted_bits": policy.weighted_mean([rows[i].macs or 0 for i in rounded]),
             "rollout_error": None,
             "front": 1,
             "kinds": {kind: len(members) for kind, members in kinds.items()},

@@ -36,9 +36,9 @@ class Sensitivity(OutOfMemoryBackoff):
         super().__init__()
         self.context, self.survey = context, survey_of(context)
         self.bits = context.settings[SearchSettings].bits
-        shards, steps = calibration_shards(context), self.survey["steps"]
+        shards, steps = calibration_shards(context), self.survey.steps
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
-        policy = Policy.uniform(steps, len(self.survey["layers"]), WEIGHT_ONLY)
+        policy = Policy.uniform(steps, len(self.survey.layers), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         wanted = {round(i * (steps - 1) / (STEPS - 1)) for i in range(STEPS)}
         self.calls = list[Call]()

@@ -95,7 +95,7 @@ class BeamWorker(OutOfMemoryBackoff):
         self.context, self.space = context, Trellis(context)
         survey, data = self.space.survey, context.settings[DataSettings]
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
-        policy = Policy.uniform(survey["steps"], len(survey["layers"]), WEIGHT_ONLY)
+        policy = Policy.uniform(survey.steps, len(survey.layers), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         self.batches = calibration_shards(context)
         self.portions = {
@@ -134,7 +134,7 @@ class BeamWorker(OutOfMemoryBackoff):
                 return reference.outputs[choices]
             before = self._outputs_of(choices[:-1], place)
             stored = tensors.read_scratch(self.context.read("search", unit)[1])
-            calls = self.space.survey["calls"].count(len(choices) - 1)
+            calls = self.space.survey.calls_at(len(choices) - 1)
             shapes = [structure(output) for output in reference.recorded[len(before) : len(before) + calls]]
             reference.outputs[choices] = before + unstacked(stored, shapes, reference.latents.device)
         return reference.outputs[choices]
@@ -147,7 +147,7 @@ class BeamWorker(OutOfMemoryBackoff):
         unit_key = unit_name("path", choices, place)
         with unit_of(self.context, self.stage, unit_key, self.micro) as unit, torch.no_grad():
             set_bits(self.layers, self.space.whole_row(step, self.space.bits_of(step, choices[-1])))
-            calls = self.space.survey["calls"].count(step)
+            calls = self.space.survey.calls_at(step)
             if choices[:-1] not in reference.arrived:
                 reference.arrived[choices[:-1]] = self.denoiser.teleport(reference.captions, outputs)
             arrived = reference.arrived[choices[:-1]]

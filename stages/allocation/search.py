@@ -120,11 +120,11 @@ def _uniform(context: Context) -> None:
     """No search: the recipe's activation bits everywhere."""
     bits = context.settings[Recipe].activation_bits
     survey = survey_of(context)
-    row = [bits if layer["kind"] == "tokens" else WEIGHT_ONLY for layer in survey["layers"]]
+    row = [bits if layer.rounded else WEIGHT_ONLY for layer in survey.layers]
     if not context.manifest("search").done("front"):
         with unit_of(context, "search", "front") as unit:
             unit.value = {
-                "policy": [row] * survey["steps"],
+                "policy": [row] * survey.steps,
                 "mean_bits": float(bits),
                 "mac_weighted_bits": float(bits),
                 "rollout_error": None,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
-from adatsq_pipe.stages.calibration.survey import active_steps, survey_of
+from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, bits_by_fisher
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -71,10 +71,10 @@ class Trellis:
     def __init__(self, context: Context) -> None:
         self.settings = context.settings[SearchSettings]
         self.survey = survey_of(context)
-        rows = self.survey["layers"]
-        rounded = [i for i, row in enumerate(rows) if row["kind"] == "tokens"]
-        used = {i: set(active_steps(self.survey, rows[i])) for i in rounded}
-        self.rounded = [[i for i in rounded if t in used[i]] for t in range(self.survey["steps"])]
+        rows = self.survey.layers
+        rounded = [i for i, row in enumerate(rows) if row.rounded]
+        used = {i: set(self.survey.steps_of(rows[i])) for i in rounded}
+        self.rounded = [[i for i in rounded if t in used[i]] for t in range(self.survey.steps)]
         """At every step, the layers that are used and have activation bits."""
         scores_TL = fisher_scores(context)
         scores = [row[here].tolist() for row, here in zip(scores_TL, self.rounded, strict=True)]
@@ -84,7 +84,7 @@ class Trellis:
         ]
         """What every candidate would be over all steps, [candidate][step][layer]."""
         self._base = [WEIGHT_ONLY] * len(rows)
-        self._macs = [row["macs"] for row in rows]
+        self._macs = [row.macs or 0 for row in rows]
 
     @property
     def prices(self) -> tuple[tuple[float, ...], ...]:

@@ -16,6 +16,8 @@ import torch
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.base.survey import LayerInfo
+
 _QKV = ("to_q", "to_k", "to_v")
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -43,15 +45,16 @@ class Fold:
         return w, bias
 
 
-def folds(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> list[Fold]:
+def folds(model: nn.Module, rows: Sequence[LayerInfo]) -> list[Fold]:
     """The folds a model offers: of its layers in the survey's `rows`, all that share an input must take part."""
     found = []
-    surveyed = {row["name"]: row for row in rows}
+    surveyed = {row.name: row for row in rows}
     for name, module in model.named_modules():
         if isinstance(module, (AdaLayerNormZero, AdaLayerNormZeroSingle)) and f"{name}.linear" in surveyed:
             found += _of_modulation(name, module)
         if name.rpartition(".")[2] in ("attn", "attn1") and f"{name}.add_v_proj" not in surveyed:
-            width = surveyed.get(f"{name}.to_v", {}).get("out", 0)
+            value_layer = surveyed.get(f"{name}.to_v")
+            width = value_layer.out_features if value_layer else 0
             value = Fold(producer=f"{name}.to_v", consumers=(f"{name}.to_out.0",), shift=slice(0, width), scale=None)
             found += [value] if width else []
     there = [replace(fold, consumers=tuple(name for name in fold.consumers if name in surveyed)) for fold in found]
@@ -83,13 +86,13 @@ def _of_modulation(name: str, module: Any) -> list[Fold]:
     ]
 
 
-def _whole(fold: Fold, surveyed: Mapping[str, Mapping[str, Any]]) -> bool:
+def _whole(fold: Fold, surveyed: Mapping[str, LayerInfo]) -> bool:
     """Whether the consumers are exactly the layers fed this input, and as wide as the producer's part."""
     if not fold.consumers or fold.producer not in surveyed:
         return False
-    source, width = surveyed[fold.consumers[0]]["source"], fold.shift.stop - fold.shift.start
-    fed = {name: row for name, row in surveyed.items() if row["source"] == source}
-    return set(fed) == set(fold.consumers) and all(row["in"] == width for row in fed.values())
+    source, width = surveyed[fold.consumers[0]].input_of, fold.shift.stop - fold.shift.start
+    fed = {name: row for name, row in surveyed.items() if row.input_of == source}
+    return set(fed) == set(fold.consumers) and all(row.in_features == width for row in fed.values())
 
 
 def apply(model: nn.Module, fold: Fold, factor_I: Tensor) -> None:

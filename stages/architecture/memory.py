@@ -15,6 +15,7 @@ from typing import Any
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
+from adatsq_pipe.stages.base.survey import LayerInfo, Survey
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes
 
 FREE = 0.25
@@ -103,7 +104,7 @@ def plan(
     denoising: Sequence[str],
     device: int,
     dtype: str,
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[LayerInfo] = (),
     samples: int = 1,
 ) -> MemoryPlan:
     """Of numbers of parameters by component and tensor; `rows` is a survey's, of `samples` samples in a call."""
@@ -114,7 +115,7 @@ def plan(
             if block := _block(name, outermost=component in denoising):
                 blocks[f"{component}/{block}"] = blocks.get(f"{component}/{block}", 0) + numbers
     held = [size * samples * of for of in by_block(rows).values()]
-    known = bool(held) and all(row["macs"] is not None for row in rows)
+    known = bool(held) and all(row.macs is not None for row in rows)
     return MemoryPlan(
         device=device,
         weights=size * whole,
@@ -131,18 +132,18 @@ def _block(name: str, *, outermost: bool = False) -> str:
     return found[1] if found else ""
 
 
-def by_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def by_block(rows: Sequence[LayerInfo]) -> dict[str, int]:
     """Numbers in the inputs (shared ones once) and outputs of the linears of each block, for one sample."""
     found: dict[str, int] = {}
     for row in rows:
-        tokens = (row["macs"] or 0) // (row["in"] * row["out"])
-        own = tokens * (row["out"] + (row["in"] if row["source"] == row["name"] else 0))
-        found[_block(row["name"])] = found.get(_block(row["name"]), 0) + own
+        tokens = (row.macs or 0) // (row.in_features * row.out_features)
+        own = tokens * (row.out_features + (row.in_features if row.owns_input else 0))
+        found[_block(row.name)] = found.get(_block(row.name), 0) + own
     return found
 
 
-def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | None:
-    """The plan of a run's full-precision model, with the survey `found` if there is one; None where it takes none."""
+def plan_of(context: Context, survey: Survey | None) -> MemoryPlan | None:
+    """The plan of a run's full-precision model, with its `survey` if that is done; None where it takes none."""
     compute, folder = context.settings[ComputeSettings], context.model.path
     device = device_bytes(compute.device, context.gpu_memory, context.device_share)
     if device is None:
@@ -152,15 +153,17 @@ def plan_of(context: Context, found: Mapping[str, Any] | None) -> MemoryPlan | N
         denoising=denoisers(find_pipeline(folder)),
         device=device,
         dtype=compute.dtype,
-        rows=found["layers"] if found else (),
+        rows=survey.layers if survey else (),
         samples=context.settings[DataSettings].batch,
     )
 
 
+<<<<<<< HEAD
 def surveyed(context: Context) -> Mapping[str, Any] | None:
     """The capture's survey; None if it is not finished."""
+=======
+def surveyed(context: Context) -> Survey | None:
+    """The capture's survey, if it is done already."""
+>>>>>>> bc2bd8d (base: a survey and its layers are frozen types instead of dicts)
     manifest = context.manifest("capture")
-    if not manifest.done("survey"):
-        return None
-    found: Mapping[str, Any] = manifest.read("survey").value
-    return found
+    return Survey.from_plain(manifest.read("survey").value) if manifest.done("survey") else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from adatsq_pipe.stages.architecture.layers import quantizable_linears, skipped_
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
+from adatsq_pipe.stages.base.survey import CallSurvey, Survey
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.survey import (
     CaptureSettings,
@@ -103,16 +104,19 @@ class Capture(OutOfMemoryBackoff):
             steps = run.steps[-1] + 1
             calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
             with unit.timed("model"):
-                found = self._surveyed(calls, samples)
-            unit.value = {
-                **found,
-                "steps": steps,
-                "calls": list(run.steps),
-                "timesteps": [
-                    max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == i) for i in range(steps)
-                ],
-                "parameters": sum(p.numel() for p in self.denoiser.transformer.parameters()),
-            }
+                seen, steps_of_component = self._surveyed(calls, samples)
+            times = [
+                max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == step) for step in range(steps)
+            ]
+            unit.value = Survey(
+                layers=seen.layers,
+                unused=seen.unused,
+                repeated=seen.repeated,
+                step_of_call=run.steps,
+                timesteps=tuple(times),
+                parameters=sum(p.numel() for p in self.denoiser.transformer.parameters()),
+                steps_of_component=steps_of_component,
+            ).plain()
 
     def _left(self, key: str, _: str) -> None:
 
@@ -123,23 +127,28 @@ class Capture(OutOfMemoryBackoff):
                 for group in grouped(skipped_modules(part))
             ]
 
-    def _surveyed(self, calls: list[Call], samples: int) -> dict[str, Any]:
-        """What the first call of every denoiser shows; of several also at which steps each is called."""
+    def _surveyed(self, calls: list[Call], samples: int) -> tuple[CallSurvey, dict[str, tuple[int, ...]]]:
+        """What the first call of every denoiser shows; and, of several, at which steps each is called."""
         parts = self.denoiser.parts
         if len(parts) == 1:
-            return self._survey_of(calls[0], self.layers, samples)
-        found: dict[str, Any] = {"layers": [], "unused": [], "repeated": [], "parts": {}}
+            return self._survey_of(calls[0], self.layers, samples), {}
+        seen, steps = list[CallSurvey](), dict[str, tuple[int, ...]]()
         for part in parts:
             own = [call for call in calls if call.part == part]
             if not own:
                 raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
             layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
-            for key, rows in self._survey_of(own[0], layers, samples).items():
-                found[key] += [{**row, "part": part} for row in rows] if key == "layers" else rows
-            found["parts"][part] = sorted({call.step for call in own})
-        return found
+            shown = self._survey_of(own[0], layers, samples)
+            seen.append(replace(shown, layers=tuple(replace(layer, component=part) for layer in shown.layers)))
+            steps[part] = tuple(sorted({call.step for call in own}))
+        together = CallSurvey(
+            layers=tuple(layer for one in seen for layer in one.layers),
+            unused=tuple(name for one in seen for name in one.unused),
+            repeated=tuple(name for one in seen for name in one.repeated),
+        )
+        return together, steps
 
-    def _survey_of(self, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> dict[str, list[Any]]:
+    def _survey_of(self, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> CallSurvey:
         """What a call shows, or its first part, if it does not fit whole."""
         parts = self.denoiser.cut(call)
         part, size = parts[0]
@@ -149,13 +158,13 @@ class Capture(OutOfMemoryBackoff):
 
         block, shard = (int(part) for part in place.split("-"))
         survey = survey_of(self.context)
-        steps = step_blocks(self.context, survey["steps"])[block]
-        layers = {row["name"]: self.layers[row["name"]] for row in survey["layers"]}
-        owners = [row["name"] for row in survey["layers"] if row["source"] == row["name"]]
+        steps = step_blocks(self.context, survey.steps)[block]
+        layers = {row.name: self.layers[row.name] for row in survey.layers}
+        owners = [layer.name for layer in survey.owners()]
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             kept: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
-            per_step = survey["calls"].count(steps.start)
+            per_step = survey.calls_at(steps.start)
             for call in self._calls(shard, steps):
                 count, seed = self._rows_per_call(per_step), (block, shard, call.step)
                 with unit.timed("model"):

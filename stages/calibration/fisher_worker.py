@@ -42,7 +42,7 @@ class Fisher(OutOfMemoryBackoff):
         self.shards = calibration_shards(context)
         self.survey = survey_of(context)
         linears = quantizable_linears(self.denoiser.transformer)
-        self.layers = {row["name"]: linears[row["name"]] for row in self.survey["layers"]}
+        self.layers = {row.name: linears[row.name] for row in self.survey.layers}
         self.by_channel = context.settings[Recipe].time_search
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
@@ -52,7 +52,7 @@ class Fisher(OutOfMemoryBackoff):
     def __call__(self, key: str) -> None:
 
         block, shard = (int(part) for part in key.partition("/")[2].split("-"))
-        steps = step_blocks(self.context, self.survey["steps"])[block]
+        steps = step_blocks(self.context, self.survey.steps)[block]
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             scores = torch.zeros(len(steps), len(self.layers), dtype=torch.float64)
             curvature = {
@@ -76,7 +76,7 @@ class Fisher(OutOfMemoryBackoff):
                 step, layer = (int(i) for i in (~scores.isfinite()).nonzero()[0])
                 raise StageError(
                     f"NaN or infinity in the gradient of layer {list(self.layers)[layer]} at step {steps[step]} "
-                    f"(timestep {self.survey['timesteps'][steps[step]]:g}); set compute.dtype to float32"
+                    f"(timestep {self.survey.timesteps[steps[step]]:g}); set compute.dtype to float32"
                 )
             kept = {f"curvature:{name}": c.float() for name, c in curvature.items()}
             tensors.write(unit.folder, {"scores": scores, **kept}, {"start": steps.start, "stop": steps.stop})

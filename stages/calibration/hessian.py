@@ -40,8 +40,8 @@ WORKER = WorkerRef(stage="hessian", path="adatsq_pipe.stages.calibration.hessian
 
 
 def _units(context: Context) -> list[str]:
-    layers = survey_of(context)["layers"]
-    return [f"gram/{row['name']}" for row in layers if row["source"] == row["name"]]
+    layers = survey_of(context).layers
+    return [f"gram/{row.name}" for row in layers if row.owns_input]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

@@ -13,7 +13,7 @@ from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.hessian import HessianSettings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
-from adatsq_pipe.stages.calibration.survey import active_steps, survey_of
+from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.denoiser.device import settle
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, temporal_weights
@@ -37,8 +37,8 @@ class Hessian:
     def __call__(self, key: str) -> None:
 
         source = key.partition("/")[2]
-        sharers = [i for i, row in enumerate(self.survey["layers"]) if row["source"] == source]
-        width = self.survey["layers"][sharers[0]]["in"]
+        sharers = [i for i, row in enumerate(self.survey.layers) if row.input_of == source]
+        width = self.survey.layers[sharers[0]].in_features
         with unit_of(self.context, self.stage, key) as unit:
             weights = [self._weights(i) for i in sharers]
             grams = [torch.zeros(width, width, dtype=torch.float64, device=self.device) for _ in sharers]
@@ -48,7 +48,7 @@ class Hessian:
                     gram = (x.T @ x).double() / len(x)
                     for total, (alpha, _) in zip(grams, weights, strict=True):
                         total += alpha[step] * gram
-            names = [self.survey["layers"][i]["name"] for i in sharers]
+            names = [self.survey.layers[i].name for i in sharers]
             tensors.write(unit.folder, {name: gram.float() for name, gram in zip(names, grams, strict=True)})
             unit.value = {
                 name: {"tau": tau if tau < 1e300 else None, "effective_steps": round(effective_steps(alpha), 3)}
@@ -57,10 +57,10 @@ class Hessian:
 
     def _weights(self, layer: int) -> tuple[Tensor, float]:
 
-        steps = self.survey["steps"]
+        steps = self.survey.steps
         temporal = self.settings.temporal and self.context.settings[Recipe].temporal
         share = self.settings.effective_steps if temporal else 1.0
-        here = active_steps(self.survey, self.survey["layers"][layer])
+        here = self.survey.steps_of(self.survey.layers[layer])
         alpha, tau = temporal_weights(self.fisher_TL[here, layer], effective=max(1.0, share * len(here)))
         weights = alpha.new_zeros(steps)
         weights[here] = alpha

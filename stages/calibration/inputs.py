@@ -16,14 +16,14 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
     """(step, what every batch of captions stored under `name` at it, [calls, ...]) in order of steps and batches."""
 
     survey = survey_of(context)
-    for block, steps in enumerate(step_blocks(context, survey["steps"])):
+    for block, steps in enumerate(step_blocks(context, survey.steps)):
         parts = []
         for shard in range(batch_count(context)):
             _, folder = context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
             parts.append(tensors.read(folder, [name])[name])
         place = 0
         for step in steps:
-            calls = survey["calls"].count(step)
+            calls = survey.calls_at(step)
             yield step, [part[place : place + calls] for part in parts]
             place += calls
 

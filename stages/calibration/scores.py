@@ -22,7 +22,7 @@ def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
     from adatsq_pipe.storage import arrays
 
     survey = survey_of(context)
-    total = np.zeros((survey["steps"], len(survey["layers"])))
+    total = np.zeros((survey.steps, len(survey.layers)))
     for key in score_units(context):
         folder = context.read("fisher", key)[1]
         marks = arrays.attributes(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import DataSettings, Settings
+from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.base.units import shards
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ class CaptureSettings(Settings):
     """Scheduler steps in one unit of work: fewer make more units, for more workers."""
 
 
-def survey_of(context: Context) -> dict[str, Any]:
-    """What the survey found: `layers` (name, in, out, kind, source, macs), `steps`, `calls`, `timesteps`."""
-    marker, _ = context.read("capture", "survey")
-    return dict(marker.value)
+def survey_of(context: Context) -> Survey:
+    """What the survey found. Raises DamagedUnit."""
+    return Survey.from_plain(context.read("capture", "survey")[0].value)
 
 
 def left_of(context: Context) -> list[dict[str, Any]]:
@@ -38,12 +37,6 @@ def left_of(context: Context) -> list[dict[str, Any]]:
     Empty for a capture of a version that did not record them."""
     manifest = context.manifest("capture")
     return list(manifest.read("left").value) if manifest.done("left") else []
-
-
-def active_steps(survey: Mapping[str, Any], row: Mapping[str, Any]) -> list[int]:
-    """The steps at which the layer of a survey row is used: all, but of several denoisers each has its own."""
-    found: list[int] = survey["parts"][row["part"]] if "parts" in survey else list(range(survey["steps"]))
-    return found
 
 
 def step_blocks(context: Context, steps: int) -> list[range]:
@@ -63,7 +56,7 @@ def unit_waves(context: Context) -> tuple[list[str], list[str], list[str]]:
     manifest = context.manifest("capture")
     if not manifest.done("survey"):
         return trajectories, ["survey", "left"], []
-    blocks = len(step_blocks(context, manifest.read("survey").value["steps"]))
+    blocks = len(step_blocks(context, Survey.from_plain(manifest.read("survey").value).steps))
     activations = [f"activations/{b:03d}-{s:03d}" for b in range(blocks) for s in range(batch_count(context))]
     return trajectories, ["survey", "left"], activations
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.base.survey import CallSurvey, LayerInfo
+
 GUIDED = 4
 """The most guided variants of a sample in one call: with and without the prompt, perturbed attention."""
 
@@ -73,13 +75,10 @@ def listen(forward: Callable[[], Any], recorder: InputRecorder) -> InputRecorder
     return recorder
 
 
-def survey(
-    forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: Fraction | int
-) -> dict[str, list[Any]]:
+def survey(forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: Fraction | int) -> CallSurvey:
     """What one forward pass of `samples` samples shows (with guidance in several calls, a fraction of one).
 
-    Returns `layers` (see `survey_of`), and the names of layers that are skipped because they ran more than once
-    (`repeated`) or never (`unused`).
+    Layers that ran more than once, or never, are skipped and named.
     """
     recorder = listen(forward, _ShapeRecorder(layers))
     repeated = sorted(recorder.repeated)
@@ -91,17 +90,17 @@ def survey(
         tokens = x.numel() // x.shape[-1]
         conditioning = x.dim() <= 2 and tokens <= GUIDED * samples
         rows.append(
-            {
-                "name": name,
-                "in": layer.in_features,
-                "out": layer.out_features,
-                "kind": "conditioning" if conditioning else "tokens",
-                "source": source,
-                "macs": tokens * layer.in_features * layer.out_features // samples,
-            }
+            LayerInfo(
+                name=name,
+                in_features=layer.in_features,
+                out_features=layer.out_features,
+                role="conditioning" if conditioning else "tokens",
+                input_of=source,
+                macs=tokens * layer.in_features * layer.out_features // samples,
+            )
         )
     unused = sorted(set(layers) - set(recorder.source) - set(repeated))
-    return {"layers": rows, "unused": unused, "repeated": repeated}
+    return CallSurvey(layers=tuple(rows), unused=tuple(unused), repeated=tuple(repeated))
 
 
 class RowSampler(InputRecorder):

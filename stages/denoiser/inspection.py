@@ -22,6 +22,7 @@ from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.architecture.families._family import Family, family_of, timestep_name
 from adatsq_pipe.stages.architecture.layers import SkippedModule, quantizable_linears, skipped_modules
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.hooks import survey
@@ -61,7 +62,7 @@ class SkippedModules:
 class CallTrace:
     """Findings of one call: a survey row by layer, layers that ran twice or never, and the loop around it."""
 
-    rows: Mapping[str, Mapping[str, Any]]
+    rows: Mapping[str, LayerInfo]
     repeated: tuple[str, ...]
     unused: tuple[str, ...]
     steps: int
@@ -84,7 +85,7 @@ class Inspection:
     left: tuple[SkippedModules, ...]
     shared: tuple[tuple[str, ...], ...]
     """Patterns of layers fed the same tensor, which is stored once."""
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[LayerInfo, ...]
     """Name, kind, in, out and source of every layer that is quantized, as in the survey of a capture."""
     watched: CallTrace | None
     family: str
@@ -146,19 +147,18 @@ def _describe(family: Family | None) -> str:
     return f"{'; '.join(changes)} ({family.why})"
 
 
-def _row(name: str, layer: nn.Linear, watched: CallTrace | None) -> Mapping[str, Any] | None:
+def _row(name: str, layer: nn.Linear, watched: CallTrace | None) -> LayerInfo | None:
     """The survey row of a layer; guessed from its name if no call was run, None if the call showed it is not taken."""
     if watched is not None:
         return watched.rows.get(name)
-    kind = "conditioning" if any(part in name.lower() for part in MODULATION) else "tokens"
-    return {
-        "name": name,
-        "in": layer.in_features,
-        "out": layer.out_features,
-        "kind": kind,
-        "source": name,
-        "macs": None,
-    }
+    return LayerInfo(
+        name=name,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        role="conditioning" if any(part in name.lower() for part in MODULATION) else "tokens",
+        input_of=name,
+        macs=None,
+    )
 
 
 def _not_quantized(layers: Mapping[str, nn.Linear], watched: CallTrace | None) -> list[SkippedModule]:
@@ -176,19 +176,19 @@ def _size(layer: nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
 
-def _groups(rows: Sequence[Mapping[str, Any]], layers: Mapping[str, nn.Linear]) -> tuple[Group, ...]:
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def _groups(rows: Sequence[LayerInfo], layers: Mapping[str, nn.Linear]) -> tuple[Group, ...]:
+    found: dict[tuple[Any, ...], list[LayerInfo]] = {}
     for row in rows:
-        found.setdefault((pattern_of(row["name"]), row["in"], row["out"], row["kind"]), []).append(row)
+        found.setdefault((pattern_of(row.name), row.in_features, row.out_features, row.role), []).append(row)
     return tuple(
         Group(
             pattern=pattern,
             in_features=wide,
             out_features=out,
             count=len(members),
-            parameters=sum(_size(layers[row["name"]]) for row in members),
+            parameters=sum(_size(layers[row.name]) for row in members),
             kind=kind,
-            macs=None if members[0]["macs"] is None else sum(row["macs"] for row in members),
+            macs=None if members[0].macs is None else sum(row.macs or 0 for row in members),
         )
         for (pattern, wide, out, kind), members in found.items()
     )
@@ -207,10 +207,10 @@ def grouped(left: Iterable[SkippedModule]) -> tuple[SkippedModules, ...]:
     )
 
 
-def _shared(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
+def _shared(rows: Sequence[LayerInfo]) -> tuple[tuple[str, ...], ...]:
     sharers: dict[str, list[str]] = {}
     for row in rows:
-        sharers.setdefault(row["source"], []).append(pattern_of(row["name"]))
+        sharers.setdefault(row.input_of, []).append(pattern_of(row.name))
     return tuple(dict.fromkeys(tuple(dict.fromkeys(names)) for names in sharers.values() if len(names) > 1))
 
 
@@ -236,9 +236,9 @@ def watch(
         found[part] = (
             module,
             CallTrace(
-                rows={row["name"]: row for row in seen["layers"]},
-                repeated=tuple(seen["repeated"]),
-                unused=tuple(seen["unused"]),
+                rows={row.name: row for row in seen.layers},
+                repeated=seen.repeated,
+                unused=seen.unused,
                 steps=steps[-1] + 1,
                 calls_per_step=max(steps.count(step) for step in steps),
                 timesteps=tuple(call.timestep for call in own),

@@ -36,7 +36,7 @@ class Assemble:
         source = self.context.model.path
         with unit_of(self.context, self.stage, key) as unit:
             said = {"quant_method": "adatsq", "format": FORMAT}
-            timesteps = survey_of(self.context)["timesteps"]
+            timesteps = survey_of(self.context).timesteps
             parts, unit.value = self._tensors(source)
             for i, (part, (stored, layers)) in enumerate(parts.items()):
                 config = {**said, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
@@ -54,7 +54,7 @@ class Assemble:
         """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
 
         survey = survey_of(self.context)
-        prefixes = {part: f"{part}." for part in survey["parts"]} if "parts" in survey else {"transformer": ""}
+        prefixes = {part: f"{part}." for part in survey.steps_of_component} or {"transformer": ""}
         stored = {
             f"{prefix}{name}": tensor
             for part, prefix in prefixes.items()
@@ -62,8 +62,8 @@ class Assemble:
         }
         policy, specs = policy_of(self.context), dict[str, Any]()
         before, after, weights = 0, 0, 0
-        for i, row in enumerate(survey["layers"]):
-            name = row["name"]
+        for i, row in enumerate(survey.layers):
+            name = row.name
             marker, folder = self.context.read("solve", f"layer/{name}")
             solved, spec = tensors.read(folder), marker.value["spec"]
             if stored.pop(f"{name}.weight", None) is None:
@@ -78,8 +78,8 @@ class Assemble:
             stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
             parts.pop("bias", None)
             specs[name] = spec
-            weights += row["in"] * row["out"]
-            before += 2 * row["in"] * row["out"]
+            weights += row.in_features * row.out_features
+            before += 2 * row.in_features * row.out_features
             after += sum(tensor.nbytes for tensor in parts.values())
         rest = sum(t.numel() * 2 for name, t in stored.items() if name.rpartition(".")[0] not in specs)
         rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)

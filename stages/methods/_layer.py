@@ -5,11 +5,11 @@ Checked before any work, and again when a layer is solved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.methods import _layer
 from adatsq_pipe.stages.methods._recipe import Recipe
 
@@ -25,27 +25,31 @@ def largest_group(width: int, group: int) -> int:
     return next(size for size in range(min(group, width), 0, -1) if width % size == 0) if group else 0
 
 
-def groups_of(recipe: Recipe, row: Mapping[str, Any], *, searched: int | None = None) -> tuple[int, int]:
+def groups_of(recipe: Recipe, row: LayerInfo, *, searched: int | None = None) -> tuple[int, int]:
     """(weight group, activation group) of the layer of a survey row; `searched` is what was chosen for it."""
-    conditioning = row["kind"] == "conditioning"
+    conditioning = row.role == "conditioning"
     found = (recipe.conditioning_group, 0) if conditioning else (recipe.weight_group, recipe.activation_group)
     found = found if searched is None else (searched, searched)
-    return (largest_group(row["in"], found[0]), largest_group(row["in"], found[1])) if recipe.group_fit else found
+    return (
+        (largest_group(row.in_features, found[0]), largest_group(row.in_features, found[1]))
+        if recipe.group_fit
+        else found
+    )
 
 
-def incompatibility(recipe: Recipe, row: Mapping[str, Any]) -> str:
+def incompatibility(recipe: Recipe, row: LayerInfo) -> str:
     """Why the layer of a survey row (name, kind, in, out) cannot be stored under a recipe, and what helps; or ""."""
     of_weight, of_tokens = groups_of(recipe, row)
-    least = min(row["in"], row["out"])
+    least = min(row.in_features, row.out_features)
     for what, group in (("weight", of_weight), ("activation", of_tokens)):
-        field = "conditioning_group" if what == "weight" and row["kind"] == "conditioning" else f"{what}_group"
-        if group and row["in"] % group:
+        field = "conditioning_group" if what == "weight" and row.role == "conditioning" else f"{what}_group"
+        if group and row.in_features % group:
             return (
-                f"layer {row['name']}: {field} {group} does not divide the input width {row['in']}; set recipe.{field} "
-                "to a divisor, or 0, or recipe.group_fit = true"
+                f"layer {row.name}: {field} {group} does not divide the input width {row.in_features}; set "
+                f"recipe.{field} to a divisor, or 0, or recipe.group_fit = true"
             )
-    if row["kind"] != "conditioning" and recipe.rank > least:
-        return f"layer {row['name']}: rank {recipe.rank} is above the layer's width {least}; lower recipe.rank"
+    if row.role != "conditioning" and recipe.rank > least:
+        return f"layer {row.name}: rank {recipe.rank} is above the layer's width {least}; lower recipe.rank"
     return ""
 
 
@@ -60,12 +64,13 @@ def check_recipe(recipe: Recipe, model: Path) -> None:
         in_a_block = any(part.isdigit() for part in name.split("."))
         if len(shape) == 2 and in_a_block:
             kind = "conditioning" if any(part in name.lower() for part in MODULATION) else "tokens"
-            found = incompatibility(recipe, {"name": name, "kind": kind, "in": shape[1], "out": shape[0]})
+            row = {"name": name, "kind": kind, "in": shape[1], "out": shape[0]}
+            found = incompatibility(recipe, LayerInfo.from_plain(row))
             if found:
                 raise StageError(f"{found} (nothing was started)")
 
 
-def spec_of(recipe: Recipe, row: Mapping[str, Any], *, group: int | None = None) -> LayerSpec:
+def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> LayerSpec:
     """How the layer of a survey row is stored under a recipe, in groups of `group` if that was searched for it.
 
     Raises StageError if it cannot be.
@@ -76,16 +81,16 @@ def spec_of(recipe: Recipe, row: Mapping[str, Any], *, group: int | None = None)
     if found := _layer.incompatibility(recipe, row):
         raise StageError(found)
     of_weight, of_tokens = _layer.groups_of(recipe, row, searched=group)
-    if row["kind"] == "conditioning":
+    if row.role == "conditioning":
         return LayerSpec(
             weight_bits=recipe.conditioning_bits, group=of_weight, block=1,
             symmetric_activations=recipe.activation_symmetric,
         )  # fmt: skip
-    skipped = bool(recipe.smoothing_skip) and row["name"].endswith(recipe.smoothing_skip)
+    skipped = bool(recipe.smoothing_skip) and row.name.endswith(recipe.smoothing_skip)
     return LayerSpec(
         weight_bits=recipe.weight_bits,
         group=of_weight,
-        block=1 if recipe.transform == "none" else block_size(row["in"], recipe.transform_block),
+        block=1 if recipe.transform == "none" else block_size(row.in_features, recipe.transform_block),
         symmetric_activations=recipe.activation_symmetric,
         activation_group=of_tokens,
         permuted=recipe.permuted,

@@ -5,10 +5,11 @@ Units of the solve stage, before its layers: `sizes/<layer>` (the errors of one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._layer import largest_group
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -26,20 +27,20 @@ def sizes(recipe: Recipe, width: int) -> list[int]:
     return sorted({largest_group(width, group) for group in (*recipe.group_search, recipe.weight_group)})
 
 
-def errors_of(context: Context, recipe: Recipe, row: Mapping[str, Any], w_OI: Tensor) -> dict[str, float]:
+def errors_of(context: Context, recipe: Recipe, row: LayerInfo, w_OI: Tensor) -> dict[str, float]:
     """The output error of a layer, relative, with weight and activations in groups of every size."""
     import torch
 
     from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize, weight_grid
 
-    x = torch.cat([found for _, found in inputs.rows(context, row["source"])]).to(w_OI)
+    x = torch.cat([found for _, found in inputs.rows(context, row.input_of)]).to(w_OI)
     x = x[:: max(1, len(x) // ROWS)]
     wanted, errors = x @ w_OI.T, dict[str, float]()
-    for size in sizes(recipe, row["in"]):
+    for size in sizes(recipe, row.in_features):
         grid = weight_grid(
             w_OI, bits=recipe.weight_bits, group=size, symmetric=recipe.weight_symmetric, clip=recipe.weight_clip
         )
-        columns = grid.columns(row["in"])
+        columns = grid.columns(row.in_features)
         held = dequantize(quantize(w_OI, *columns, grid.qmax), *columns)
         qmax = 2.0**recipe.activation_bits - 1
         got = fake_quantize_tokens(x, qmax, symmetric=recipe.activation_symmetric, group=size) @ held.T
@@ -47,16 +48,17 @@ def errors_of(context: Context, recipe: Recipe, row: Mapping[str, Any], w_OI: Te
     return errors
 
 
-def chosen(context: Context, recipe: Recipe, rows: list[Mapping[str, Any]]) -> dict[str, int]:
+def chosen(context: Context, recipe: Recipe, rows: Sequence[LayerInfo]) -> dict[str, int]:
     """The size of every layer's groups, by name: least summed error, the mean size no smaller than the recipe's."""
     from adatsq_pipe.stages.numerics.evolve import evolve
 
-    found = [context.read("solve", f"sizes/{row['name']}")[0].value for row in rows]
-    options = [sizes(recipe, row["in"]) for row in rows]
+    found = [context.read("solve", f"sizes/{row.name}")[0].value for row in rows]
+    options = [sizes(recipe, row.in_features) for row in rows]
     errors = [[by_size[str(size)] for size in sized] for by_size, sized in zip(found, options, strict=True)]
     start = tuple(
-        sized.index(largest_group(row["in"], recipe.weight_group)) for row, sized in zip(rows, options, strict=True)
+        sized.index(largest_group(row.in_features, recipe.weight_group))
+        for row, sized in zip(rows, options, strict=True)
     )
     mean = sum(sized[i] for i, sized in zip(start, options, strict=True)) / len(rows)
     genes = evolve(errors, options, start, least_mean=min(mean, float(recipe.weight_group)))
-    return {row["name"]: sized[i] for row, sized, i in zip(rows, options, genes, strict=True)}
+    return {row.name: sized[i] for row, sized, i in zip(rows, options, genes, strict=True)}

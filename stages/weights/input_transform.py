@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
@@ -53,17 +53,17 @@ class Basis:
         return transform.rotate(w, h).float(), transform.rotate_gram(gram, h)
 
 
-def bases(context: Context, recipe: Recipe, row: Mapping[str, Any], spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
+def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
     """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
 
     fixed, w = dict[str, Any](), w_OI.double()
     if spec.permuted:
-        random = np.random.default_rng(list(row["name"].encode()))
+        random = np.random.default_rng(list(row.name.encode()))
         fixed["order"] = torch.from_numpy(random.permutation(w.shape[1])).to(w.device).int()
         w = w[:, fixed["order"].long()]
     if not spec.smoothed:
         return [Basis(tensors=fixed, block=spec.block)]
-    size = channel_sizes(recipe, inputs.peaks(context, row["source"]).to(w.device), w_OI)
+    size = channel_sizes(recipe, inputs.peaks(context, row.input_of).to(w.device), w_OI)
     size = size[fixed["order"].long()] if spec.permuted else size
     found = []
     for alpha in exponents(recipe):

@@ -8,8 +8,8 @@ that of rounding to nearest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe
@@ -41,18 +42,18 @@ class SolveSettings(Settings):
 WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:Solve")
 
 
-def _searched(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _searched(rows: Iterable[LayerInfo]) -> list[LayerInfo]:
     """The layers whose groups are searched: those whose inputs are rounded."""
-    return [row for row in rows if row["kind"] == "tokens"]
+    return [row for row in rows if row.rounded]
 
 
 def _waves(context: Context) -> list[list[str]]:
     """The stage's units in their order: with a search of groups the errors and the choice come first."""
-    rows = survey_of(context)["layers"]
+    rows = survey_of(context).layers
     before = []
     if context.settings[Recipe].group_search:
-        before = [[f"sizes/{row['name']}" for row in _searched(rows)], [group_search.CHOICE]]
-    return [*before, [f"layer/{row['name']}" for row in rows]]
+        before = [[f"sizes/{row.name}" for row in _searched(rows)], [group_search.CHOICE]]
+    return [*before, [f"layer/{row.name}" for row in rows]]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

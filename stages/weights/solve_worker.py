@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import Unit, unit_of
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.scores import curvature_of
@@ -43,7 +43,7 @@ class Solve:
         self.context, self.settings = context, context.settings[SolveSettings]
         self.recipe = context.settings[Recipe]
         self.device = context.settings[ComputeSettings].device
-        self.rows = {row["name"]: row for row in survey_of(context)["layers"]}
+        self.rows = {row.name: row for row in survey_of(context).layers}
         transformer = denoiser_of(context).transformer
         self.linears = quantizable_linears(transformer)
         self.folds: list[Fold] = []
@@ -67,17 +67,17 @@ class Solve:
     def _weight(self, name: str) -> Tensor:
         return self.linears[name].weight.detach().to(self.device).float()
 
-    def _spec(self, row: Mapping[str, Any]) -> LayerSpec:
+    def _spec(self, row: LayerInfo) -> LayerSpec:
         group = None
-        if self.recipe.group_search and row["kind"] == "tokens":
-            group = self.context.read("solve", group_search.CHOICE)[0].value[row["name"]]
+        if self.recipe.group_search and row.rounded:
+            group = self.context.read("solve", group_search.CHOICE)[0].value[row.name]
         return spec_of(self.recipe, row, group=group)
 
     def _solve(self, name: str, unit: Unit) -> None:
 
         row, recipe = self.rows[name], self.recipe
         spec, weight_OI = self._spec(row), self._weight(name)
-        _, folder = self.context.read("hessian", f"gram/{row['source']}", tensors=[name])
+        _, folder = self.context.read("hessian", f"gram/{row.input_of}", tensors=[name])
         gram = tensors.read(folder, [name])[name].to(self.device).double()
         weight_OI, bias = self._producing(name, weight_OI)
         folded = self._folded(name)
@@ -113,7 +113,7 @@ class Solve:
         """What a fold multiplies the channels of its consumers' input by."""
 
         joint = torch.cat([self._weight(name) for name in fold.consumers])
-        return input_transform.factor(self.context, self.recipe, self.rows[fold.consumers[0]]["source"], joint)
+        return input_transform.factor(self.context, self.recipe, self.rows[fold.consumers[0]].input_of, joint)
 
     def _folded(self, name: str) -> Tensor | None:
         """What the layer before multiplies this layer's input by."""
@@ -137,22 +137,22 @@ class Solve:
         return replace(found, scale_OG=found.scale_OG.bfloat16().float())
 
     def _by_time(
-        self, row: Mapping[str, Any], spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
+        self, row: LayerInfo, spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
     ) -> tuple[QuantizedWeight, LayerSpec]:
         """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
 
-        steps, recipe = survey_of(self.context)["steps"], self.recipe
+        steps, recipe = survey_of(self.context).steps, self.recipe
         place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
         rows: list[list[Tensor]] = [[] for _ in range(groups)]
-        for step, x in inputs.rows(self.context, row["source"]):
+        for step, x in inputs.rows(self.context, row.input_of):
             rows[place[step]].append(own.of_rows(x.to(w)))
         joined = [torch.cat(parts) for parts in rows]
         regions = recipe.regions and timegroups.is_gelu_output(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
         start, bits = self._grid(spec, w), recipe.activation_bits
         if recipe.time_search:
-            curvature = torch.from_numpy(curvature_of(self.context, row["name"])).to(w.device)
+            curvature = torch.from_numpy(curvature_of(self.context, row.name)).to(w.device)
             weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
             weights.index_add_(0, torch.tensor(place, device=w.device), curvature)
             found = timegroups.calibrate(joined, w, weights, start, bits=bits, regions=regions)

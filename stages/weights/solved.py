@@ -17,8 +17,8 @@ from adatsq_pipe.storage import tensors
 def load_solved(context: Context, transformer: nn.Module, policy: Policy) -> dict[str, QuantizedLinear]:
     """Put the solved layers into `transformer` with the activation bits of `policy`; returns them by name."""
 
-    rows = survey_of(context)["layers"]
-    specs = {row["name"]: LayerSpec(**context.read("solve", f"layer/{row['name']}")[0].value["spec"]) for row in rows}
+    rows = survey_of(context).layers
+    specs = {row.name: LayerSpec(**context.read("solve", f"layer/{row.name}")[0].value["spec"]) for row in rows}
     layers = replace_linears(transformer, specs, steps=policy.steps)
     for i, (name, layer) in enumerate(layers.items()):
         stored = tensors.read(context.manifest("solve").local_folder(f"layer/{name}"))

@@ -111,7 +111,7 @@ def stages(context: Context) -> list[tuple[str, str]]:
     survey = context.manifest("capture").read("survey").value
     lines = [("linears", f"{len(survey['layers'])}, {sum(r['in'] * r['out'] for r in survey['layers']) / 1e6:.0f} M")]
     widest = max(survey["layers"], key=lambda row: row["in"])
-    tokens = max(row["macs"] // (row["in"] * row["out"]) for row in survey["layers"])
+    tokens = max((layer.macs or 0) // layer.size for layer in survey.layers)
     lines.append(("tokens of a call", str(tokens)))
 
     def seconds(stage: str, prefix: str) -> list[dict[str, float]]:

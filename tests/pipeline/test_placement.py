@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,19 @@ from adatsq_pipe.pipeline.placement import Need
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
+from adatsq_pipe.stages.base.survey import LayerInfo, Survey
 from adatsq_pipe.storage.checkpoint import stored_sizes
 
 GB = 10**9
 ROW = {"name": "a", "source": "a", "in": 10, "out": 20, "macs": 7 * 10 * 20}
+
+
+def _survey(*rows: dict[str, Any]) -> dict[str, Any]:
+    layers = tuple(LayerInfo.from_plain(row) for row in rows)
+    nothing: tuple[str, ...] = ()
+    return Survey(
+        layers=layers, unused=nothing, repeated=nothing, step_of_call=(0,), timesteps=(1.0,), parameters=400
+    ).plain()
 
 
 def _context(run: Path, model: Path) -> Context:
@@ -49,7 +59,7 @@ def test_a_whole_gpu_until_something_is_known_then_the_survey_then_what_was_meas
     capture = context.manifest("capture")
     capture.open_unit("survey")
     shared = {**ROW, "name": "b"}
-    capture.commit("survey", value={"layers": [ROW, shared]})
+    capture.commit("survey", value=_survey(ROW, shared))
     weights = 2 * sum(sum(part.values()) for part in stored_sizes(tiny_flux).values())
     guessed = placement.need_of(context, "fisher")
     assert guessed == Need(weights=weights, unit=2 * 3 * 2 * 7 * (10 + 20 + 20), basis="estimated from the survey")

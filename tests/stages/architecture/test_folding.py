@@ -11,6 +11,7 @@ import torch
 
 from adatsq_pipe.stages.architecture.folding import Fold, apply, folds
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.hooks import InputRecorder
@@ -53,7 +54,7 @@ def test_the_output_stays_as_it_was(name: str, family: Callable[[str], Path]) ->
         {"name": n, "in": layers[n].in_features, "out": layers[n].out_features, "source": source}
         for n, source in listener.source.items()
     ]
-    found = folds(model, rows)
+    found = folds(model, [LayerInfo.from_plain(row) for row in rows])
     assert {fold.producer for fold in found if ".0." in fold.producer} == EXPECTED[name]
     untouched = {name: layer.weight.clone() for name, layer in layers.items()}
     for fold in found:
@@ -75,10 +76,13 @@ def test_a_fold_needs_all_layers_fed_the_same_input(family: Callable[[str], Path
     sizes = {n: (x.in_features, x.out_features) for n, x in quantizable_linears(model).items() if n.startswith(block)}
     rows = [{"name": n, "in": i, "out": o, "source": f"{block}attn1.to_q" if "to_" in n and "out" not in n else n}
             for n, (i, o) in sizes.items()]  # fmt: skip
-    whole = {fold.consumers for fold in folds(model, rows)}
+    whole = {fold.consumers for fold in folds(model, [LayerInfo.from_plain(row) for row in rows])}
     assert (f"{block}attn1.to_q", f"{block}attn1.to_k", f"{block}attn1.to_v") in whole
     rows.append({"name": "another", "in": 32, "out": 32, "source": f"{block}attn1.to_q"})
-    assert not any(f"{block}attn1.to_q" in consumers for consumers in {f.consumers for f in folds(model, rows)})
+    assert not any(
+        f"{block}attn1.to_q" in consumers
+        for consumers in {f.consumers for f in folds(model, [LayerInfo.from_plain(row) for row in rows])}
+    )
 
 
 def test_rows_of_a_modulation_are_multiplied_and_the_scales_bias_is_taken_about_one() -> None:

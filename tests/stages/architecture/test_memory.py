@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adatsq_pipe.stages.architecture import memory
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.storage.checkpoint import stored_sizes
 
 SIZES = {
@@ -23,7 +24,8 @@ ROWS = [
 
 
 def _plan(device: int, rows: list[dict[str, object]] = ROWS) -> memory.MemoryPlan:
-    return memory.plan(SIZES, denoising=["transformer"], device=device, dtype="bfloat16", rows=rows, samples=3)
+    layers = [LayerInfo.from_plain(row) for row in rows]
+    return memory.plan(SIZES, denoising=["transformer"], device=device, dtype="bfloat16", rows=layers, samples=3)
 
 
 def test_blocks_and_what_is_in_none() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.calibration.capture_worker import Capture
-from adatsq_pipe.stages.calibration.survey import active_steps, left_of, survey_of, unit_waves
+from adatsq_pipe.stages.calibration.survey import left_of, survey_of, unit_waves
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
@@ -74,7 +74,7 @@ def test_the_survey_says_what_each_layer_is_fed_and_costs(
 ) -> None:
     store, worker = _opened(tmp_path, TwoLayerDenoiser(guided=guided), monkeypatch)
     worker("survey")
-    found = survey_of(store.context)
+    found = survey_of(store.context).plain()
     token = {"kind": "tokens", "source": FIRST, "in": 16}
     assert found["layers"] == [
         {"name": "blocks.0.first", "out": 24, "macs": 5 * 16 * 24, **token},
@@ -94,7 +94,7 @@ def test_the_timestep_of_a_step_is_the_largest_of_its_calls(tmp_path: Path, monk
     write_trajectory(manifest.open_unit("trajectory/000"), replace(run, timesteps=(1000, 990, 650, 700, 400, 410)))
     manifest.commit("trajectory/000")
     worker("survey")
-    assert survey_of(store.context)["timesteps"] == [1000, 700, 410]
+    assert survey_of(store.context).timesteps == (1000, 700, 410)
 
 
 def test_a_survey_of_a_batch_that_is_cut_counts_by_sample_all_the_same(
@@ -103,7 +103,7 @@ def test_a_survey_of_a_batch_that_is_cut_counts_by_sample_all_the_same(
     store, worker = _opened(tmp_path, TwoLayerDenoiser(), monkeypatch)
     worker.micro.size = 1
     worker("survey")
-    assert survey_of(store.context) == store.survey()
+    assert survey_of(store.context).plain() == store.survey()
 
 
 def test_of_two_denoisers_each_is_surveyed_and_has_its_own_steps(
@@ -113,11 +113,11 @@ def test_of_two_denoisers_each_is_surveyed_and_has_its_own_steps(
     store, worker = _opened(tmp_path, TwoLayerDenoiser(names=names), monkeypatch)
     worker("survey")
     found = survey_of(store.context)
-    assert found["parts"] == {"transformer": [0], "transformer_2": [1, 2]}
-    rows = [(row["name"], row["part"], row["source"]) for row in found["layers"]]
+    assert found.steps_of_component == {"transformer": (0,), "transformer_2": (1, 2)}
+    rows = [(layer.name, layer.component, layer.input_of) for layer in found.layers]
     first = [(f"{part}.{name}", part, f"{part}.{store.source[name]}") for part in names for name in store.names]
     assert rows == first
-    assert [active_steps(found, row) for row in found["layers"]] == [[0]] * 3 + [[1, 2]] * 3
+    assert [found.steps_of(layer) for layer in found.layers] == [[0]] * 3 + [[1, 2]] * 3
 
 
 def test_a_second_denoiser_that_is_never_called_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

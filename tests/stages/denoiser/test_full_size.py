@@ -55,7 +55,7 @@ def test_size_layers_and_memory(name: str) -> None:
     assert size.weights == 2 * found.parameters
     assert size.gram == 8 * max(group.in_features for group in found.groups) ** 2
     four, three = size.quantized[4], size.quantized[3]
-    share = sum(row["in"] * row["out"] for row in found.rows) / found.parameters
+    share = sum(row.size for row in found.rows) / found.parameters
     ideal = [found.parameters * (share * bits / 8 + (1 - share) * 2) for bits in (4, 3)]
     assert ideal[0] < four < 1.06 * ideal[0] and three < four < size.weights
 

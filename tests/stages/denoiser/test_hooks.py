@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.base.survey import CallSurvey
 from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
 
 
@@ -114,10 +115,9 @@ def test_after_listening_layers_are_not_listened_to_even_if_the_call_fails() -> 
         assert not listener.repeated, "a second run of the layer is not seen"
 
 
-def _surveyed(forward: Callable[[dict[str, nn.Linear]], object], samples: Fraction | int) -> dict[str, list[object]]:
+def _surveyed(forward: Callable[[dict[str, nn.Linear]], object], samples: Fraction | int) -> CallSurvey:
     layers = _linears(wide=(6, 3), narrow=(3, 5), vector=(4, 2), twice=(6, 6), idle=(2, 2))
-    found: dict[str, list[object]] = survey(lambda: forward(layers), layers, samples)
-    return found
+    return survey(lambda: forward(layers), layers, samples)
 
 
 def test_a_survey_counts_multiply_accumulates_of_one_sample_and_tells_vectors_from_tokens() -> None:
@@ -127,15 +127,13 @@ def test_a_survey_counts_multiply_accumulates_of_one_sample_and_tells_vectors_fr
         layers["narrow"](hidden)
         layers["twice"](layers["twice"](_drawn(2, 7, 6)))
 
-    assert _surveyed(forward, 2) == {
-        "layers": [
-            {"name": "vector", "in": 4, "out": 2, "kind": "conditioning", "source": "vector", "macs": 1 * 4 * 2},
-            {"name": "wide", "in": 6, "out": 3, "kind": "tokens", "source": "wide", "macs": 7 * 6 * 3},
-            {"name": "narrow", "in": 3, "out": 5, "kind": "tokens", "source": "narrow", "macs": 7 * 3 * 5},
-        ],
-        "unused": ["idle"],
-        "repeated": ["twice"],
-    }
+    seen = _surveyed(forward, 2)
+    assert [layer.plain() for layer in seen.layers] == [
+        {"name": "vector", "in": 4, "out": 2, "kind": "conditioning", "source": "vector", "macs": 1 * 4 * 2},
+        {"name": "wide", "in": 6, "out": 3, "kind": "tokens", "source": "wide", "macs": 7 * 6 * 3},
+        {"name": "narrow", "in": 3, "out": 5, "kind": "tokens", "source": "narrow", "macs": 7 * 3 * 5},
+    ]
+    assert (seen.unused, seen.repeated) == (("idle",), ("twice",))
 
 
 def test_a_layer_that_stored_the_input_of_others_but_ran_twice_hands_it_to_the_next() -> None:
@@ -146,8 +144,8 @@ def test_a_layer_that_stored_the_input_of_others_but_ran_twice_hands_it_to_the_n
         layers["twice"](x)
 
     found = _surveyed(forward, 2)
-    assert [row["source"] for row in found["layers"]] == ["wide"]  # type: ignore[index]
-    assert found["repeated"] == ["twice"]
+    assert [layer.input_of for layer in found.layers] == ["wide"]
+    assert found.repeated == ("twice",)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +164,7 @@ def test_conditioning_is_one_vector_for_each_of_at_most_four_guided_variants_of_
     shape: tuple[int, ...], samples: Fraction | int, kind: str
 ) -> None:
     found = _surveyed(lambda layers: layers["vector"](_drawn(*shape)), samples)
-    assert [row["kind"] for row in found["layers"]] == [kind]  # type: ignore[index]
+    assert [layer.role for layer in found.layers] == [kind]
 
 
 def test_rows_of_several_calls_are_repeated_in_turn_up_to_the_most_of_any_call() -> None:

@@ -56,8 +56,8 @@ def test_a_call_tells_the_loop_and_the_macs(name: str, family: Callable[[str], P
 def test_names_agree_with_calls_on_what_is_modulation(family: Callable[[str], Path]) -> None:
     """The guess of a config alone is what a call shows, on families that name their modulation."""
     for name in ("flux", "z-image", "dit"):
-        guessed = {row["name"]: row["kind"] for row in _walked(family(name), name, False).rows}
-        seen = {row["name"]: row["kind"] for row in _walked(family(name), name, True).rows}
+        guessed = {row.name: row.role for row in _walked(family(name), name, False).rows}
+        seen = {row.name: row.role for row in _walked(family(name), name, True).rows}
         assert {name: guessed[name] for name in seen} == seen and "conditioning" in seen.values()
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.methods._layer import check_recipe, groups_of, incompatibility, largest_group, spec_of
 from adatsq_pipe.stages.methods._recipe import resolve
 
@@ -18,7 +19,7 @@ CONDITIONING = {"name": "blocks.0.norm1.linear", "kind": "conditioning", "in": 9
 
 
 def _spec(row: dict[str, Any], group: int | None = None, **recipe: Any) -> dict[str, Any]:
-    return spec_of(resolve(recipe), row, group=group).plain()
+    return spec_of(resolve(recipe), LayerInfo.from_plain(row), group=group).plain()
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,11 @@ def test_tokens_have_the_parts_of_their_recipe() -> None:
 def test_a_searched_group_is_that_of_the_weight_and_of_tokens() -> None:
     spec = _spec(TOKENS, group=16, method="q_dit")
     assert (spec["group"], spec["activation_group"]) == (16, 16)
-    assert groups_of(resolve({"method": "q_dit"}), TOKENS) == (96, 96)
-    assert groups_of(resolve({"method": "q_dit", "conditioning_group": 64}), CONDITIONING) == (48, 0)
+    assert groups_of(resolve({"method": "q_dit"}), LayerInfo.from_plain(TOKENS)) == (96, 96)
+    assert groups_of(resolve({"method": "q_dit", "conditioning_group": 64}), LayerInfo.from_plain(CONDITIONING)) == (
+        48,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_searched_group_is_that_of_the_weight_and_of_tokens() -> None:
     ],
 )
 def test_a_misfit_names_the_layer_the_field_and_what_helps(row: Any, recipe: Any, said: str) -> None:
-    found = incompatibility(resolve({"method": "rtn", **recipe}), row)
+    found = incompatibility(resolve({"method": "rtn", **recipe}), LayerInfo.from_plain(row))
     assert found.startswith(f"layer {row['name']}: {said}")
     with pytest.raises(StageError) as refused:
         _spec(row, method="rtn", **recipe)
@@ -92,7 +96,7 @@ def test_a_misfit_names_the_layer_the_field_and_what_helps(row: Any, recipe: Any
     ],
 )
 def test_what_fits_is_not_refused(row: Any, recipe: Any) -> None:
-    assert incompatibility(resolve({"method": "rtn", **recipe}), row) == ""
+    assert incompatibility(resolve({"method": "rtn", **recipe}), LayerInfo.from_plain(row)) == ""
 
 
 def test_a_model_is_refused_by_the_shapes_in_its_files(tmp_path: Path) -> None:

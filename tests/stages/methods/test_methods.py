@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
 from tests.whole import harness
@@ -59,19 +60,24 @@ ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
 )
 def test_what_a_layer_cannot_take_is_said(table: dict[str, object], words: str) -> None:
     with pytest.raises(StageError, match=words):
-        spec_of(resolve(table), ROW)
+        spec_of(resolve(table), LayerInfo.from_plain(ROW))
 
 
 def test_a_group_is_fitted_where_the_recipe_says_so() -> None:
-    spec = spec_of(resolve({"method": "svdquant", "group_fit": True}), ROW)
+    spec = spec_of(resolve({"method": "svdquant", "group_fit": True}), LayerInfo.from_plain(ROW))
     assert spec.group == spec.activation_group == 48
-    assert spec_of(resolve({"method": "svdquant", "group_fit": True}), {**ROW, "in": 341, "out": 64}).group == 31
+    assert (
+        spec_of(
+            resolve({"method": "svdquant", "group_fit": True}), LayerInfo.from_plain({**ROW, "in": 341, "out": 64})
+        ).group
+        == 31
+    )
 
 
 def test_the_second_linear_of_a_feed_forward_is_not_balanced() -> None:
     recipe = resolve({"method": "ptq4dit"})
-    assert spec_of(recipe, ROW).smoothed
-    assert not spec_of(recipe, {**ROW, "name": "blocks.0.ff.net.2"}).smoothed
+    assert spec_of(recipe, LayerInfo.from_plain(ROW)).smoothed
+    assert not spec_of(recipe, LayerInfo.from_plain({**ROW, "name": "blocks.0.ff.net.2"})).smoothed
 
 
 @pytest.mark.run
