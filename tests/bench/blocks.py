@@ -109,23 +109,23 @@ def quantize(model: Path, run: Path, threads: int) -> Context:
 def stages(context: Context) -> list[tuple[str, str]]:
     """What the markers say, as lines of a table."""
     survey = context.manifest("capture").read("survey").value
-    lines = [("linears", f"{len(survey['layers'])}, {sum(r['in'] * r['out'] for r in survey['layers']) / 1e6:.0f} M")]
-    widest = max(survey["layers"], key=lambda row: row["in"])
+    lines = [("linears", f"{len(survey.layers)}, {sum(layer.size for layer in survey.layers) / 1e6:.0f} M")]
+    widest = max(survey.layers, key=lambda layer: layer.in_features)
     tokens = max((layer.macs or 0) // layer.size for layer in survey.layers)
     lines.append(("tokens of a call", str(tokens)))
 
     def seconds(stage: str, prefix: str) -> list[dict[str, float]]:
         return [dict(m.seconds) for u, m in context.manifest(stage).markers().items() if u.startswith(prefix)]
 
-    calls = len(survey["calls"])
+    calls = len(survey.step_of_call)
     (forward,), (fisher,) = seconds("capture", "trajectory/"), seconds("fisher", "scores/")
     lines.append(("a forward", f"{forward['model'] / calls:.2f} s"))
     lines.append(("Fisher: forward and backward", f"{fisher['model'] / calls:.2f} s"))
     grams, solved = seconds("hessian", "gram/"), seconds("solve", "layer/")
     lines.append(("Gram sums", f"{sum(s['algebra'] for s in grams):.1f} s, {len(grams)} inputs"))
     lines.append(("solve", f"{sum(s['algebra'] for s in solved):.0f} s"))
-    slowest = context.manifest("solve").read(f"layer/{widest['name']}").seconds["algebra"]
-    lines.append((f"  of it {widest['in']} x {widest['out']}", f"{slowest:.0f} s"))
+    slowest = context.manifest("solve").read(f"layer/{widest.name}").seconds["algebra"]
+    lines.append((f"  of it {widest.in_features} x {widest['out']}", f"{slowest:.0f} s"))
     search = seconds("search", "level/")
     lines.append(
         ("search, a simulated forward", f"{sum(s['model'] for s in search) / sum(s['calls'] for s in search):.2f} s")
