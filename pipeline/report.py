@@ -21,6 +21,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.calibration.survey import left_of
+from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -206,9 +207,9 @@ def search_cost(context: Context) -> dict[str, float]:
     levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
     rollouts = [m for m in units if m.unit.startswith("rollout/")]
     batches = context.settings[SearchSettings].batches if rollouts else 1
-    reference = [capture.read(f"trajectory/{batch:03d}") for batch in range(batches)]
+    reference = [capture.read(trajectory_unit(batch)) for batch in range(batches)]
     captions = sum(m.value["samples"] for m in reference)
-    calls = sum(m.seconds["calls"] for m in levels)
+    calls = sum(m.calls for m in levels)
     few = min(context.settings[SearchSettings].rollout_prompts, reference[0].value["samples"])
     calls += sum(m.value["calls"] * m.value.get("samples", few) for m in rollouts) / captions
     spent = sum(m.seconds["model"] for m in (*levels, *rollouts))

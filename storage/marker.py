@@ -32,6 +32,11 @@ class Marker:
     """Peak bytes of GPU memory allocated, with the model's weights; 0 on a CPU."""
 
     @property
+    def calls(self) -> float:
+        """Denoiser calls that the unit accounts for, maybe a fraction; on disk they stand among the seconds."""
+        return self.seconds.get("calls", 0.0)
+
+    @property
     def digest(self) -> str:
         """Digest of the result: the names and digests of the files, and the value. Times and hosts do not enter."""
         return digest({"files": {name: entry[1] for name, entry in self.files.items()}, "value": self.value})

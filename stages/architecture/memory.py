@@ -158,12 +158,7 @@ def plan_of(context: Context, survey: Survey | None) -> MemoryPlan | None:
     )
 
 
-<<<<<<< HEAD
-def surveyed(context: Context) -> Mapping[str, Any] | None:
-    """The capture's survey; None if it is not finished."""
-=======
 def surveyed(context: Context) -> Survey | None:
     """The capture's survey, if it is done already."""
->>>>>>> bc2bd8d (base: a survey and its layers are frozen types instead of dicts)
     manifest = context.manifest("capture")
     return Survey.from_plain(manifest.read("survey").value) if manifest.done("survey") else None

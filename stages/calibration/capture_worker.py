@@ -24,6 +24,7 @@ from adatsq_pipe.stages.calibration.survey import (
     survey_of,
 )
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
+from adatsq_pipe.stages.calibration.unit_keys import read_block_key, read_trajectory_unit
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
@@ -52,12 +53,12 @@ class Capture(OutOfMemoryBackoff):
             )
 
     def __call__(self, key: str) -> None:
-        kind, _, rest = key.partition("/")
+        kind = key.partition("/")[0]
         works = {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}
-        {**works, "left": self._left}[kind](key, rest)
+        {**works, "left": self._left}[kind](key)
 
-    def _trajectory(self, key: str, shard: str) -> None:
-
+    def _trajectory(self, key: str) -> None:
+        shard = read_trajectory_unit(key)
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             sizes: dict[int, list[tuple[int, ...]]] = {}
 
@@ -66,7 +67,7 @@ class Capture(OutOfMemoryBackoff):
                     sizes[call.step] = [tuple(x.shape) for x in self.denoiser.state(call)]
 
             with unit.timed("model"):
-                run = self.denoiser.record(self.shards[int(shard)], see=see)
+                run = self.denoiser.record(self.shards[shard], see=see)
             check_timesteps(run.timesteps)
             if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
                 raise StageError(
@@ -75,9 +76,9 @@ class Capture(OutOfMemoryBackoff):
                 )
             for j, output in enumerate(run.outputs):
                 if not all(leaf.isfinite().all() for leaf in leaves(output)):
-                    raise self._blame(int(shard), run, j)
+                    raise self._blame(shard, run, j)
             write_trajectory(unit.folder, run)
-            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[int(shard)].prompts)}
+            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[shard].prompts)}
 
     def _blame(self, shard: int, run: Any, j: int) -> StageError:
         """The error for a call whose output is not finite: it names the first layer that is fed such values."""
@@ -97,7 +98,7 @@ class Capture(OutOfMemoryBackoff):
         )
         return calls
 
-    def _survey(self, key: str, _: str) -> None:
+    def _survey(self, key: str) -> None:
 
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
@@ -118,7 +119,7 @@ class Capture(OutOfMemoryBackoff):
                 steps_of_component=steps_of_component,
             ).plain()
 
-    def _left(self, key: str, _: str) -> None:
+    def _left(self, key: str) -> None:
 
         with unit_of(self.context, self.stage, key) as unit:
             unit.value = [
@@ -154,9 +155,9 @@ class Capture(OutOfMemoryBackoff):
         part, size = parts[0]
         return survey(partial(self.denoiser.run, part), layers, Fraction(samples * size, sum(n for _, n in parts)))
 
-    def _activations(self, key: str, place: str) -> None:
-
-        block, shard = (int(part) for part in place.split("-"))
+    def _activations(self, key: str) -> None:
+        at = read_block_key(key)
+        block, shard = at.block, at.batch
         survey = survey_of(self.context)
         steps = step_blocks(self.context, survey.steps)[block]
         layers = {row.name: self.layers[row.name] for row in survey.layers}

@@ -18,6 +18,7 @@ from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.fisher import FisherSettings
 from adatsq_pipe.stages.calibration.survey import step_blocks, survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.calibration.unit_keys import read_block_key
 from adatsq_pipe.stages.denoiser.block_offload import SavedTensor, blocks_of, checkpoint_blocks
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.denoiser import Call
@@ -51,7 +52,8 @@ class Fisher(OutOfMemoryBackoff):
 
     def __call__(self, key: str) -> None:
 
-        block, shard = (int(part) for part in key.partition("/")[2].split("-"))
+        at = read_block_key(key)
+        block, shard = at.block, at.batch
         steps = step_blocks(self.context, self.survey.steps)[block]
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             scores = torch.zeros(len(steps), len(self.layers), dtype=torch.float64)

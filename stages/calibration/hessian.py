@@ -17,6 +17,7 @@ from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -41,7 +42,7 @@ WORKER = WorkerRef(stage="hessian", path="adatsq_pipe.stages.calibration.hessian
 
 def _units(context: Context) -> list[str]:
     layers = survey_of(context).layers
-    return [f"gram/{row.name}" for row in layers if row.owns_input]
+    return [gram_unit(row.name) for row in layers if row.owns_input]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

@@ -14,6 +14,7 @@ from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.hessian import HessianSettings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.calibration.unit_keys import read_gram_unit
 from adatsq_pipe.stages.denoiser.device import settle
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, temporal_weights
@@ -36,7 +37,7 @@ class Hessian:
 
     def __call__(self, key: str) -> None:
 
-        source = key.partition("/")[2]
+        source = read_gram_unit(key)
         sharers = [i for i, row in enumerate(self.survey.layers) if row.input_of == source]
         width = self.survey.layers[sharers[0]].in_features
         with unit_of(self.context, self.stage, key) as unit:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import batch_count, step_blocks, survey_of
+from adatsq_pipe.stages.calibration.unit_keys import BlockKey
 from adatsq_pipe.storage import tensors
 
 
@@ -19,7 +20,7 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
     for block, steps in enumerate(step_blocks(context, survey.steps)):
         parts = []
         for shard in range(batch_count(context)):
-            _, folder = context.read("capture", f"activations/{block:03d}-{shard:03d}", tensors=[name])
+            _, folder = context.read("capture", BlockKey(block, shard).activations, tensors=[name])
             parts.append(tensors.read(folder, [name])[name])
         place = 0
         for step in steps:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import batch_count, survey_of, unit_waves
+from adatsq_pipe.stages.calibration.unit_keys import read_block_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,4 +51,4 @@ def curvature_of(context: Context, layer: str) -> npt.NDArray[np.float64]:
 
 
 def score_units(context: Context) -> list[str]:
-    return [key.replace("activations/", "scores/") for key in unit_waves(context)[2]]
+    return [read_block_key(key).scores for key in unit_waves(context)[2]]

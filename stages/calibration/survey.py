@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -10,9 +10,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import DataSettings, Settings
 from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.base.units import shards
-
-if TYPE_CHECKING:
-    pass
+from adatsq_pipe.stages.calibration.unit_keys import BlockKey, trajectory_unit
 
 
 class CaptureSettings(Settings):
@@ -52,12 +50,12 @@ def batch_count(context: Context) -> int:
 
 def unit_waves(context: Context) -> tuple[list[str], list[str], list[str]]:
     """The stage's units in its three waves; the last is known after the survey."""
-    trajectories = [f"trajectory/{shard:03d}" for shard in range(batch_count(context))]
+    trajectories = [trajectory_unit(batch) for batch in range(batch_count(context))]
     manifest = context.manifest("capture")
     if not manifest.done("survey"):
         return trajectories, ["survey", "left"], []
     blocks = len(step_blocks(context, Survey.from_plain(manifest.read("survey").value).steps))
-    activations = [f"activations/{b:03d}-{s:03d}" for b in range(blocks) for s in range(batch_count(context))]
+    activations = [BlockKey(b, s).activations for b in range(blocks) for s in range(batch_count(context))]
     return trajectories, ["survey", "left"], activations
 
 

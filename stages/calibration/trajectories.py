@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
 from adatsq_pipe.stages.denoiser.denoiser import Trajectory
 from adatsq_pipe.stages.denoiser.outputs import stacked, structure, unstacked
 from adatsq_pipe.storage import arrays, tensors
@@ -25,7 +26,7 @@ def write_trajectory(folder: Path, run: Trajectory) -> None:
 
 def read_trajectory(context: Context, shard: int) -> Trajectory:
     """A recorded calibration run, verified."""
-    _, folder = context.read("capture", f"trajectory/{shard:03d}")
+    _, folder = context.read("capture", trajectory_unit(shard))
     stored, marks = tensors.read(folder), arrays.attributes(folder)
     form, count = json.loads(marks["structure"]), len(marks["steps"])
     device = context.settings[ComputeSettings].device

@@ -19,6 +19,7 @@ from adatsq_pipe.stages.base.units import Unit, unit_of
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -77,7 +78,7 @@ class Solve:
 
         row, recipe = self.rows[name], self.recipe
         spec, weight_OI = self._spec(row), self._weight(name)
-        _, folder = self.context.read("hessian", f"gram/{row.input_of}", tensors=[name])
+        _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
         gram = tensors.read(folder, [name])[name].to(self.device).double()
         weight_OI, bias = self._producing(name, weight_OI)
         folded = self._folded(name)

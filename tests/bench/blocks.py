@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.scenes.train import components
@@ -108,7 +109,7 @@ def quantize(model: Path, run: Path, threads: int) -> Context:
 
 def stages(context: Context) -> list[tuple[str, str]]:
     """What the markers say, as lines of a table."""
-    survey = context.manifest("capture").read("survey").value
+    survey = Survey.from_plain(context.manifest("capture").read("survey").value)
     lines = [("linears", f"{len(survey.layers)}, {sum(layer.size for layer in survey.layers) / 1e6:.0f} M")]
     widest = max(survey.layers, key=lambda layer: layer.in_features)
     tokens = max((layer.macs or 0) // layer.size for layer in survey.layers)

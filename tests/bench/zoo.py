@@ -198,7 +198,7 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     )
     load_solved(context, denoiser.transformer, policy_of(context))
     for part in denoiser.parts.values():
-        attach_policy_hook(part, survey_of(context)["timesteps"], timestep_name(part))
+        attach_policy_hook(part, survey_of(context).timesteps, timestep_name(part))
     runtime.execute(denoiser.transformer, "simulate")
     drawn: torch.Tensor = denoiser.record(_first_draw(context), decode=True).pictures
     return drawn

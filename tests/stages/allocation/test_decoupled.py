@@ -72,7 +72,7 @@ def test_a_sensitivity_is_the_output_s_error_with_one_layer_rounded(
             wanted.append(sum(errors) / len(errors))
         unit = store.manifest("search").read(f"sensitivity/{layer:04d}")
         assert unit.value == {"errors": pytest.approx(wanted, rel=1e-3)} and wanted[0] > 2 * wanted[1]
-        assert unit.seconds["calls"] == 2 * len(chosen)
+        assert unit.calls == 2 * len(chosen)
 
 
 def _relative(net: torch.nn.Module, calls: list[OneCall], row: list[int]) -> float:

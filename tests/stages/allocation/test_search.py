@@ -235,7 +235,7 @@ def test_a_level_carries_what_its_paths_cost_and_the_paths_are_removed(tmp_path:
     level = manifest.read("level/000")
     units = sum(key.startswith("path/") and "." not in key for key in executor.asked)
     assert level.seconds["model"] == 20.0 * units and level.seconds["algebra"] == 3.0 * units
-    assert level.seconds["calls"] == pytest.approx(units / 2), "a call on two thirds of the captions is two thirds"
+    assert level.calls == pytest.approx(units / 2), "a call on two thirds of the captions is two thirds"
     assert level.seconds["total"] == pytest.approx(1000.0 * units, rel=0.01)
     assert level.micro_batch == {"from": 4, "to": 1}, "the halving that went furthest"
     assert manifest.read("level/001").micro_batch is None
