@@ -13,7 +13,7 @@ from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import WEIGHT_BITS
-from tests.stages.runtime.test_linear import filled, spec_with
+from tests.support.quantized_layers import random_layer, spec_with
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU here; with Triton installed, TRITON_INTERPRET=1 runs these on the CPU", allow_module_level=True)
@@ -47,7 +47,9 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_the_kernels_give_what_the_reference_gives(
     kernels: ModuleType, weights: int, activations: int, symmetric: bool, tokens: int, width: int, out: int
 ) -> None:
-    layer = filled(spec_with(weight_bits=weights, symmetric_activations=symmetric), width, out, weights).to(DEVICE)
+    layer = random_layer(spec_with(weight_bits=weights, symmetric_activations=symmetric), width, out, weights).to(
+        DEVICE
+    )
     layer.bits, layer.execution = activations, "reference"
     x = drawn(2, tokens, width)
     wanted, got = layer(x), kernels.packed_linear(layer, x)
@@ -78,14 +80,14 @@ def test_tokens_are_rounded_as_everywhere(kernels: ModuleType, bits: int, symmet
 
 def test_sums_of_codes(kernels: ModuleType) -> None:
     for bits in WEIGHT_BITS:
-        layer = filled(spec_with(weight_bits=bits), 129, 5, bits).to(DEVICE)
+        layer = random_layer(spec_with(weight_bits=bits), 129, 5, bits).to(DEVICE)
         codes = layer.weight_as(torch.float32) / layer.scale.float() + layer.zero.float()
         less = 128 * 129 if bits == 8 else 0
         assert torch.equal(kernels.code_sums(layer.codes, bits=bits, width=129), codes.round().sum(1).int() - less)
 
 
 def test_an_empty_batch(kernels: ModuleType) -> None:
-    layer = filled(spec_with(weight_bits=4), 64, 8, 1).to(DEVICE)
+    layer = random_layer(spec_with(weight_bits=4), 64, 8, 1).to(DEVICE)
     layer.bits = 4
     assert kernels.packed_linear(layer, torch.zeros(0, 3, 64, device=DEVICE)).shape == (0, 3, 8)
 
@@ -98,7 +100,7 @@ def test_the_layer_takes_the_kernels(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, parts: dict[str, int], dtype: torch.dtype, within: float
 ) -> None:
     """On a GPU by itself; in the interpreter it is told to. Half precision moves a few codes by one."""
-    layer = filled(spec_with(weight_bits=4, **parts), 128, 64, 1).to(DEVICE)
+    layer = random_layer(spec_with(weight_bits=4, **parts), 128, 64, 1).to(DEVICE)
     x, taken = drawn(2, 33, 128, dtype=dtype), []
     packed_linear = kernels.packed_linear
     monkeypatch.setattr(QuantizedLinear, "gpu_kernels", kernels)
@@ -116,7 +118,7 @@ def test_the_layer_takes_the_kernels(
 
 
 def test_layers_of_one_input_round_it_once(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = (filled(spec_with(weight_bits=4), 64, 8, seed).to(DEVICE) for seed in (1, 2))
+    one, other = (random_layer(spec_with(weight_bits=4), 64, 8, seed).to(DEVICE) for seed in (1, 2))
     one.shared = other.shared = SharedInput()
     one.bits = other.bits = 4
     rounded, token_codes = [], kernels.token_codes
