@@ -143,9 +143,17 @@ WORKS: dict[str, Callable[[Any], None]] = {
 NOT_FOR_DIT = ("group offload, by block", "group offload, by leaf", "compiled blocks")
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=pytest.mark.run if "compiled" in what else ()) for what in WORKS]
-)
+def _combinations() -> list[Any]:
+    """Every family with everything. Compilation takes long: it is a `run`, and of one family unless `extended`."""
+    compiled, others = [pytest.mark.run], [pytest.mark.run, pytest.mark.extended]
+    return [
+        pytest.param(name, what, marks=() if "compiled" not in what else compiled if name == "flux" else others)
+        for name in FAMILIES
+        for what in WORKS
+    ]
+
+
+@pytest.mark.parametrize(("folder", "what"), _combinations(), indirect=["folder"])
 def test_works_with(what: str, folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(folder)
     wanted = draw(pipe, folder)
@@ -192,6 +200,10 @@ def test_packed_memory_is_that_of_the_file(flux: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        ("missing", "lack 1 tensors, first .*; copy the folder again"),
+        ("shape", r"policy has shape \[2\], expected \[3\]"),
+        ("format", "written in format 99"),
+        ("layer", "no linear layer 'blocks.7.mlp'"),
         ("extra", "hold 1 that the model does not know, first 'blocks.9.bias'"),
         ("renamed", "lack 1 tensors, first .* and hold 1 that the model does not know"),
         ("truncated", "Unable to load weights from checkpoint file"),
@@ -208,6 +220,14 @@ def test_damage_is_refused_by_name(damage: str, words: str, flux: Path, tmp_path
         tensors["blocks.9.bias"] = torch.zeros(2)
     elif damage == "renamed":
         tensors[f"{name}.scales"] = tensors.pop(f"{name}.scale")
+    elif damage == "missing":
+        del tensors[f"{name}.scale"]
+    elif damage == "shape":
+        tensors[f"{name}.policy"] = tensors[f"{name}.policy"][:-1].clone()
+    elif damage == "format":
+        config["quantization_config"]["format"] = 99
+    elif damage == "layer":
+        config["quantization_config"]["layers"]["blocks.7.mlp"] = config["quantization_config"]["layers"][name]
     elif damage == "dtype":
         tensors[f"{name}.scale"] = tensors[f"{name}.scale"].float()
     elif damage == "spec":

@@ -78,6 +78,19 @@ def test_the_reference_is_plain_maths(parts: dict[str, Any], step: int) -> None:
     assert torch.allclose(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("weight_bits", WEIGHT_BITS)
+@pytest.mark.parametrize("bits", [2, 8, 16])
+@pytest.mark.parametrize("group", [0, 16])
+def test_the_reference_is_plain_maths_at_every_bit_width(weight_bits: int, bits: int, group: int) -> None:
+    spec = spec_with(weight_bits=weight_bits, group=group, block=16)
+    made = random_tensors(spec, 48, 5, weight_bits)
+    layer, x = layer_of(spec, made), tokens(4, 48)
+    layer.bits, layer.execution = bits, "reference"
+    assert layer.bias is not None
+    wanted = output_by_hand(spec, made, layer.bias, x, bits=bits)
+    assert torch.allclose(layer(x).double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
 @by_parts
 @pytest.mark.parametrize("execution", ["simulate", "packed"])
 def test_bfloat16_is_the_same_maths_to_its_precision(parts: dict[str, Any], execution: str) -> None:
