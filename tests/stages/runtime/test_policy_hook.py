@@ -65,6 +65,7 @@ def test_a_batch_of_mixed_timesteps_takes_the_highest_bits_of_its_steps() -> Non
     denoiser = Denoiser()
     attach_policy_hook(denoiser, TIMESTEPS)
     assert run(denoiser, [1.0, 0.2], [0.2, 0.6]) == [[8, 8, 16, 4], [16, 4, 16, 4]]
+    assert run(denoiser, 1.0, [1.0, 0.2]) == [[3, 8, 16, 4], [8, 8, 16, 4]]
 
 
 def test_the_first_call_sets_the_bits_whatever_they_were() -> None:
