@@ -11,6 +11,7 @@ from adatsq_pipe.cluster import actor_pool
 from adatsq_pipe.cluster.actor_pool import ActorPool, WorkerActor
 from adatsq_pipe.cluster.errors import Stopped, TaskFailed, WorkerLost
 from tests.support.fake_ray import Clock, Endless, FakeActor, FakeRay
+from tests.support.scripted_workers import Fatal, NotRetryable
 
 
 @dataclass(eq=False)
@@ -20,6 +21,7 @@ class Plan:
     clock: Clock
     failures: dict[str, int] = field(default_factory=dict)
     duration: float = 0.0
+    error: Exception | None = None
     calls: list[str] = field(default_factory=list)
 
 
@@ -32,7 +34,7 @@ class Upper:
         self.plan.clock.now += self.plan.duration
         if self.plan.failures.get(key, 0):
             self.plan.failures[key] -= 1
-            raise ValueError(f"no good: {key}")
+            raise self.plan.error or ValueError(f"no good: {key}")
         return key.upper()
 
 
@@ -95,6 +97,24 @@ def test_a_failed_task_is_tried_again_on_another_actor(ray: FakeRay, plan: Plan)
     pool = _pool(ray)
     assert list(pool.stream(Upper, plan, ["a"])) == [("a", "A")]
     assert [actor for actor, _ in ray.sent] == ray.actors
+
+
+def test_a_failed_task_waits_at_a_busier_actor_rather_than_where_it_failed(ray: FakeRay, plan: Plan) -> None:
+    pool = _pool(ray)
+    list(pool.stream(Deep, plan, list("wxyz")))
+    ray.sent, ray.actors[1].hangs, plan.failures = [], {"h"}, {"a": 1}
+    with pytest.raises(Endless):
+        list(pool.stream(Deep, plan, ["a", "h"]))
+    first, second = ray.actors
+    assert ray.sent[:3] == [(first, "a"), (second, "h"), (second, "a")]
+
+
+@pytest.mark.parametrize("kind", [NotRetryable, Fatal])
+def test_the_attributes_of_an_error_count_behind_rays_wrapper(ray: FakeRay, plan: Plan, kind: type[Exception]) -> None:
+    plan.failures, plan.error = {"a": 99}, kind("final")
+    with pytest.raises(kind, match=r"^final$"):
+        list(_pool(ray).stream(Upper, plan, ["a"]))
+    assert plan.calls == ["a"]
 
 
 def test_a_dead_actors_tasks_are_not_lost(ray: FakeRay, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def test_the_right_answer_wherever_the_environment_points(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with _serving(_version("2.60.0")) as address:
         assert dashboard.connect(address, RAY).get_address() == address
+    assert os.environ["RAY_ADDRESS"] == os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:1"
 
 
 def test_nobody_there() -> None:

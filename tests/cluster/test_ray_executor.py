@@ -9,7 +9,7 @@ import pytest
 
 from adatsq_pipe.cluster import actor_pool, coordinator, ray_executor
 from adatsq_pipe.cluster.coordinator import Coordinator
-from adatsq_pipe.cluster.errors import ClusterUnreachable, TaskFailed, WorkerLost
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
 from adatsq_pipe.cluster.ray_executor import RayExecutor, connect
 from adatsq_pipe.cluster.resources import Resources
 from tests.support.executor_contract import ExecutorContract
@@ -129,9 +129,11 @@ def test_the_first_result_starts_the_one_coordinator(fake: FakeRay, tmp_path: Pa
     assert len(fake.actors) == 2 and fake.killed == [fake.actors[1]]
 
 
-def test_a_stop_reaches_the_search(fake: FakeRay, tmp_path: Path) -> None:
+def test_after_a_stop_no_task_is_sent_and_no_search_begins(fake: FakeRay, tmp_path: Path) -> None:
     executor = RayExecutor(Resources(workers=1), "stop")
     executor.stop()
-    with pytest.raises(actor_pool.Stopped):
-        executor.coordinate(search, Script(str(tmp_path)), _ignore)
-    assert not (tmp_path / "call-a").exists()
+    with pytest.raises(Stopped):
+        list(executor.stream(Recorder, Script(str(tmp_path)), ["a"]))
+    with pytest.raises(Stopped):
+        executor.coordinate(dying_search, Script(str(tmp_path), kills=0), _ignore)
+    assert fake.sent == [] and not (tmp_path / "searches").exists()

@@ -59,6 +59,22 @@ def test_the_same_files_are_the_same_wheel_and_others_another(tmp_path: Path, mo
     assert made[0].read_bytes() == made[1].read_bytes()
 
 
+def test_its_record_lists_every_file_with_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_package"
+    for name in ("__init__.py", "__pycache__/x.pyc", ".hidden/y.py", "inner/data.toml"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("abc")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    archive = zipfile.ZipFile(wheel.pack(NAME, ["some_package"], tmp_path))
+    record = next(name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
+    lines = archive.read(record).decode().splitlines()
+    of_abc = "sha256=ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0,3"
+    assert lines[:2] == [f"some_package/__init__.py,{of_abc}", f"some_package/inner/data.toml,{of_abc}"]
+    assert lines[-1] == f"{record},,"
+    assert [line.partition(",")[0] for line in lines] == archive.namelist()
+    assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_requirements_are_the_packages_own_without_ray_and_extras() -> None:
     found = wheel.requirements(NAME, exclude=("ray",))
     names = {text.partition(">")[0].partition("<")[0].partition("=")[0].partition("[")[0] for text in found}

@@ -82,6 +82,13 @@ class ExecutorContract:
         assert len(caught.value.others) == 2
         assert sum(script.calls(key) > 0 for key in keys) < 10
 
+    def test_one_success_lets_all_others_be_tried(self, executor: AnyExecutor, tmp_path: Path) -> None:
+        keys = [f"k{i}" for i in range(6)]
+        script = Script(str(tmp_path), fail=tuple(keys[1:]))
+        with pytest.raises(TaskFailed, match="'k1' failed"):
+            list(executor.stream(Recorder, script, keys))
+        assert [script.calls(key) for key in keys] == [1, *[self.tries] * 5]
+
     def test_a_worker_that_cannot_be_opened_fails_the_task(self, executor: AnyExecutor, tmp_path: Path) -> None:
         script = Script(str(tmp_path), unopenable=True)
         with pytest.raises(TaskFailed, match="ValueError: cannot be opened") as caught:
