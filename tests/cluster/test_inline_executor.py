@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adatsq_pipe.cluster.errors import Stopped
+from adatsq_pipe.cluster.errors import Stopped, TaskFailed
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from tests.support.executor_contract import ExecutorContract
 from tests.support.scripted_workers import Recorder, Script
@@ -34,3 +34,10 @@ class TestInlineExecutor(ExecutorContract):
         with pytest.raises(Stopped):
             next(results)
         assert script.calls("b") == 0
+
+    def test_after_one_success_every_task_is_tried(self, executor: InlineExecutor, tmp_path: Path) -> None:
+        script = Script(str(tmp_path), fail=tuple("bcde"))
+        with pytest.raises(TaskFailed) as caught:
+            list(executor.stream(Recorder, script, list("abcdef")))
+        assert caught.value.task == "b" and caught.value.others == ("c", "d", "e")
+        assert [script.calls(key) for key in "abcdef"] == [1] * 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,3 +127,22 @@ def test_tables_and_plot_are_written_without_scores_too(tmp_path: Path) -> None:
 def test_the_front_is_what_nothing_beats_with_as_few_bits() -> None:
     rows = [result(weight_bits=w, psnr=p) for w, p in ((3.0, 20.0), (4.0, 30.0), (4.5, 29.0), (8.0, 40.0), (4.0, 25.0))]
     assert [row["psnr"] for row in compare._front(rows, "psnr")] == [20.0, 30.0, 40.0]
+
+
+def test_a_rows_psnr_by_caption_is_the_mean_over_its_seeds() -> None:
+    (row,) = planned("rtn", "w4a4")
+    figure = SimpleNamespace(mean=1.0, standard_error=0.5)
+    quality = {"psnr": figure, "ssim": figure, "latent_error": figure, "asked_for": None, "captions": 2, "seeds": 3}
+    spent = {"model": 1.0, "algebra": 2.0, "overhead": 3.0}
+    summary: Any = SimpleNamespace(
+        quality=SimpleNamespace(**quality),
+        bits=SimpleNamespace(weights_with_scales=4.25, activations_mean=4.0),
+        size=SimpleNamespace(layer_ratio=3.8),
+        seconds=dict.fromkeys(compare.CALIBRATION, spent),
+        fingerprint="f",
+    )
+    samples = [{"psnr": value} for value in (10.0, 20.0, 12.0, 26.0, 14.0, 29.0)]
+    values = compare.measured(row, summary, samples)
+    assert values["psnr_by_caption"] == [12.0, 25.0], "all captions with the first seed, then with the next"
+    assert values["psnr_interval"] == pytest.approx(0.98) and values["weight_bits_over"] == pytest.approx(0.25)
+    assert values["calibration_seconds"] == pytest.approx(5 * 6.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adatsq_pipe.pipeline import config, plan
+from adatsq_pipe.pipeline import config, plan, prompts
 from adatsq_pipe.pipeline.config import ConfigError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.stage import all_stages
@@ -99,3 +99,17 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file.write_text('{"prompt": {"edit": "x"}}')
     with pytest.raises(ConfigError, match="line 1: its prompt is no text"):
         config.load(preset=None, file=None, sets=(f"data.prompts_file={file}",), model=None, kept=None)
+
+
+def test_a_row_may_come_with_more_than_its_prompt_while_others_do_not(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "a cat", "seed": 3}, {"prompt": "a dog"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = prompts.read(tmp_path / "p.jsonl")
+    assert made.prompts == ["a cat", "a dog"] and made.inputs == [{"seed": 3}, {}]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "3"])
+def test_a_seed_is_a_whole_number_from_zero(seed: object, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a cat", "seed": seed}))
+    with pytest.raises(ValueError, match="line 1: seed is"):
+        prompts.read(tmp_path / "p.jsonl")

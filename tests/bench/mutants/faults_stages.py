@@ -88,7 +88,7 @@ FAULTS = [
     *faults(
         "stages/allocation/search.py",
         SEARCH,
-        ('[bits if layer["kind"] == "tokens" else WEIGHT_ONLY for', "[bits for"),
+        ("[bits if layer.rounded else WEIGHT_ONLY for", "[bits for"),
         ('"mean_bits": float(bits),', '"mean_bits": 16.0,'),
         ("survivors += [choices for choices in space.even if choices not in survivors]", "pass"),
         ('unit.startswith("path/")]', "False]"),
