@@ -58,8 +58,8 @@ class ClusterSettings(Settings):
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of a local Ray."""
     gpus_per_worker: float | Literal["auto"] = 0.0
-    """Share of a GPU that a worker holds; auto = as measured: a whole one until capture's survey is done, then what the
-    weights and a unit take of the GPU's memory, looked at anew before each stage."""
+    """Share of a GPU that a worker holds; auto = a whole one until capture's survey is done, then the share
+    that the weights and a unit of the next stage need, measured before each stage."""
     gpu_memory: float = Field(default=0.0, ge=0)
     """GB (10^9 bytes) of one GPU; 0 = as it says itself. For gpus_per_worker = auto, and for models that need more than
     a worker has of it: their blocks take turns there."""

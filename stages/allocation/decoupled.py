@@ -8,7 +8,6 @@ measure are not robbed. Units of the search stage: `sensitivity/<layer's place>`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
@@ -16,9 +15,6 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, allocate_greedily
-
-if TYPE_CHECKING:
-    pass
 
 CONDITIONED = ("attn2", "add_q", "add_k", "add_v", "add_out", "context", "caption", "text", "encoder_hidden")
 ATTENTION = ("attn", "attention", "to_q", "to_k", "to_v", "to_out")

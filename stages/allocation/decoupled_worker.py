@@ -32,7 +32,6 @@ class Sensitivity(OutOfMemoryBackoff):
     stage: ClassVar[str] = "search"
 
     def __init__(self, context: Context) -> None:
-
         super().__init__()
         self.context, self.survey = context, survey_of(context)
         self.bits = context.settings[SearchSettings].bits
@@ -52,7 +51,6 @@ class Sensitivity(OutOfMemoryBackoff):
 
     def _unrounded(self) -> list[list[Tensor]]:
         """The outputs with no activation rounded."""
-
         if self._whole is None:
             row = [WEIGHT_ONLY] * len(self.layers)
             self._whole = [self._outputs(call, row) for call in self.calls]
@@ -60,12 +58,10 @@ class Sensitivity(OutOfMemoryBackoff):
 
     def _outputs(self, call: Any, row: list[int]) -> list[Tensor]:
         """The outputs of `call` with the layers' activations at the bits of `row`."""
-
         set_bits(self.layers, row)
         return leaves(self.denoiser.run(call))
 
     def __call__(self, key: str) -> None:
-
         layer = int(key.partition("/")[2])
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             errors, whole = [], self._unrounded()

@@ -39,7 +39,6 @@ class SliceReference:
     at the end. Paths that were walked on it stay here."""
 
     def __init__(self, denoiser: Denoiser, portion: Portion, batch: Conditions, recorded: Trajectory) -> None:
-
         self.captions = cut(batch, portion)
         self.recorded = [_of(portion, output) for output in recorded.outputs]
         self.latents = latents_of(portion, recorded.latents)
@@ -90,7 +89,6 @@ class BeamWorker(OutOfMemoryBackoff):
     stage: ClassVar[str] = "search"
 
     def __init__(self, context: Context) -> None:
-
         super().__init__()
         self.context, self.space = context, Trellis(context)
         survey, data = self.space.survey, context.settings[DataSettings]
@@ -110,7 +108,6 @@ class BeamWorker(OutOfMemoryBackoff):
         return self._extend(choices, place) if kind == "path" else self._roll_out(choices, place)
 
     def _run_of(self, batch: int) -> Trajectory:
-
         if batch not in self._recorded:
             self._recorded[batch] = read_trajectory(self.context, batch)
         return self._recorded[batch]
@@ -140,7 +137,6 @@ class BeamWorker(OutOfMemoryBackoff):
         return reference.outputs[choices]
 
     def _extend(self, choices: Choices, place: int) -> float:
-
         step, reference = len(choices) - 1, self._reference(place)
         reference.forget(step)
         outputs = list(self._outputs_of(choices[:-1], place))
@@ -165,7 +161,6 @@ class BeamWorker(OutOfMemoryBackoff):
         return error
 
     def _error(self, reference: SliceReference, step: int, outputs: list[Any], calls: int, arrived: Any) -> float:
-
         if self.space.settings.error == "state":
             got, wanted = self.denoiser.state(arrived), reference.states[step + 1]
         else:
@@ -175,7 +170,6 @@ class BeamWorker(OutOfMemoryBackoff):
         return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
 
     def _roll_out(self, choices: Choices, place: int) -> float:
-
         portion = self.portions["rollout"][place]
         with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
             captions = cut(self.batches[portion.batch], portion)

@@ -27,11 +27,10 @@ class SearchSettings(Settings):
     budget: float = 4.0
     """Mean activation bits over steps and layers that the policy may have."""
     candidates: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.25, 0.125))
-    """Policies of the whole budget out of which a step's candidates are cut: how far bits follow the Fisher scores of
-    layers within a step, and those of steps; 0 not at all, 1 in proportion to the loss that the scores foretell (which
-    at 4 bits took more from the layers of low scores than the others gave back)."""
+    """Candidate policies as (within, across): exponents on the Fisher score of a layer within its step, and of the step
+    among all. 0 ignores the score, 1 allocates in proportion to the loss that it predicts."""
     width: int = Field(default=2, ge=1)
-    """Paths kept per level."""
+    """Paths that survive each step."""
     error: Literal["state", "output"] = "state"
     """Error of a step: of the latents it leads to, or of the denoiser's output."""
     batches: int = Field(default=1, ge=1)
@@ -39,8 +38,8 @@ class SearchSettings(Settings):
     samples: int = Field(default=0, ge=0)
     """Captions in one unit of work; 0 = all of a batch at once, which is quickest while few workers share a level.
     A level has width x candidates x captions / samples units (by default 2 x 2 x 8 / 8): lower it, down to 1, where
-    that is less than there are workers, or where the denoiser is so large that one caption fills a GPU. Batches of
-    other sizes round differently, so it bears identity."""
+    that is less than there are workers, or where the denoiser is so large that one caption fills a GPU. Results
+    depend on it, because batches of other sizes round differently."""
     rollout_prompts: int = Field(default=8, ge=1)
     """Captions on which survivors are re-scored, of as many batches as the trellis has, those after it if there are
     any."""

@@ -92,13 +92,13 @@ class DataSettings(PromptSettings):
     inputs: tuple[dict[str, Any], ...] = ()
     """What each caption comes with, from a manifest (see prompts_file): `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
-    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
-    its place does not."""
+    """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
+    depends on its contents, not on its path."""
     count: int = Field(default=32, ge=1)
-    """How many captions, when they come from the built-in world."""
+    """How many captions, if they are built-in ones."""
     batch: int = Field(default=8, ge=1)
-    """Captions per forward pass. Float results depend on it, so it bears identity. With pictures from a manifest it is
-    1 unless it is set: some pipelines take the pictures of a batch for one prompt's."""
+    """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
+    pipelines take the pictures of a batch for one prompt's."""
     seed: int = 0
 
 
@@ -110,6 +110,7 @@ class ComputeSettings(Settings):
     device: str = "cpu"
     """Torch device of the workers: cpu, cuda or cuda:N."""
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
+    """Of the model in calibration, search and evaluation."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one worker."""
 

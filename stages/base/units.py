@@ -6,12 +6,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.manifest import COMPLETE
+from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.base.micro_batch import MicroBatch
@@ -26,6 +28,26 @@ def fan_out(context: Context, executor: Executor, worker: WorkerRef, keys: Seque
     for _ in executor.stream(worker, context, missing):
         done += 1
         report(done, len(keys))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What a finished unit's marker says besides the digests of its files."""
+
+    value: Plain
+    seconds: Mapping[str, float]
+    """By kind: `model`, `algebra`, and their `total` with everything else."""
+    calls: float
+    """Denoiser calls that the unit accounts for."""
+    micro_batch: Mapping[str, int] | None
+    """Samples at a time, `from` and `to`, if a batch did not fit."""
+    peak: int
+    """Most bytes of GPU memory at once; 0 on a CPU."""
+
+    def commit(self, manifest: Manifest, key: str) -> None:
+        """Write the marker, in which the calls stand among the seconds (see Marker.calls)."""
+        seconds = {**self.seconds, "calls": self.calls}
+        manifest.commit(key, value=self.value, seconds=seconds, micro_batch=self.micro_batch, peak=self.peak)
 
 
 class Unit:
@@ -53,9 +75,9 @@ class Unit:
 
 @contextmanager
 def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = None) -> Iterator[Unit]:
-    """Work on a unit: its folder is made empty, and its marker is written if and only if the body succeeds.
+    """Work on a unit: its folder starts empty, and its marker is written if and only if the body succeeds.
 
-    Else the reason is kept beside the markers. `micro` is the worker's, if it runs a denoiser.
+    If the body fails, the traceback is stored beside the markers. `micro` is the worker's, if it runs a denoiser.
     """
     manifest, start = context.manifest(stage), time.perf_counter()
     unit = Unit(manifest.open_unit(key))
@@ -68,15 +90,18 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
     except Exception:
         manifest.fail(key, traceback.format_exc())
         raise
-    total = time.perf_counter() - start + unit.elsewhere
-    seconds = {**unit.seconds, "total": total, "calls": unit.calls}
-    narrowed = unit.micro_batch if micro is None else micro.reduction()
-    peak = 0 if micro is None else micro.peak()
-    manifest.commit(key, value=unit.value, seconds=seconds, micro_batch=narrowed, peak=peak)
+    result = UnitResult(
+        value=unit.value,
+        seconds={**unit.seconds, "total": time.perf_counter() - start + unit.elsewhere},
+        calls=unit.calls,
+        micro_batch=unit.micro_batch if micro is None else micro.reduction(),
+        peak=0 if micro is None else micro.peak(),
+    )
+    result.commit(manifest, key)
 
 
 def complete(context: Context, stage: str) -> None:
-    """Mark the stage finished, vouching for the digests of all its units."""
+    """Mark the stage finished: the marker lists the digests of all its units."""
     manifest = context.manifest(stage)
     if not manifest.done(COMPLETE):
         manifest.open_unit(COMPLETE)

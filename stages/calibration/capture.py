@@ -9,8 +9,6 @@ hundreds of gigabytes a caption, hence the subsample of a stated size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adatsq_pipe.stages.architecture.families import _family
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.run_settings import RunSettings
@@ -23,10 +21,6 @@ from adatsq_pipe.stages.calibration.survey import (
     unit_waves,
 )
 from adatsq_pipe.storage.fingerprint import Plain
-
-if TYPE_CHECKING:
-    pass
-
 
 WORKER = WorkerRef(stage="capture", path="adatsq_pipe.stages.calibration.capture_worker:Capture")
 

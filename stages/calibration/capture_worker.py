@@ -41,7 +41,6 @@ class Capture(OutOfMemoryBackoff):
     stage: ClassVar[str] = "capture"
 
     def __init__(self, context: Context) -> None:
-
         super().__init__()
         self.context = context
         self.denoiser = denoiser_of(context, self.micro)
@@ -82,7 +81,6 @@ class Capture(OutOfMemoryBackoff):
 
     def _blame(self, shard: int, run: Any, j: int) -> StageError:
         """The error for a call whose output is not finite: it names the first layer that is fed such values."""
-
         call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
         assert isinstance(call, Call)
         with torch.no_grad():
@@ -91,7 +89,6 @@ class Capture(OutOfMemoryBackoff):
         return _not_finite(next(fed, "after the last block"), call)
 
     def _calls(self, shard: int, steps: range) -> list[Call]:
-
         run, calls = read_trajectory(self.context, shard), []
         self.denoiser.replay(
             self.shards[shard], run.outputs, see=lambda j, call: calls.append(call) if call.step in steps else None
@@ -99,7 +96,6 @@ class Capture(OutOfMemoryBackoff):
         return calls
 
     def _survey(self, key: str) -> None:
-
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
             steps = run.steps[-1] + 1
@@ -120,7 +116,6 @@ class Capture(OutOfMemoryBackoff):
             ).plain()
 
     def _left(self, key: str) -> None:
-
         with unit_of(self.context, self.stage, key) as unit:
             unit.value = [
                 {"part": name, **asdict(group)}
@@ -186,7 +181,6 @@ class Capture(OutOfMemoryBackoff):
         self, call: Call, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]
     ) -> Callable[[str], tuple[Tensor, Tensor]]:
         """Input rows and peak of any layer in one call; of a call in parts each gives its share of the rows."""
-
         parts = self.denoiser.cut(call)
         of, samplers = sum(size for _, size in parts), list[RowSampler]()
         for place, (part, size) in enumerate(parts):

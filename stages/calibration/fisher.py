@@ -7,7 +7,7 @@ Units: `scores/<block>-<shard>`, an array [steps of the block, layers] of mean s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,9 +19,6 @@ from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.scores import score_units
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
-
-if TYPE_CHECKING:
-    pass
 
 
 class FisherSettings(Settings):

@@ -35,7 +35,6 @@ class Fisher(OutOfMemoryBackoff):
     stage: ClassVar[str] = "fisher"
 
     def __init__(self, context: Context) -> None:
-
         super().__init__()
         self.context, self.settings = context, context.settings[FisherSettings]
         self.denoiser = denoiser_of(context, self.micro)
@@ -51,7 +50,6 @@ class Fisher(OutOfMemoryBackoff):
         """Blocks that are computed again in the backward pass."""
 
     def __call__(self, key: str) -> None:
-
         at = read_block_key(key)
         block, shard = at.block, at.batch
         steps = step_blocks(self.context, self.survey.steps)[block]
@@ -85,7 +83,6 @@ class Fisher(OutOfMemoryBackoff):
 
     def _of_call(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
         """The scores of all layers at one call. In parts, as the noise of samples is independent, they add up."""
-
         parts = self.denoiser.cut(call)
         of, found = sum(size for _, size in parts), torch.zeros(len(self.layers), dtype=torch.float64)
         for place, (part, size) in enumerate(parts):

@@ -7,7 +7,7 @@ Units: `gram/<layer that owns the input>`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -20,9 +20,6 @@ from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
-
-if TYPE_CHECKING:
-    pass
 
 
 class HessianSettings(Settings):

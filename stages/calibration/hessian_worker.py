@@ -27,7 +27,6 @@ class Hessian:
     stage: ClassVar[str] = "hessian"
 
     def __init__(self, context: Context) -> None:
-
         self.context, self.settings = context, context.settings[HessianSettings]
         compute = context.settings[ComputeSettings]
         settle(device=compute.device, threads=compute.threads)
@@ -36,7 +35,6 @@ class Hessian:
         self.fisher_TL = torch.from_numpy(fisher_scores(context))
 
     def __call__(self, key: str) -> None:
-
         source = read_gram_unit(key)
         sharers = [i for i, row in enumerate(self.survey.layers) if row.input_of == source]
         width = self.survey.layers[sharers[0]].in_features
@@ -57,7 +55,6 @@ class Hessian:
             }
 
     def _weights(self, layer: int) -> tuple[Tensor, float]:
-
         steps = self.survey.steps
         temporal = self.settings.temporal and self.context.settings[Recipe].temporal
         share = self.settings.effective_steps if temporal else 1.0

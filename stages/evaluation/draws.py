@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -11,11 +11,6 @@ from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings, PromptSettings
 from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.storage.fingerprint import Plain
-
-if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    pass
 
 
 class EvaluateSettings(PromptSettings):
@@ -28,8 +23,8 @@ class EvaluateSettings(PromptSettings):
     inputs: tuple[dict[str, Any], ...] = ()
     """What each caption comes with, from a manifest: `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
-    """The same from a file: text with one to a line, JSONL or Parquet with a column prompt. Its contents bear identity,
-    its place does not."""
+    """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
+    depends on its contents, not on its path."""
     count: int = Field(default=16, ge=1)
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1)

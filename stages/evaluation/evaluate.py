@@ -7,16 +7,10 @@ latent error and PSNR for each step.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draws_identity
-
-if TYPE_CHECKING:
-    pass
-
 
 WORKER = WorkerRef(stage="evaluate", path="adatsq_pipe.stages.evaluation.evaluate_worker:Evaluate")
 

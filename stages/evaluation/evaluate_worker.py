@@ -34,7 +34,6 @@ class Evaluate(OutOfMemoryBackoff):
 
     def _score(self, samples: list[dict[str, Any]], shard: int, pictures: Any, reference: Any) -> dict[str, Tensor]:
         """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
-
         settings = self.context.settings[EvaluateSettings]
         wanted = [parse_prompt(row["prompt"], self.world) for row in samples]
         verdicts = zip(scorer.verdicts(wanted, pictures), scorer.verdicts(wanted, reference), strict=True)
@@ -45,7 +44,6 @@ class Evaluate(OutOfMemoryBackoff):
         return {name: torch.from_numpy(scorer.features(each)) for name, each in both.items()}
 
     def __call__(self, key: str) -> None:
-
         shard = int(key.partition("/")[2])
         model = self.context.read("assemble", "model")[1]
         wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])

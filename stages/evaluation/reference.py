@@ -6,17 +6,11 @@ step and at the end, and pictures) and, where the model draws the built-in world
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draws_identity
-
-if TYPE_CHECKING:
-    pass
-
 
 TRUTH = "truth"
 

@@ -44,7 +44,6 @@ class Reference(OutOfMemoryBackoff):
         self.batches = draws(context)
 
     def __call__(self, key: str) -> None:
-
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             if key == TRUTH:
                 tensors.write(unit.folder, {"features": true_features(self.context)})

@@ -32,7 +32,6 @@ class Assemble:
         self.context = context
 
     def __call__(self, key: str) -> None:
-
         source = self.context.model.path
         with unit_of(self.context, self.stage, key) as unit:
             said = {"quant_method": "adatsq", "format": FORMAT}
@@ -52,7 +51,6 @@ class Assemble:
 
     def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
         """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
-
         survey = survey_of(self.context)
         prefixes = {part: f"{part}." for part in survey.steps_of_component} or {"transformer": ""}
         stored = {

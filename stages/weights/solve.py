@@ -9,7 +9,7 @@ that of rounding to nearest.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -23,9 +23,6 @@ from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe
 from adatsq_pipe.stages.weights import group_search
 from adatsq_pipe.storage.fingerprint import Plain
-
-if TYPE_CHECKING:
-    pass
 
 
 class SolveSettings(Settings):

@@ -40,7 +40,6 @@ class Solve:
     stage: ClassVar[str] = "solve"
 
     def __init__(self, context: Context) -> None:
-
         self.context, self.settings = context, context.settings[SolveSettings]
         self.recipe = context.settings[Recipe]
         self.device = context.settings[ComputeSettings].device
@@ -54,7 +53,6 @@ class Solve:
                     self.folds.append(fold)
 
     def __call__(self, key: str) -> None:
-
         kind, _, name = key.partition("/")
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             if kind == group_search.CHOICE:
@@ -75,7 +73,6 @@ class Solve:
         return spec_of(self.recipe, row, group=group)
 
     def _solve(self, name: str, unit: Unit) -> None:
-
         row, recipe = self.rows[name], self.recipe
         spec, weight_OI = self._spec(row), self._weight(name)
         _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
@@ -112,7 +109,6 @@ class Solve:
 
     def _factor(self, fold: Fold) -> Tensor:
         """What a fold multiplies the channels of its consumers' input by."""
-
         joint = torch.cat([self._weight(name) for name in fold.consumers])
         return input_transform.factor(self.context, self.recipe, self.rows[fold.consumers[0]].input_of, joint)
 
@@ -130,7 +126,6 @@ class Solve:
 
     def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
         """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
-
         found = weight_grid(
             w, bits=spec.weight_bits, group=spec.group,
             symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
@@ -141,7 +136,6 @@ class Solve:
         self, row: LayerInfo, spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
     ) -> tuple[QuantizedWeight, LayerSpec]:
         """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
-
         steps, recipe = survey_of(self.context).steps, self.recipe
         place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
@@ -165,7 +159,6 @@ class Solve:
         return coded, spec
 
     def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solution:
-
         try:
             return gptq.solve(w, gram, grid, damping=self.settings.damping, act_order=self.settings.act_order)
         except ValueError as error:
