@@ -100,20 +100,20 @@ FAULTS = [
     ),
     *faults(
         "stages/runtime/clock.py",
-        "tests/stages/runtime/test_loading.py tests/stages/runtime/test_linear.py",
+        "tests/stages/runtime/test_clock.py",
         (".abs().argmin(1)", ".argmin(1)"),
         ("value.dim() <= 1)", "value.dim() <= 9)"),
     ),
     *faults(
         "stages/runtime/spec.py",
-        LINEAR,
+        "tests/stages/runtime/test_spec.py",
         ('"values": 2**self.weight_bits', '"values": 2**self.weight_bits - 1'),
         ("if size and in_features % size:", "if False:"),
         ("if self.regions and not self.time_groups:", "if False:"),
     ),
     *faults(
         "stages/runtime/shared.py",
-        LINEAR,
+        "tests/stages/runtime/test_shared.py",
         ("self._version == x._version", "True"),
         ("self._input is x and", "self._input is not None and"),
     ),
