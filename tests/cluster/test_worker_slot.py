@@ -61,3 +61,23 @@ def test_a_worker_that_cannot_recover_raises_its_own_error(error: Exception) -> 
     with pytest.raises(type(error)) as caught:
         WorkerSlot().run(Refusing, error, "a")
     assert caught.value is error
+
+
+class Recovering:
+    """Fails until it has recovered as often as its context says."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.recovered = times, list[tuple[str, str]]()
+
+    def __call__(self, key: str) -> list[tuple[str, str]]:
+        if len(self.recovered) < self.times:
+            raise NoMemory(f"try {len(self.recovered)}")
+        return self.recovered
+
+    def recover(self, key: str, error: BaseException) -> bool:
+        self.recovered.append((key, str(error)))
+        return True
+
+
+def test_a_worker_that_recovers_does_the_same_task_again_at_once() -> None:
+    assert WorkerSlot().run(Recovering, 2, "a") == [("a", "try 0"), ("a", "try 1")]
