@@ -17,7 +17,6 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHOICE = "choice"
 ROWS = 512
 """Calibration rows of a layer that errors are measured on, evenly from all timesteps."""
 

@@ -21,7 +21,6 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe
-from adatsq_pipe.stages.weights import group_search
 from adatsq_pipe.storage.fingerprint import Plain
 
 
@@ -36,6 +35,8 @@ class SolveSettings(Settings):
     """Solve columns by falling Gram diagonal (groups stay static)."""
 
 
+CHOICE = "choice"
+
 WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:Solve")
 
 
@@ -49,7 +50,7 @@ def _waves(context: Context) -> list[list[str]]:
     rows = survey_of(context).layers
     before = []
     if context.settings[Recipe].group_search:
-        before = [[f"sizes/{row.name}" for row in _searched(rows)], [group_search.CHOICE]]
+        before = [[f"sizes/{row.name}" for row in _searched(rows)], [CHOICE]]
     return [*before, [f"layer/{row.name}" for row in rows]]
 
 

@@ -30,7 +30,7 @@ from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import group_search, input_transform
 from adatsq_pipe.stages.weights.input_transform import Basis
-from adatsq_pipe.stages.weights.solve import SolveSettings, _searched
+from adatsq_pipe.stages.weights.solve import CHOICE, SolveSettings, _searched
 from adatsq_pipe.storage import tensors
 
 
@@ -55,7 +55,7 @@ class Solve:
     def __call__(self, key: str) -> None:
         kind, _, name = key.partition("/")
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
-            if kind == group_search.CHOICE:
+            if kind == CHOICE:
                 unit.value = group_search.chosen(self.context, self.recipe, _searched(self.rows.values()))
             elif kind == "sizes":
                 with unit.timed("algebra"):
@@ -69,7 +69,7 @@ class Solve:
     def _spec(self, row: LayerInfo) -> LayerSpec:
         group = None
         if self.recipe.group_search and row.rounded:
-            group = self.context.read("solve", group_search.CHOICE)[0].value[row.name]
+            group = self.context.read("solve", CHOICE)[0].value[row.name]
         return spec_of(self.recipe, row, group=group)
 
     def _solve(self, name: str, unit: Unit) -> None:

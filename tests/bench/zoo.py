@@ -163,7 +163,7 @@ def _context(run: Path) -> Context:
 
 
 def _first_draw(context: Context) -> Conditions:
-    from adatsq_pipe.stages.evaluation.reference import draws
+    from adatsq_pipe.stages.evaluation.sampling import draws
 
     return draws(context)[0]
 

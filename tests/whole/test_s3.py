@@ -88,7 +88,7 @@ def test_a_run_in_a_bucket_survives_its_machines(
     again = _run(tiny_flux)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
     status = harness.run("status", "--run-dir", URL, "--model", str(tiny_flux))
-    assert status.stdout.count(" done ") == 7, status.stdout
+    assert status.stdout.count(" done ") == 8, status.stdout
     assert harness.run("verify", "--run-dir", URL).returncode == 0
 
 
