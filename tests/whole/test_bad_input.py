@@ -173,7 +173,7 @@ def test_status_reads_files_alone(captured: Path) -> None:
     [
         (("--prompt", "a pink elephant", "--out", "x.png"), 2, ("no word 'pink'",)),
         (("scenes/flux-def", "--prompt", "a circle", "--out", "x.png"), 2, ("did you mean 'scenes/flux-dev'",)),
-        (("--prompt", "a circle", "--out", "x.mov3"), 2, (".mov3", "write .png")),
+        (("--prompt", "a circle", "--out", "x.mov3"), 2, (".mov3", "use .png")),
         (("--prompt", "a circle", "--out", "/nowhere/x.png"), 2, ("/nowhere", "create it first")),
         (("/nowhere", "--prompt", "a circle", "--out", "x.png"), 1, ("/nowhere is not a folder",)),
     ],
