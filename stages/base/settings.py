@@ -95,7 +95,7 @@ class DataSettings(PromptSettings):
     """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
     depends on its contents, not on its path."""
     count: int = Field(default=32, ge=1)
-    """How many captions, if they are built-in ones."""
+    """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)
     """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
     pipelines take the pictures of a batch for one prompt's."""
