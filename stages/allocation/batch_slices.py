@@ -1,7 +1,7 @@
-"""How the search's work is cut into units: a path (or a rollout) on a portion of the calibration captions each.
+"""The units of the search: each evaluates one path, or one rollout, on one slice of a calibration batch.
 
-Which portions there are follows from the settings alone, never from the number of workers, and what they give is put
-together in their order: so the bytes are the same whoever computes them. Importing this brings in no torch.
+The slices follow from the settings alone, never from the number of workers, and their errors are summed in order, so
+the bytes do not depend on which worker computes a unit. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Choices = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Portion:
-    """Captions `start` up to `stop` of a calibration batch that has `of`."""
+class BatchSlice:
+    """Captions `start` up to `stop` of a calibration batch of `of` captions."""
 
     batch: int
     start: int
@@ -35,29 +35,30 @@ class Portion:
     def whole(self) -> bool:
         return self.samples == self.of
 
+    @classmethod
+    def for_trellis(cls, data: DataSettings, settings: SearchSettings) -> list[BatchSlice]:
+        """The slices of the first `search.batches` calibration batches, on which the search extends paths."""
+        return cls._cut(data, range(settings.batches), settings.samples, len(data.prompts))
 
-def of_trellis(data: DataSettings, settings: SearchSettings) -> list[Portion]:
-    """The portions of the first `search.batches` calibration batches, on which paths are extended."""
-    return _portions(data, range(settings.batches), settings.samples, len(data.prompts))
+    @classmethod
+    def for_rollouts(cls, data: DataSettings, settings: SearchSettings) -> list[BatchSlice]:
+        """The slices on which survivors are re-scored: of the batches after the trellis's, or of its own if no others
+        exist."""
+        after = range(settings.batches, 2 * settings.batches)
+        batches = len(shards(len(data.prompts), data.batch))
+        chosen = after if after.start < batches else range(settings.batches)
+        return cls._cut(data, chosen, settings.samples, settings.rollout_prompts)
 
-
-def of_rollouts(data: DataSettings, settings: SearchSettings) -> list[Portion]:
-    """The portions on which survivors are re-scored: of the batches after the trellis's, or of those if none is left"""
-    after = range(settings.batches, 2 * settings.batches)
-    there = len(shards(len(data.prompts), data.batch))
-    chosen = after if after.start < there else range(settings.batches)
-    return _portions(data, chosen, settings.samples, settings.rollout_prompts)
-
-
-def _portions(data: DataSettings, batches: range, size: int, limit: int) -> list[Portion]:
-    """Captions of the batches up to `limit` of them in all, `size` (0: a whole batch) to a portion."""
-    found, left = list[Portion](), limit
-    for batch, captions in list(enumerate(shards(len(data.prompts), data.batch)))[batches.start : batches.stop]:
-        of, taken = len(captions), min(len(captions), left)
-        parts = shards(taken, size or of)
-        found += [Portion(batch=batch, start=part.start, stop=part.stop, of=of) for part in parts]
-        left -= taken
-    return found
+    @classmethod
+    def _cut(cls, data: DataSettings, batches: range, size: int, limit: int) -> list[BatchSlice]:
+        """At most `limit` captions of `batches`, `size` to a slice (0: a whole batch)."""
+        slices, left = list[BatchSlice](), limit
+        for batch, captions in list(enumerate(shards(len(data.prompts), data.batch)))[batches.start : batches.stop]:
+            of, taken = len(captions), min(len(captions), left)
+            parts = shards(taken, size or of)
+            slices += [cls(batch=batch, start=part.start, stop=part.stop, of=of) for part in parts]
+            left -= taken
+        return slices
 
 
 def digest_of(choices: Choices) -> str:
@@ -65,24 +66,25 @@ def digest_of(choices: Choices) -> str:
 
 
 def unit_name(kind: str, choices: Choices, place: int) -> str:
-    """The unit of a path (or rollout) on the portion at `place`."""
+    """The unit of a path (or rollout) on the slice at `place`."""
     return f"{kind}/{digest_of(choices)}-{place:03d}"
 
 
-def keys_of(kind: str, paths: Sequence[Choices], portions: Sequence[Portion]) -> dict[str, str]:
-    """Everything that a level (or the rollouts) has to be computed, as key -> unit, in the order of dispatch.
+def keys_of(kind: str, paths: Sequence[Choices], slices: Sequence[BatchSlice]) -> dict[str, str]:
+    """The units of a level (or of the rollouts) by key, in the order of dispatch.
 
-    Portion by portion, and in turn of the paths' parents: of two workers each tends to stay with one parent's state.
+    One slice after the other; within a slice the paths' parents alternate, so that each of two workers tends to keep
+    one parent's state.
     """
     return {
         f"{kind}/{'.'.join(map(str, path))}/{place}": unit_name(kind, path, place)
-        for place in range(len(portions))
+        for place in range(len(slices))
         for path in _dealt(paths)
     }
 
 
 def read_key(key: str) -> tuple[str, Choices, int]:
-    """A key's kind, path and portion."""
+    """The kind, the path and the slice's place that `key` names."""
     kind, path, place = key.split("/")
     return kind, tuple(int(c) for c in path.split(".")), int(place)
 
@@ -94,11 +96,11 @@ def _dealt(paths: Sequence[Choices]) -> list[Choices]:
     return [path for row in zip_longest(*families.values()) for path in row if path is not None]
 
 
-def together(errors: Mapping[int, float], portions: Sequence[Portion]) -> float:
-    """The error over all portions: the mean of theirs, each weighted by its captions, summed in their order."""
-    if len(portions) == 1:
+def weighted_mean(errors: Mapping[int, float], slices: Sequence[BatchSlice]) -> float:
+    """The mean of the slices' errors, each weighted by its number of captions, summed in order."""
+    if len(slices) == 1:
         return errors[0]
     total = 0.0
-    for place, portion in enumerate(portions):
-        total += errors[place] * portion.samples
-    return total / sum(portion.samples for portion in portions)
+    for place, part in enumerate(slices):
+        total += errors[place] * part.samples
+    return total / sum(part.samples for part in slices)

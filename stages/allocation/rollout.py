@@ -1,4 +1,4 @@
-"""The search's worker: it extends a path by one step, or rolls a whole one out, on a portion of the captions.
+"""The search's worker: it extends a path by one step, or rolls a whole one out, on a slice of the captions.
 
 A path is its list of denoiser outputs, so its state at any step comes from teleporting through the pipeline's own loop.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.allocation import batch_slices
-from adatsq_pipe.stages.allocation.batch_slices import Portion, unit_name
+from adatsq_pipe.stages.allocation.batch_slices import BatchSlice, unit_name
 from adatsq_pipe.stages.allocation.trellis import Trellis
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
@@ -31,17 +31,17 @@ from adatsq_pipe.stages.weights.solved import load_solved
 from adatsq_pipe.storage import tensors
 
 OFF = 1e-4
-"""Relative error of the final latents above which a portion is not what was recorded of its captions."""
+"""Relative error of the final latents above which a slice is not what was recorded of its captions."""
 
 
 class SliceReference:
-    """A portion of the captions with its full-precision run: what was recorded, and the latents before every step and
+    """A slice of the captions with its full-precision run: what was recorded, and the latents before every step and
     at the end. Paths that were walked on it stay here."""
 
-    def __init__(self, denoiser: Denoiser, portion: Portion, batch: Conditions, recorded: Trajectory) -> None:
-        self.captions = cut(batch, portion)
-        self.recorded = [_of(portion, output) for output in recorded.outputs]
-        self.latents = latents_of(portion, recorded.latents)
+    def __init__(self, denoiser: Denoiser, piece: BatchSlice, batch: Conditions, recorded: Trajectory) -> None:
+        self.captions = cut(batch, piece)
+        self.recorded = [_of(piece, output) for output in recorded.outputs]
+        self.latents = latents_of(piece, recorded.latents)
         states: dict[int, list[Tensor]] = {}
 
         def see(j: int, call: Call) -> None:
@@ -49,9 +49,9 @@ class SliceReference:
 
         latents, _ = denoiser.replay(self.captions, self.recorded, see=see)
         alike = latents.shape == self.latents.shape
-        if not portion.whole and (not alike or relative_error(latents, self.latents) > OFF):
+        if not piece.whole and (not alike or relative_error(latents, self.latents) > OFF):
             raise StageError(
-                f"captions {portion.start} to {portion.stop - 1} of a batch of {portion.of} do not give on their own "
+                f"captions {piece.start} to {piece.stop - 1} of a batch of {piece.of} do not give on their own "
                 "what was recorded of them: this pipeline's batches cannot be cut; set search.samples=0"
             )
         self.states = [states[t] for t in range(len(states))] + [[latents]]
@@ -65,22 +65,22 @@ class SliceReference:
                 del kept[old]
 
 
-def cut(batch: Conditions, portion: Portion) -> Conditions:
-    """The captions of a portion of their batch."""
+def cut(batch: Conditions, piece: BatchSlice) -> Conditions:
+    """The captions of a slice of their batch."""
 
-    part = slice(portion.start, portion.stop)
+    part = slice(piece.start, piece.stop)
     return Conditions(prompts=batch.prompts[part], seeds=batch.seeds[part], inputs=batch.inputs[part])
 
 
-def latents_of(portion: Portion, latents: Tensor) -> Tensor:
-    """A portion's share of its batch's final latents, [samples, ...] or [samples x frames, ...]."""
-    rows = len(latents) // portion.of
-    return latents if portion.whole else latents[portion.start * rows : portion.stop * rows]
+def latents_of(piece: BatchSlice, latents: Tensor) -> Tensor:
+    """A slice's share of its batch's final latents, [samples, ...] or [samples x frames, ...]."""
+    rows = len(latents) // piece.of
+    return latents if piece.whole else latents[piece.start * rows : piece.stop * rows]
 
 
-def _of(portion: Portion, output: Any) -> Any:
+def _of(piece: BatchSlice, output: Any) -> Any:
 
-    return output if portion.whole else of_samples(output, portion.of, portion.start, portion.stop)
+    return output if piece.whole else of_samples(output, piece.of, piece.start, piece.stop)
 
 
 class BeamWorker(OutOfMemoryBackoff):
@@ -96,9 +96,9 @@ class BeamWorker(OutOfMemoryBackoff):
         policy = Policy.uniform(survey.steps, len(survey.layers), WEIGHT_ONLY)
         self.layers = list(load_solved(context, self.denoiser.transformer, policy).values())
         self.batches = calibration_shards(context)
-        self.portions = {
-            "path": batch_slices.of_trellis(data, self.space.settings),
-            "rollout": batch_slices.of_rollouts(data, self.space.settings),
+        self.slices = {
+            "path": BatchSlice.for_trellis(data, self.space.settings),
+            "rollout": BatchSlice.for_rollouts(data, self.space.settings),
         }
         self._references: dict[int, SliceReference] = {}
         self._recorded: dict[int, Trajectory] = {}
@@ -114,9 +114,9 @@ class BeamWorker(OutOfMemoryBackoff):
 
     def _reference(self, place: int) -> SliceReference:
         if place not in self._references:
-            portion = self.portions["path"][place]
-            recorded = self._run_of(portion.batch)
-            self._references[place] = SliceReference(self.denoiser, portion, self.batches[portion.batch], recorded)
+            piece = self.slices["path"][place]
+            recorded = self._run_of(piece.batch)
+            self._references[place] = SliceReference(self.denoiser, piece, self.batches[piece.batch], recorded)
         return self._references[place]
 
     def _outputs_of(self, choices: Choices, place: int) -> list[Any]:
@@ -155,7 +155,7 @@ class BeamWorker(OutOfMemoryBackoff):
             reference.arrived[choices] = arrived
             error = self._error(reference, step, outputs, calls, arrived)
             tensors.write_scratch(unit.folder, stacked(outputs[-calls:]))
-            samples = self.portions["path"][place].samples
+            samples = self.slices["path"][place].samples
             unit.value = {"choices": list(choices), "error": error, "calls": calls, "samples": samples}
         reference.outputs[choices] = outputs
         return error
@@ -170,14 +170,14 @@ class BeamWorker(OutOfMemoryBackoff):
         return sum(relative_error(g, w) for g, w in zip(got, wanted, strict=True)) / len(got)
 
     def _roll_out(self, choices: Choices, place: int) -> float:
-        portion = self.portions["rollout"][place]
+        piece = self.slices["rollout"][place]
         with unit_of(self.context, self.stage, unit_name("rollout", choices, place), self.micro) as unit:
-            captions = cut(self.batches[portion.batch], portion)
+            captions = cut(self.batches[piece.batch], piece)
             rows = [self.space.whole_row(t, self.space.bits_of(t, c)) for t, c in enumerate(choices)]
             with unit.timed("model"):
                 run = self.denoiser.record(captions, see=lambda j, call: set_bits(self.layers, rows[call.step]))
-            wanted = latents_of(portion, self._run_of(portion.batch).latents)
-            error = mean_log_error(run.latents, wanted, portion.samples)
-            samples = {"calls": len(run.outputs), "samples": portion.samples}
+            wanted = latents_of(piece, self._run_of(piece.batch).latents)
+            error = mean_log_error(run.latents, wanted, piece.samples)
+            samples = {"calls": len(run.outputs), "samples": piece.samples}
             unit.value = {"choices": list(choices), "error": error, **samples}
         return error

@@ -4,8 +4,8 @@ The trellis of AdaTSQ (sec. 3.3): one level per scheduler step, a few candidate 
 (mean bits, summed error against the full-precision run). A hypothesis is its list of denoiser outputs, so its state at
 any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating, and with
 them the paths that have the same candidate at every step (ours).
-Units: `path/<digest>-<portion>` (an extension evaluated on a portion of the captions, and its outputs), `level/<step>`
-(what the beam was told), `rollout/<digest>-<portion>`, and `front` (the policy, and the whole Pareto front as Parquet).
+Units: `path/<digest>-<slice>` (an extension evaluated on a slice of the captions, and its outputs), `level/<step>`
+(what the beam was told), `rollout/<digest>-<slice>`, and `front` (the policy, and the whole Pareto front as Parquet).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.allocation import batch_slices, decoupled
-from adatsq_pipe.stages.allocation.batch_slices import Portion, digest_of, unit_name
+from adatsq_pipe.stages.allocation.batch_slices import BatchSlice, digest_of, unit_name
 from adatsq_pipe.stages.allocation.front import write_front
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
@@ -38,7 +38,7 @@ WORKER = WorkerRef(stage="search", path="adatsq_pipe.stages.allocation.rollout:B
 def search(executor: Executor, context: Context, report: Report) -> None:
     """The search itself: ask the beam, have its paths evaluated, tell it. Resumes from the levels that are done."""
     space, manifest, data = Trellis(context), context.manifest("search"), context.settings[DataSettings]
-    trellis, again = batch_slices.of_trellis(data, space.settings), batch_slices.of_rollouts(data, space.settings)
+    trellis, again = BatchSlice.for_trellis(data, space.settings), BatchSlice.for_rollouts(data, space.settings)
     if len({part.batch for part in trellis}) < space.settings.batches:
         raise StageError(
             f"search.batches is {space.settings.batches}, and the {len(data.prompts)} calibration captions make "
@@ -67,10 +67,10 @@ def search(executor: Executor, context: Context, report: Report) -> None:
     report(len(beam.prices) + 1, len(beam.prices) + 1)
 
 
-def _count_in(context: Context, unit: Unit, parts: list[str], trellis: list[Portion]) -> None:
+def _count_in(context: Context, unit: Unit, parts: list[str], trellis: list[BatchSlice]) -> None:
     """Put the cost of evaluations, whose own units are scratch, on the level's account, and what did not fit: a call
     counts by its captions' share of all."""
-    captions = sum(portion.samples for portion in trellis)
+    captions = sum(part.samples for part in trellis)
     for part in parts:
         marker = context.manifest("search").read(part)
         for kind in ("model", "algebra"):
@@ -87,7 +87,7 @@ def _narrower(one: Mapping[str, int] | None, other: Mapping[str, int]) -> Mappin
 
 
 def _evaluated(
-    context: Context, executor: Executor, kind: str, paths: list[Choices], parts: list[Portion]
+    context: Context, executor: Executor, kind: str, paths: list[Choices], parts: list[BatchSlice]
 ) -> dict[str, float]:
     """Errors by digest; what is already committed is not done again."""
     manifest, keys = context.manifest("search"), batch_slices.keys_of(kind, paths, parts)
@@ -98,7 +98,7 @@ def _evaluated(
     for key, error in executor.stream(WORKER, context, [key for key, unit in keys.items() if unit not in found]):
         found[keys[key]] = error
     return {
-        digest_of(path): batch_slices.together(
+        digest_of(path): batch_slices.weighted_mean(
             {place: found[unit_name(kind, path, place)] for place in range(len(parts))}, parts
         )
         for path in paths

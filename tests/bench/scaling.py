@@ -20,6 +20,7 @@ import click
 from adatsq_pipe.cluster.ray_executor import RayExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.stages.allocation import batch_slices
+from adatsq_pipe.stages.allocation.batch_slices import BatchSlice
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.numerics.beam import Beam
@@ -55,7 +56,7 @@ def _made_up(choices: batch_slices.Choices) -> float:
 def _search(pool: RayExecutor, batch: int, settings: SearchSettings, steps: int, forward: float) -> tuple[float, float]:
     """Wall seconds of a search, and seconds of forwards in it."""
     data = DataSettings(prompts=tuple(map(str, range(CAPTIONS))), batch=batch)
-    cuts = {"path": batch_slices.of_trellis(data, settings), "rollout": batch_slices.of_rollouts(data, settings)}
+    cuts = {"path": BatchSlice.for_trellis(data, settings), "rollout": BatchSlice.for_rollouts(data, settings)}
     nap = Nap(forward, steps=steps, samples={kind: tuple(p.samples for p in cut) for kind, cut in cuts.items()})
     wall = work = 0.0
 

@@ -12,7 +12,7 @@ from adatsq_pipe.stages.allocation.batch_slices import read_key
 
 @dataclass(frozen=True)
 class Nap:
-    """Seconds of a forward; of a search also its steps, and the captions of its portions by kind of unit."""
+    """Seconds of a forward; of a search also its steps, and the captions of its slices by kind of unit."""
 
     seconds: float
     steps: int = 1

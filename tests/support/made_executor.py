@@ -9,7 +9,7 @@ from adatsq_pipe.stages.allocation.batch_slices import unit_name
 from adatsq_pipe.stages.base.context import Context
 
 Errors = Callable[[tuple[int, ...], int], float]
-"""The error of a path on the portion at a place."""
+"""The error of a path on the slice at a place."""
 
 
 class Interrupted(Exception):
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 class TableExecutor:
     """Answers `path/...` and `rollout/...` keys from two tables; `asked` keeps the keys in the order of dispatch.
 
-    With `stop` it does so many units and raises Interrupted at the next. `samples` are the captions of each portion.
+    With `stop` it does so many units and raises Interrupted at the next. `samples` are the captions of each slice.
     """
 
     def __init__(self, paths: Errors, rollouts: Errors, samples: list[int], stop: int | None = None) -> None:

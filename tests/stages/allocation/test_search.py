@@ -28,7 +28,7 @@ CANDIDATES = ((0.0, 0.0), (1.0, 1.0), (2.0, 0.0))
 SALT = 2996
 """With it the front of separable errors has several paths."""
 SAMPLES = [2, 1]
-"""Captions of the two portions of a batch of three."""
+"""Captions of the two slices of a batch of three."""
 EVERY = list(itertools.product(range(3), repeat=3))
 
 
@@ -62,7 +62,7 @@ def _rollout(path: Choices, place: int) -> float:
 
 
 def _mean(table: Any, path: Choices) -> float:
-    """The error on both portions, each caption counting alike."""
+    """The error on both slices, each caption counting alike."""
     return float((2 * table(path, 0) + table(path, 1)) / 3)
 
 

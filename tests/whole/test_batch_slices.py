@@ -1,4 +1,4 @@
-"""A search whose evaluations are cut into portions: the same bytes for one worker, several, and after a kill."""
+"""A search whose evaluations are cut into slices: the same bytes for one worker, several, and after a kill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _searched(run: Path, *more: str, executor: str = "inline", strike: str = "")
 
 
 def _folder(run: Path) -> Path:
-    """The search's folder with portions: there is another without, of the undisturbed run."""
+    """The search's folder with slices: there is another without, of the undisturbed run."""
     found = [path.parent for path in run.glob("search/*/identity.json") if '"samples"' in path.read_text()]
     assert len(found) == 1
     return found[0]
@@ -48,7 +48,7 @@ def _paths(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in markers}
 
 
-def test_portions_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
+def test_slices_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undisturbed: Path, tmp_path: Path) -> None:
     runs = {name: tmp_path / name for name in ("inline", "ray", "killed")}
     for run in runs.values():
         shutil.copytree(undisturbed, run, symlinks=True)
