@@ -28,7 +28,7 @@ def open_group(folder: Path) -> zarr.Group:
 
 @lru_cache(maxsize=256)
 def _open(folder: Path, stamp: tuple[int, int, int]) -> zarr.Group:
-    import zarr
+    import zarr  # `status` reads no array
 
     return zarr.open_group(folder / GROUP, mode="r")
 

@@ -91,7 +91,7 @@ def device_bytes(device: str, asked: float, share: float) -> int | None:
 
 def gpu_memory(device: str = "cuda") -> int:
     """Bytes of memory of this machine's GPU `device`; 0 if it has none."""
-    import torch
+    import torch  # a run that finds nothing to do needs none
 
     if not torch.cuda.is_available():
         return 0

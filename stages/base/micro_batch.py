@@ -6,13 +6,14 @@ records the split. A worker keeps its reduced size while it is open, because the
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class OutOfMemory(StageError):
@@ -31,16 +32,12 @@ class MicroBatch:
 
     def begin(self) -> None:
         """Start a unit: reset its largest batch and its peak memory."""
-        import torch
-
         self.largest_batch = 0
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> int:
         """Most bytes of GPU memory that were allocated at once since the unit began; 0 on a CPU."""
-        import torch
-
         return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
@@ -74,10 +71,6 @@ class OutOfMemoryBackoff:
 
         Raises OutOfMemory if a single sample does not fit.
         """
-        import traceback
-
-        import torch
-
         if not isinstance(error, torch.OutOfMemoryError):
             return False
         if not self.micro.halve():
@@ -102,8 +95,6 @@ def cut(value: Any, of: int, start: int, stop: int) -> Any:
 
     Tensors [of, ...] and lists of `of` items are cut; values that all samples share are returned unchanged.
     """
-    import torch
-
     if isinstance(value, torch.Tensor):
         return value[start:stop] if value.dim() and value.shape[0] == of else value
     if isinstance(value, dict):
@@ -118,8 +109,6 @@ def cut(value: Any, of: int, start: int, stop: int) -> Any:
 
 def joined(parts: list[Any], sizes: list[int]) -> Any:
     """Join the outputs of parts of a batch. Raises StageError for tensors that are not [samples, ...]."""
-    import torch
-
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -136,8 +125,6 @@ def joined(parts: list[Any], sizes: list[int]) -> Any:
 
 
 def _joined_tensors(parts: list[Tensor], sizes: list[int]) -> Tensor:
-    import torch
-
     for part, size in zip(parts, sizes, strict=True):
         if not part.dim() or part.shape[0] != size:
             raise StageError(

@@ -10,16 +10,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image, ImageSequence
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.storage.rundir import RunDir
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def picture_mode(model: Path) -> str:
@@ -35,9 +34,7 @@ def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: st
     """The call's arguments that one prompt brings: `call` as it is, `images` opened in `mode`, where `find` says; of a
     file with several frames (GIF) a list of them."""
 
-    def opened(digest: str) -> Image | list[Image]:
-        from PIL import Image, ImageSequence
-
+    def opened(digest: str) -> Image.Image | list[Image.Image]:
         with Image.open(find(digest)) as image:
             if getattr(image, "n_frames", 1) > 1:
                 return [frame.convert(mode) for frame in ImageSequence.Iterator(image)]
@@ -80,9 +77,7 @@ def _together(name: str, values: list[Any]) -> Any:
 
 
 def _pictured(value: Any) -> bool:
-    from PIL.Image import Image
-
-    return isinstance(value[0] if isinstance(value, list) and value else value, Image)
+    return isinstance(value[0] if isinstance(value, list) and value else value, Image.Image)
 
 
 @dataclass(frozen=True, kw_only=True)

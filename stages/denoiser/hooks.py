@@ -140,7 +140,5 @@ def equalize(rows: list[Tensor]) -> list[Tensor]:
 
     An expert gets more tokens in one call than in another.
     """
-    import torch
-
     most = max(map(len, rows))
     return [torch.cat([x] * math.ceil(most / len(x)))[:most] for x in rows]

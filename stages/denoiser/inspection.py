@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import nn
 
@@ -94,8 +95,6 @@ class Inspection:
 
 def on_meta(config: Mapping[str, Any], where: object) -> nn.Module:
     """The transformer that a diffusers config describes, without memory for its weights. Raises NotTaken."""
-    import diffusers
-
     name = str(config.get("_class_name", ""))
     made: Any = getattr(diffusers, name, None)
     known = inspect.isclass(made) and issubclass(made, diffusers.ModelMixin)

@@ -12,6 +12,7 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.methods import _layer
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.storage.checkpoint import weight_shapes
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.runtime.spec import LayerSpec
@@ -58,8 +59,6 @@ def check_recipe(recipe: Recipe, model: Path) -> None:
 
     Which layers are fed one vector a sample shows only when the model runs; here their names say it.
     """
-    from adatsq_pipe.storage.checkpoint import weight_shapes
-
     for name, shape in weight_shapes(model).items():
         in_a_block = any(part.isdigit() for part in name.split("."))
         if len(shape) == 2 and in_a_block:
@@ -75,6 +74,7 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> Laye
 
     Raises StageError if it cannot be.
     """
+    # Both import torch, which `run` checks a recipe without.
     from adatsq_pipe.stages.numerics.transform import block_size
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 

@@ -6,16 +6,17 @@ Units of the solve stage, before its layers: `sizes/<layer>` (the errors of one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._layer import largest_group
 from adatsq_pipe.stages.methods._recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from adatsq_pipe.stages.numerics.evolve import evolve
+from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize, weight_grid
 
 ROWS = 512
 """Calibration rows of a layer that errors are measured on, evenly from all timesteps."""
@@ -28,10 +29,6 @@ def sizes(recipe: Recipe, width: int) -> list[int]:
 
 def errors_of(context: Context, recipe: Recipe, row: LayerInfo, w_OI: Tensor) -> dict[str, float]:
     """The output error of a layer, relative, with weight and activations in groups of every size."""
-    import torch
-
-    from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize, weight_grid
-
     x = torch.cat([found for _, found in inputs.rows(context, row.input_of)]).to(w_OI)
     x = x[:: max(1, len(x) // ROWS)]
     wanted, errors = x @ w_OI.T, dict[str, float]()
@@ -49,8 +46,6 @@ def errors_of(context: Context, recipe: Recipe, row: LayerInfo, w_OI: Tensor) ->
 
 def chosen(context: Context, recipe: Recipe, rows: Sequence[LayerInfo]) -> dict[str, int]:
     """The size of every layer's groups, by name: least summed error, the mean size no smaller than the recipe's."""
-    from adatsq_pipe.stages.numerics.evolve import evolve
-
     found = [context.read("solve", f"sizes/{row.name}")[0].value for row in rows]
     options = [sizes(recipe, row.in_features) for row in rows]
     errors = [[by_size[str(size)] for size in sized] for by_size, sized in zip(found, options, strict=True)]

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+import adatsq_pipe.stages.architecture.families as package
 from adatsq_pipe.stages.base.errors import StageError
 
 GROUP = "adatsq_pipe.families"
@@ -41,8 +42,6 @@ class Family:
 @cache
 def own() -> dict[str, Family]:
     """The families of this package, by transformer class."""
-    import adatsq_pipe.stages.architecture.families as package
-
     names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
     defined: list[Family] = [importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in names]
     return {family.transformer: family for family in defined}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -27,8 +28,6 @@ OF_SEVERAL = ("dequantized", "self-contained")
 
 def formats() -> list[str]:
     """Names of the formats there are."""
-    import adatsq_pipe.stages.export.formats as package
-
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
@@ -69,6 +68,7 @@ def config_of(folder: Path, part: str = "transformer") -> dict[str, Any] | None:
 
 def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
     """The quantized transformer, or another denoiser, in bfloat16. Raises StageError if it does not load."""
+    # The command line lists the formats without torch and diffusers.
     import diffusers
     import torch
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats._formats import transformer_of
+from adatsq_pipe.stages.numerics.packing import unpack
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.storage.checkpoint import write_pipeline
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
 BITS = (2, 3, 4, 8)
 _WORD = 32
@@ -35,10 +36,6 @@ pipe = DiffusionPipeline.from_pretrained("this folder", dtype=torch.bfloat16)
 
 
 def export(source: Path, out: Path) -> str:
-    import torch
-
-    from adatsq_pipe.stages.runtime.model import quantized_layers
-
     model: Any = transformer_of(source)
     layers = quantized_layers(model)
     for name, layer in layers.items():
@@ -79,8 +76,6 @@ def export(source: Path, out: Path) -> str:
 
 
 def _plain_linears(model: Any, blocks: list[str]) -> list[str]:
-    from torch import nn
-
     inside = tuple(f"{block}." for block in blocks)
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside)]
 
@@ -104,8 +99,6 @@ def refusal(layer: QuantizedLinear) -> str:
 
 def packed(layer: QuantizedLinear) -> dict[str, Tensor]:
     """int32 `qweight` [in * bits / 32, out] and `qzeros` [groups, out * bits / 32], float16 `scales` [groups, out]."""
-    from adatsq_pipe.stages.numerics.packing import unpack
-
     bits = layer.spec.weight_bits
     codes = unpack(layer.codes, bits, layer.in_features)
     return {
@@ -117,8 +110,6 @@ def packed(layer: QuantizedLinear) -> dict[str, Tensor]:
 
 def _words(codes_RC: Tensor, bits: int) -> Tensor:
     """Rows of codes as a stream of bits in int32 words, least significant bit first: int32 [R, C * bits / 32]."""
-    import torch
-
     stream = (codes_RC.long().unsqueeze(-1) >> torch.arange(bits)) & 1
     words = (stream.flatten(1).unflatten(1, (-1, _WORD)) << torch.arange(_WORD)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)

@@ -15,12 +15,11 @@ from typing import Any
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats._formats import config_of, transformer_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
+from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.storage.files import write_text
 
 
 def export(source: Path, out: Path) -> str:
-    from adatsq_pipe.stages.runtime.model import quantized_layers
-
     layers = quantized_layers(transformer_of(source))
     policy = projected({name: layer.policy.tolist() for name, layer in layers.items()})
     shutil.copytree(source, out, dirs_exist_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -32,11 +33,7 @@ def export(pipeline: DiffusionPipeline, call: dict[str, int | float], out: Path,
 
 def draw_samples(folder: Path, count: int) -> None:
     """Write samples.png beside the weights: `count` held-out captions (or classes), drawn in one call."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt.switch_backend("Agg")
     sampling = json.loads((folder / "sampling.json").read_text())
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
