@@ -15,7 +15,7 @@ __all__ = ["quantize"]
 
 def __getattr__(name: str) -> object:
     if name == "quantize":
-        from adatsq_pipe.pipeline.entry import quantize
+        from adatsq_pipe.pipeline.entry import quantize  # on first use, as the docstring says
 
         return quantize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

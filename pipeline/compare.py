@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.cluster.errors import TaskFailed
+from adatsq_pipe.pipeline import report, runner
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
+from adatsq_pipe.pipeline.plots import pyplot
 from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import Summary
 from adatsq_pipe.stages.base.errors import StageError
@@ -241,8 +243,6 @@ def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: 
 
 def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     """PSNR and score against effective bits (mean of weights' and activations'), with the Pareto line of the best."""
-    from adatsq_pipe.pipeline.plots import pyplot
-
     plt = pyplot()
     panels = [("psnr", "PSNR to full precision, dB")]
     if any(row["score"] is not None for row in found):
@@ -296,8 +296,6 @@ def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) ->
 
     A row that fails is reported and left out; the others still run.
     """
-    from adatsq_pipe.pipeline import report, runner
-
     found, left_out, failed = list[dict[str, Any]](), [row for row in planned if row.refused], 0
     for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")

@@ -33,6 +33,7 @@ from adatsq_pipe.stages.base.settings import (
 from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
+from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -112,8 +113,6 @@ class RunConfig:
 
 def model_folder(given: str) -> Path:
     """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
-    from adatsq_pipe.stages.scenes.builtin_models import builtin_models
-
     known, name = builtin_models(), given or BUILT_IN
     if name in known:
         return known[name]
@@ -272,7 +271,7 @@ def sampling(model: Path) -> dict[str, Any]:
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
     """Refuse captions (or labels) that the built-in world has no pictures of."""
-    from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
+    from adatsq_pipe.stages.scenes.world.prompts import parse_prompt  # imports numpy, for built-in models only
 
     for prompt in prompts:
         try:
@@ -285,7 +284,7 @@ def _captions(table: PromptSettings, world: str) -> Sequence[str]:
     """Built-in captions; those of [evaluate] are held out."""
     held_out = isinstance(table, EvaluateSettings)
     if world:
-        from adatsq_pipe.stages.scenes.world import prompts
+        from adatsq_pipe.stages.scenes.world import prompts  # imports numpy, for built-in models only
 
         split = "held_out" if held_out else "train"
         return prompts.draw_prompts(table.count, world=world, split=split, seed=table.seed)

@@ -36,9 +36,9 @@ def draw(context: Context, policy_path: Path, steps_path: Path, summary: Summary
 
 def pyplot() -> Any:
     """Matplotlib's pyplot, drawing to files."""
-    import matplotlib
+    import matplotlib  # takes a second to import; `run` with nothing to do draws nothing
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot as plt  # after the backend is chosen
 
     return plt

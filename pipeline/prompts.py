@@ -70,7 +70,7 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    from adatsq_pipe.storage import tables
+    from adatsq_pipe.storage import tables  # imports pyarrow, which only Parquet files need
 
     try:
         return tables.columns(path, (COLUMN,), MORE)

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adatsq_pipe.pipeline import pictures, plots
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
@@ -25,6 +27,7 @@ from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
@@ -169,21 +172,17 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
     """GenEval's tasks and Frechet distances, where a program can read the pictures."""
     if not config.settings[ModelSettings].world:
         return None
-    import numpy as np
-
-    from adatsq_pipe.stages.scenes.world.metrics import compare, frechet_distance
-
     folders = [context.manifest("evaluate").local_folder(unit) for unit in quantized_units(context)]
     quantized, reference = (
         np.concatenate([arrays.read(folder, name) for folder in folders]) for name in ("features", "reference_features")
     )
     truth = arrays.read(context.manifest("reference").local_folder("truth"), "features")
     distances = {
-        "full_precision_to_truth": frechet_distance(reference, truth),
-        "quantized_to_truth": frechet_distance(quantized, truth),
-        "quantized_to_full_precision": frechet_distance(quantized, reference),
+        "full_precision_to_truth": metrics.frechet_distance(reference, truth),
+        "quantized_to_truth": metrics.frechet_distance(quantized, truth),
+        "quantized_to_full_precision": metrics.frechet_distance(quantized, reference),
     }
-    return {**compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
+    return {**metrics.compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> Mean:

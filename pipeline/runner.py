@@ -10,10 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from adatsq_pipe.cluster import loopback
+from adatsq_pipe.cluster.inline_executor import InlineExecutor
+from adatsq_pipe.cluster.resources import Resources
+from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.pipeline.plan import Step, plan
+from adatsq_pipe.pipeline.plots import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Report
@@ -24,9 +29,6 @@ from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.rundir import RunDir
-
-if TYPE_CHECKING:
-    from adatsq_pipe.pipeline.placement import Placement
 
 REPAIRS = 8
 NAMED = 4
@@ -80,15 +82,10 @@ class Executors:
     def _make(self) -> Any:
         cluster = self.config.cluster
         if cluster.executor == "inline":
-            from adatsq_pipe.cluster.inline_executor import InlineExecutor
-
             return InlineExecutor()
         if cluster.address == "local":
-            from adatsq_pipe.cluster import loopback
-
             loopback.bind()
-        from adatsq_pipe.cluster.ray_executor import RayExecutor
-        from adatsq_pipe.cluster.resources import Resources
+        from adatsq_pipe.cluster.ray_executor import RayExecutor  # imports Ray, after loopback has set it up
 
         asked = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**asked, gpus_per_worker=self.share)
@@ -214,18 +211,14 @@ def _memory(stage: str, context: Context, executors: Executors, screen: Screen) 
 
 def _draws_soon() -> None:
     """Import what the report draws with, beside the one stage that is a single unit and leaves a core idle."""
-    from adatsq_pipe.pipeline.plots import pyplot
-
     pyplot()
 
 
-def _placed(stage: str, context: Context, config: RunConfig) -> Placement | None:
+def _placed(stage: str, context: Context, config: RunConfig) -> placement.Placement | None:
     """How many workers of the stage share a GPU, where that is to be measured. Raises ConfigError."""
     cluster = config.cluster
     if cluster.gpus_per_worker != "auto" or cluster.executor == "inline":
         return None
-    from adatsq_pipe.pipeline import placement
-
     size = int(cluster.gpu_memory * 10**9) or memory.gpu_memory()
     if not size:
         raise ConfigError(

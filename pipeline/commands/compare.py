@@ -51,7 +51,7 @@ def compare(
 
     Writes compare.md, compare.parquet and compare.png. Run the same command again to resume.
     """
-    from adatsq_pipe.pipeline import compare as comparing
+    from adatsq_pipe.pipeline import compare as comparing  # imports numpy and pyarrow
 
     place = RunDir.open(run_dir)
     extra = cluster_overrides(executor, address)
@@ -71,6 +71,7 @@ def compare(
         fail("no row finished; the reasons are above", 1)
     text = (place.path / "compare.md").read_text()
     if sys.stdout.isatty():
+        # Only a terminal gets the table drawn.
         from rich.console import Console
         from rich.markdown import Markdown
 

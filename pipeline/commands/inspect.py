@@ -16,16 +16,16 @@ import click
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
-from adatsq_pipe.stages.architecture import support
+from adatsq_pipe.stages.architecture import memory, support
 from adatsq_pipe.stages.architecture.support import VECTORS
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
+from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
 
 if TYPE_CHECKING:
     from adatsq_pipe.pipeline.commands.footprint import Footprint
-    from adatsq_pipe.stages.architecture.memory import MemoryPlan
     from adatsq_pipe.stages.denoiser.inspection import Inspection, SkippedModules
 
 NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder with weights"
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -> Inspection:
-    from adatsq_pipe.stages.denoiser import inspection
+    from adatsq_pipe.stages.denoiser import inspection  # imports torch
 
     module = inspection.on_meta(_read(path), path)
     return inspection.walk(module, watched=None, component=component, pipeline=pipeline)
@@ -97,8 +97,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
-    from adatsq_pipe.stages.denoiser import inspection
-    from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
+    from adatsq_pipe.stages.denoiser import inspection  # imports torch
 
     compute, given = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]
     watched = inspection.watch(
@@ -115,7 +114,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
 
 
 def _footprint(found: Inspection, config: RunConfig) -> Footprint:
-    from adatsq_pipe.pipeline.commands.footprint import footprint
+    from adatsq_pipe.pipeline.commands.footprint import footprint  # imports torch
 
     return footprint(
         found.rows,
@@ -127,13 +126,11 @@ def _footprint(found: Inspection, config: RunConfig) -> Footprint:
     )
 
 
-def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> MemoryPlan | None:
+def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> memory.MemoryPlan | None:
     """How a run fits on a worker's device; None where the model stays in main memory.
 
     The size of a denoiser without weight files comes from its layers.
     """
-    from adatsq_pipe.stages.architecture import memory
-
     compute, cluster = config.settings[ComputeSettings], config.cluster
     device = memory.device_bytes(compute.device, cluster.gpu_memory, cluster.device_share)
     if device is None:

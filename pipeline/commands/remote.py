@@ -17,10 +17,13 @@ from typing import Any
 import click
 import tomli_w
 
+from adatsq_pipe.cluster import wheel
+from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.shell import STOPPED, example, fail, user_errors
 from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
 NAME = "adatsq-pipe"
 ROOMS = ("adatsq_pipe.cluster", "adatsq_pipe.pipeline", "adatsq_pipe.stages", "adatsq_pipe.storage")
@@ -62,9 +65,9 @@ def submit(
 
     Uploads this package and follows the log. Ctrl-C stops following, not the job. The exit code is the job's.
     """
-    from adatsq_pipe.cluster import dashboard, wheel
+    # Both import Ray, which the other commands do without.
+    from adatsq_pipe.cluster import dashboard
     from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster.errors import JobRefused
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
     sent = None if working_dir == "none" else Path(working_dir)
@@ -101,9 +104,9 @@ def submit(
 @user_errors
 def attach(job: str, address: str) -> None:
     """Follow the job ID from the beginning of its log to its end. The exit code is the job's."""
-    from adatsq_pipe.cluster import dashboard, wheel
+    # Both import Ray, which the other commands do without.
+    from adatsq_pipe.cluster import dashboard
     from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster.errors import JobRefused
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)
     try:
@@ -114,8 +117,7 @@ def attach(job: str, address: str) -> None:
 
 
 def _follow(client: Any, job: str, address: str) -> None:
-    from adatsq_pipe.cluster import submit as jobs
-    from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
+    from adatsq_pipe.cluster import submit as jobs  # imports Ray
 
     try:
         outcome = jobs.follow(
@@ -167,7 +169,7 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
         "an absolute path that all nodes see, e.g. /mnt/shared/run, or s3://bucket/run",
     )
     model = options["model"] or tables.get("model", {}).get("path") or ""
-    if model and model not in _built_ins():
+    if model and model not in builtin_models():
         _shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
     for table in ("data", "evaluate"):
         if file := tables.get(table, {}).get("prompts_file"):
@@ -209,12 +211,6 @@ def _extras(line: str) -> tuple[str, ...]:
 def _shared(option: str, given: str, expected: str) -> None:
     if not given.startswith("/") and ":/" not in given:
         raise ConfigError(f"{option} {given} means nothing on another machine; use {expected}")
-
-
-def _built_ins() -> Mapping[str, Path]:
-    from adatsq_pipe.stages.scenes.builtin_models import builtin_models
-
-    return builtin_models()
 
 
 def _again(job: str, address: str) -> str:

@@ -10,6 +10,7 @@ import click
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline import runner
 from adatsq_pipe.pipeline.commands.shell import (
     check_model,
     cluster_options,
@@ -71,7 +72,7 @@ def run(
 
 
 def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
-    from adatsq_pipe.pipeline import report, runner
+    from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
     def work(executors: Any, screen: Any) -> tuple[bool, bool]:
         steps, context, ran = runner.execute(config, place, chosen, executors, screen)

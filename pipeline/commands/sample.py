@@ -54,7 +54,7 @@ def sample(
         raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is not a picture format; use .png or .gif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: folder {out.resolve().parent} does not exist; create it first")
-    from adatsq_pipe.stages.denoiser import sample
+    from adatsq_pipe.stages.denoiser import sample  # imports torch, once the options are checked
 
     call = {**recommended.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
     pictures = sample.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)

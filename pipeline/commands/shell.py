@@ -14,7 +14,9 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
 from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline import runner
 from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
@@ -147,9 +149,7 @@ def with_executors(config: RunConfig, place: RunDir, work: Callable[[Any, Any], 
 
     `again` is the command that resumes it.
     """
-    from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
-    from adatsq_pipe.pipeline import runner
-    from adatsq_pipe.pipeline.commands.screen import Screen
+    from adatsq_pipe.pipeline.commands.screen import Screen  # imports rich, which only runs need
 
     screen = Screen()
 

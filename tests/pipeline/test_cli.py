@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from adatsq_pipe.pipeline.cli import main
 from adatsq_pipe.pipeline.commands.settings import settings_of
 from adatsq_pipe.pipeline.config import kinds
+from adatsq_pipe.storage.rundir import RunDir
 
 FROZEN = Path(__file__).with_name("frozen_interface.json")
 ORDER = ["run", "status", "why", "sample", "compare", "export", "inspect", "settings", "verify", "submit", "attach"]
@@ -72,6 +75,22 @@ def test_the_help_of_each_command_ends_with_an_example_that_its_parser_takes(nam
 def test_the_help_of_stages_names_them() -> None:
     _, output = invoke("run", "--help")
     assert "capture, fisher, hessian, solve, search, assemble, reference, evaluate" in " ".join(output.split())
+
+
+@pytest.mark.run
+@pytest.mark.parametrize("arguments", [["--help"], ["settings"], ["status", "--run-dir", "run"]])
+def test_what_only_reads_settings_imports_no_heavy_library(arguments: list[str], tmp_path: Path) -> None:
+    RunDir.open(str(tmp_path / "run")).create()
+    script = (
+        "import sys\n"
+        "from adatsq_pipe.pipeline.cli import main\n"
+        f"main({arguments!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'ray', 'diffusers', 'transformers', 'matplotlib', 'pyarrow', 'zarr', 'fsspec', 'rich'}\n"
+        "print('imported:', *sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "imported:\n"
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "xpu:0", "cuda:", "CUDA", ""])
