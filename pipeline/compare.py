@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline import report, runner
@@ -46,7 +45,7 @@ class Row:
     method: str
     weight_bits: int
     activation_bits: float
-    change: Mapping[str, Any]
+    change: Mapping[str, object]
     config: RunConfig
     refused: str
 
@@ -64,7 +63,7 @@ class Row:
 class Outcome:
     """The finished rows, and how many failed."""
 
-    rows: list[dict[str, Any]]
+    rows: list[tables.Row]
     failed: int
 
 
@@ -89,7 +88,11 @@ def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]],
 
 
 def _row(
-    method: str, weight: int, activation: float, change: Mapping[str, Any], load: Callable[[Sequence[str]], RunConfig]
+    method: str,
+    weight: int,
+    activation: float,
+    change: Mapping[str, object],
+    load: Callable[[Sequence[str]], RunConfig],
 ) -> Row | None:
     """A row; None for one that cannot be: only searched allocations have a mean that is no whole number."""
     recipe = {
@@ -118,10 +121,10 @@ def _row(
     )  # fmt: skip
 
 
-def measured(row: Row, summary: Summary, pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tables.Row:
     """A finished row as plain values. Intervals are 95 %, over captions and paired seeds."""
     quality, bits, asked = summary.quality, summary.bits, summary.quality.asked_for
-    found: dict[str, Any] = {
+    found: tables.Row = {
         "method": row.method, "change": json.dumps(dict(row.change)), "bits": row.bits,
         "weight_bits": bits.weights_with_scales, "activation_bits": bits.activations_mean,
         "weight_bits_over": bits.weights_with_scales - row.weight_bits,
@@ -151,7 +154,7 @@ def measured(row: Row, summary: Summary, pictures: Sequence[Mapping[str, Any]]) 
 FLOOR = "rtn"
 
 
-def against_floor(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def against_floor(found: Sequence[tables.Row]) -> list[tables.Row]:
     """The rows with `psnr_over_rtn` and its 95 % interval: paired by caption (a mean over its seeds, which all rows
     share) with rounding to nearest as published at the same bits. None where there is no such row, and for it."""
     floors = {r["bits"]: r for r in found if r["method"] == FLOOR and r["change"] == "{}"}
@@ -170,12 +173,12 @@ SAME_BITS = 0.25
 """Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
 
 
-def best(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def best(found: Sequence[tables.Row]) -> list[tables.Row]:
     """Of every method at every pair of bits, the change of highest PSNR to full precision; in the order given.
 
     Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
     """
-    kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    kept: dict[tuple[str, str, str], tables.Row] = {}
     published = {(row["bits"], row["method"]): row["weight_bits"] for row in found if row["change"] == "{}"}
     for row in found:
         size = published.get((row["bits"], row["method"]), row["weight_bits"])
@@ -200,7 +203,7 @@ COLUMNS = (
 )
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: tables.Row) -> list[str]:
     """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
     change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
     score, difference, gain = "", "", ""
@@ -221,7 +224,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: str) -> str:
+def markdown(found: Sequence[tables.Row], refused: Sequence[Row], model: str) -> str:
     """The tables of `compare.md`, one for each pair of bits, the nearest to full precision first."""
     lines = [f"# Methods on {model}", ""]
     if found:
@@ -241,7 +244,7 @@ def markdown(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], model: 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot(found: Sequence[tables.Row], path: Path) -> None:
     """PSNR and score against effective bits (mean of weights' and activations'), with the Pareto line of the best."""
     plt = pyplot()
     panels = [("psnr", "PSNR to full precision, dB")]
@@ -267,11 +270,11 @@ def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _effective(row: Mapping[str, Any]) -> float:
+def _effective(row: tables.Row) -> float:
     return float(row["weight_bits"] + row["activation_bits"]) / 2
 
 
-def _front(found: Sequence[Mapping[str, Any]], field: str) -> Iterator[Mapping[str, Any]]:
+def _front(found: Sequence[tables.Row], field: str) -> Iterator[tables.Row]:
     """Rows that no other beats with as few bits, by rising bits."""
     most = float("-inf")
     for row in sorted(found, key=lambda row: (_effective(row), -row[field])):
@@ -280,7 +283,7 @@ def _front(found: Sequence[Mapping[str, Any]], field: str) -> Iterator[Mapping[s
             yield row
 
 
-def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDir, model: str) -> None:
+def write(found: Sequence[tables.Row], refused: Sequence[Row], run: RunDir, model: str) -> None:
     """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
     if not found:
         return
@@ -291,12 +294,12 @@ def write(found: Sequence[Mapping[str, Any]], refused: Sequence[Row], run: RunDi
     run.upload("compare.parquet", "compare.md", "compare.png")
 
 
-def execute(planned: Sequence[Row], run: RunDir, executors: Any, screen: Any) -> Outcome:
+def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, screen: runner.Screen) -> Outcome:
     """Run every row that is not refused. The tables are written after each row: an interruption leaves them valid.
 
     A row that fails is reported and left out; the others still run.
     """
-    found, left_out, failed = list[dict[str, Any]](), [row for row in planned if row.refused], 0
+    found, left_out, failed = list[tables.Row](), [row for row in planned if row.refused], 0
     for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")
     doable = [row for row in planned if not row.refused]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -98,7 +98,7 @@ class RunConfig:
     cluster: ClusterSettings
     model: Path
     """Folder of the full-precision pipeline."""
-    asked: Mapping[str, Any]
+    asked: Mapping[str, object]
     images: Mapping[str, Path]
     """Pictures that come with prompts, by digest: where they are on this machine."""
 
@@ -194,7 +194,7 @@ def load(
     return _resolved(merged(preset_tables(name), tables), asked)
 
 
-def refuse_unknown(tables: Mapping[str, Any]) -> None:
+def refuse_unknown(tables: Mapping[str, object]) -> None:
     """Raise ConfigError for a table or a key that there is not."""
     for table, values in tables.items():
         if table not in kinds():
@@ -206,12 +206,12 @@ def refuse_unknown(tables: Mapping[str, Any]) -> None:
                 raise ConfigError(f"[{table}] has no key {key!r}{_nearest(key, kinds()[table].model_fields)}")
 
 
-def _nearest(word: str, words: Any) -> str:
+def _nearest(word: str, words: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(words))}"
 
 
-def _resolved(tables: Mapping[str, Any], asked: Mapping[str, Any]) -> RunConfig:
+def _resolved(tables: Mapping[str, Any], asked: Mapping[str, object]) -> RunConfig:
     name = str(tables.get("model", {}).get("path", ""))
     model = model_folder(name)
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
@@ -249,7 +249,7 @@ def _with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, M
     return table, images
 
 
-def _parsed(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+def _parsed(kind: type[Settings], values: Mapping[str, object]) -> Settings:
     try:
         return resolve(values) if kind is Recipe else kind.model_validate(values)
     except ValidationError as error:

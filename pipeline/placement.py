@@ -7,13 +7,13 @@ pass; before there is a survey, a worker has a GPU to itself. Importing this bri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from adatsq_pipe.stages.architecture.memory import BYTES, by_block
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.storage.checkpoint import stored_sizes
+from adatsq_pipe.storage.fingerprint import Plain
 
 RUNTIME = 600 * 10**6
 """Bytes that a process takes of a GPU before it holds anything: driver, kernels, libraries."""
@@ -53,7 +53,7 @@ class Placement:
         """Of a GPU, for each; rounded down, so that all of them fit."""
         return int(10_000 / self.workers) / 10_000
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Plain]:
         """As the run's log and report have it."""
         known = {"weights": self.need.weights, "unit": self.need.unit} if self.need else {}
         basis = self.need.basis if self.need else "nothing is measured yet"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.base.context import Context
@@ -27,7 +26,7 @@ class Step:
     done: int
     expected: int | None
     damaged: tuple[tuple[str, str], ...]
-    changed: tuple[tuple[str, object, object], ...]
+    changed: tuple[tuple[str, Plain, Plain], ...]
     failed: Mapping[str, str]
     """Units whose last try failed, with the error."""
 
@@ -154,7 +153,7 @@ def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
     return checked, wrong
 
 
-def as_json(steps: list[Step]) -> list[dict[str, Any]]:
+def as_json(steps: list[Step]) -> list[dict[str, Plain]]:
     """A plan as plain values, for `status --json` and scripts."""
     return [
         {

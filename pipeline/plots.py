@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from adatsq_pipe.pipeline.summary import Summary
 from adatsq_pipe.stages.allocation.front import policy_of
@@ -34,11 +34,12 @@ def draw(context: Context, policy_path: Path, steps_path: Path, summary: Summary
     plt.close(figure)
 
 
-def pyplot() -> Any:
+def pyplot() -> ModuleType:
     """Matplotlib's pyplot, drawing to files."""
     import matplotlib  # takes a second to import; `run` with nothing to do draws nothing
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # after the backend is chosen
 
-    return plt
+    module: ModuleType = plt
+    return module

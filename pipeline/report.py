@@ -33,6 +33,7 @@ from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
+from adatsq_pipe.storage.tables import Row
 
 
 def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
@@ -111,7 +112,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
     )
 
 
-def _per_step(rows: list[dict[str, Any]]) -> PerStep:
+def _per_step(rows: list[Row]) -> PerStep:
     """Means over captions and seeds, by step."""
     by_step = [[row for row in rows if row["step"] == t] for t in range(1 + max(row["step"] for row in rows))]
     return PerStep(
@@ -168,7 +169,7 @@ def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
     return {name: v["spec"]["group"] for name, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
-def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _asked_for(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, Any] | None:
     """GenEval's tasks and Frechet distances, where a program can read the pictures."""
     if not config.settings[ModelSettings].world:
         return None
@@ -185,7 +186,7 @@ def _asked_for(config: RunConfig, context: Context, samples: list[dict[str, Any]
     return {**metrics.compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 
 
-def _mean(rows: list[dict[str, Any]], name: str) -> Mean:
+def _mean(rows: list[Row], name: str) -> Mean:
     """Mean with its standard error."""
     values = [row[name] for row in rows]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

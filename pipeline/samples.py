@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import tables
 
@@ -13,12 +11,12 @@ def quantized_units(context: Context) -> list[str]:
     return [unit for unit in context.manifest("evaluate").units() if unit.startswith("quantized/")]
 
 
-def read_rows(context: Context, name: str) -> list[dict[str, Any]]:
+def read_rows(context: Context, name: str) -> list[tables.Row]:
     """The rows of the Parquet file `name` of all these units."""
     manifest = context.manifest("evaluate")
     return [row for unit in quantized_units(context) for row in tables.read(manifest.local_folder(unit) / name)]
 
 
-def samples(context: Context) -> list[dict[str, Any]]:
+def samples(context: Context) -> list[tables.Row]:
     """The measurements of every picture: all captions with the first seed, then with the next."""
     return read_rows(context, "samples.parquet")

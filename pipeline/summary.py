@@ -93,17 +93,17 @@ class SearchCost:
 class Facts:
     """What a reader of the numbers should know: layers that are not quantized, fallbacks, memory."""
 
-    layers_not_called: Any
-    layers_called_repeatedly_and_left_alone: Any
-    left_alone: Any
+    layers_not_called: Sequence[str]
+    layers_called_repeatedly_and_left_alone: Sequence[str]
+    left_alone: Sequence[Mapping[str, object]]
     weight_only_layers: Sequence[str]
-    memory: Mapping[str, Any]
+    memory: Mapping[str, object]
     """By stage: how the model fits on the device."""
     damping_raised: Mapping[str, float]
     """By layer, where the solver needed more damping than configured."""
     micro_batch: Mapping[str, Mapping[str, int]]
     """By stage: how many units had their batches halved, by "from -> to"."""
-    placement: Mapping[str, Any]
+    placement: Mapping[str, object]
     """By stage: workers to a GPU."""
     smoothing: Mapping[str, int]
     """How many layers have each kind of smoothing."""

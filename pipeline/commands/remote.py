@@ -178,7 +178,7 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
     return "exec python -m adatsq_pipe.pipeline.cli " + shlex.join([name, *arguments, *joined])
 
 
-def as_sets(tables: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
+def as_sets(tables: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:
     """TOML tables as texts for `--set`. Raises ConfigError for a key that `--set` cannot express."""
     for key, value in tables.items():
         listed = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)

@@ -74,7 +74,7 @@ def run(
 def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
     from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
-    def work(executors: Any, screen: Any) -> tuple[bool, bool]:
+    def work(executors: runner.Executors, screen: runner.Screen) -> tuple[bool, bool]:
         steps, context, ran = runner.execute(config, place, chosen, executors, screen)
         with executors.closing():
             return ran, report.write(config, place, steps, context)
@@ -109,7 +109,7 @@ def _print_summary(place: RunDir) -> None:
     )
 
 
-def _scores(asked: Mapping[str, Any]) -> str:
+def _scores(asked: Mapping[str, Mapping[str, Any]]) -> str:
     """Totals over the tasks, with 95 % intervals."""
     parts = [
         f"{name} {asked[key]['total']['mean']:.3f} +- {1.96 * asked[key]['total']['standard_error']:.3f}"

@@ -7,7 +7,6 @@ import inspect
 import json
 import textwrap
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import click
 from pydantic.fields import FieldInfo
@@ -16,6 +15,7 @@ from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import ConfigError, kinds
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
+from adatsq_pipe.storage.fingerprint import Plain
 
 WIDTH = 79
 
@@ -26,7 +26,7 @@ class Setting:
 
     key: str
     type: str
-    default: Any
+    default: Plain
     text: str
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -30,7 +30,8 @@ STOPPED = 75
 """Exit code of a run that was stopped between units."""
 DEFAULT_RUN = "adatsq-run"
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -102,11 +103,11 @@ def run_lock(place: RunDir) -> Iterator[None]:
         yield
 
 
-def user_errors(command: F) -> F:
+def user_errors(command: Callable[P, T]) -> Callable[P, T]:
     """Print user errors in one line and exit with their code. Programming errors keep their traceback."""
 
     @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
         except (ConfigError, NotTaken, NoTransformer) as error:
@@ -119,7 +120,7 @@ def user_errors(command: F) -> F:
                 fail(f"the disk is full{where}; free some space and run again. Finished units are kept", 1)
             raise
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def check_model(config: RunConfig) -> None:
@@ -144,7 +145,9 @@ def load_config(
     return config
 
 
-def with_executors(config: RunConfig, place: RunDir, work: Callable[[Any, Any], T], again: str) -> T:
+def with_executors(
+    config: RunConfig, place: RunDir, work: Callable[[runner.Executors, runner.Screen], T], again: str
+) -> T:
     """Call `work(executors, screen)`. SIGTERM and Ctrl-C stop it between units, with exit code 75.
 
     `again` is the command that resumes it.

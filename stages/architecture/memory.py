@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.base.survey import LayerInfo, Survey
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes
+from adatsq_pipe.storage.fingerprint import Plain
 
 FREE = 0.25
 """Share of the device that is reserved for activations while their size is unknown."""
@@ -59,7 +59,7 @@ class MemoryPlan:
         weights = self.stays + self.largest if self.blockwise else self.weights
         return weights + self.activations
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Plain]:
         """As plain values, for the run's log and reports."""
         return {**asdict(self), "blockwise": self.blockwise, "recomputed": self.recomputed, "needed": self.needed}
 

@@ -7,8 +7,6 @@ step get the higher bits (the candidates that the trellis chooses from, numerics
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(
@@ -22,7 +20,7 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = (
+VARIANTS: tuple[dict[str, object], ...] = (
     {"allocation": "uniform"},
     {"temporal": False},
     {"allocation": "uniform", "temporal": False},

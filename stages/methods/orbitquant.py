@@ -7,11 +7,9 @@ as its root mean square; the order of channels is seeded by the layer's name; mo
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(update={"transform": "hadamard", "transform_block": 128, "permuted": True, "codebook": True})
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"transform_block": 64}, {"transform_block": 32})
+VARIANTS: tuple[dict[str, object], ...] = ({"transform_block": 64}, {"transform_block": 32})
 """The rotation's block."""

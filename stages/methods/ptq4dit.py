@@ -8,8 +8,6 @@ token; no reconstruction of blocks. Its targets are W8A8 and W4A8.
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 from adatsq_pipe.stages.methods.rtn import STATIC
 
@@ -23,6 +21,6 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, {"solver": "gptq"}, STATIC)
+VARIANTS: tuple[dict[str, object], ...] = ({"weight_clip": True}, {"solver": "gptq"}, STATIC)
 """Searched clipping of the weights; weights solved by their layer's output, for the blocks' reconstruction that the
 paper has; one calibrated scale for a layer's input, where balancing has more to mend."""

@@ -8,13 +8,11 @@ width stands for the largest divisor below it.
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(
     update={"weight_group": 128, "activation_group": 128, "group_fit": True, "group_search": (32, 64, 128, 192, 288)}
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_group": 64, "activation_group": 64},)
+VARIANTS: tuple[dict[str, object], ...] = ({"weight_group": 64, "activation_group": 64},)
 """The mean group size."""

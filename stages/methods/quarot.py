@@ -7,8 +7,6 @@ the rotation is not folded into a norm (a DiT's modulation stands between) and n
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.adatsq import RECIPE as ADATSQ
 
 RECIPE = ADATSQ.model_copy(
@@ -21,5 +19,5 @@ RECIPE = ADATSQ.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"transform_block": 128}, {"transform_block": 32})
+VARIANTS: tuple[dict[str, object], ...] = ({"transform_block": 128}, {"transform_block": 32})
 """The rotation's block."""

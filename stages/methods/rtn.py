@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods._recipe import Recipe
 
 RECIPE = Recipe(
@@ -38,6 +36,6 @@ RECIPE = Recipe(
     activation_bits=4,
 )
 
-STATIC = {"time_groups": 1, "time_search": False}
-VARIANTS: tuple[dict[str, Any], ...] = ({"weight_clip": True}, STATIC)
+STATIC: dict[str, object] = {"time_groups": 1, "time_search": False}
+VARIANTS: tuple[dict[str, object], ...] = ({"weight_clip": True}, STATIC)
 """Searched clipping of the weights; one calibrated scale for a layer's input (the baseline of PTQ4DiT and TQ-DiT)."""

@@ -7,11 +7,9 @@ channel and activations one per token, at every step its own; modulation layers 
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(update={"smoothing": "smoothquant", "smoothing_alpha": 0.5})
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7})
+VARIANTS: tuple[dict[str, object], ...] = ({"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7})
 """The exponent."""

@@ -8,8 +8,6 @@ which stands for its unsigned shift after GELU. A width that 64 does not divide 
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(
@@ -23,5 +21,5 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"rank": 8}, {"rank": 2})
+VARIANTS: tuple[dict[str, object], ...] = ({"rank": 8}, {"rank": 2})
 """The rank: 32 is a hundredth of FLUX's width and a quarter of a small model's."""

@@ -9,11 +9,9 @@ recipe here. Its targets are W8A8 and W6A6.
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(update={"time_groups": 10, "time_search": True, "regions": True})
 
-VARIANTS: tuple[dict[str, Any], ...] = ({"time_groups": 1}, {"time_groups": 25})
+VARIANTS: tuple[dict[str, object], ...] = ({"time_groups": 1}, {"time_groups": 25})
 """The groups of timesteps; 1 is a calibrated scale for all of them."""

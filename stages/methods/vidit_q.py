@@ -9,8 +9,6 @@ the largest power of two that divides the width.
 
 from __future__ import annotations
 
-from typing import Any
-
 from adatsq_pipe.stages.methods.rtn import RECIPE as RTN
 
 RECIPE = RTN.model_copy(
@@ -24,7 +22,7 @@ RECIPE = RTN.model_copy(
     }
 )
 
-VARIANTS: tuple[dict[str, Any], ...] = (
+VARIANTS: tuple[dict[str, object], ...] = (
     {"smoothing_alpha": 0.3},
     {"smoothing_alpha": 0.7},
     {"allocation": "uniform"},
