@@ -28,7 +28,16 @@ from tests.bench.mutants.fault import Fault
 Verdict = Literal["caught", "survived", "broken"]
 ROOMS = ("pipeline", "stages", "storage", "cluster")
 OURS = ("adatsq_pipe", "tests")
-PRELOADED = ("torch", "diffusers", "transformers", "zarr", "pyarrow.parquet", "scipy.ndimage", "skimage.metrics")
+PRELOADED = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "diffusers.quantizers.auto",
+    "zarr",
+    "pyarrow.parquet",
+    "scipy.ndimage",
+    "skimage.metrics",
+)
 LIMIT = 900
 """Seconds after which tests that do not end count as failed."""
 OPTIONS = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", "-m", "not run and not extended and not gpu")

@@ -217,6 +217,14 @@ def test_several_steps_take_the_highest_bits_and_the_widest_scale() -> None:
     assert (layer.bits, float(layer.current_scale), float(layer.current_zero)) == (8, 0.5, 2.0)
 
 
+@pytest.mark.parametrize("weight_bits", WEIGHT_BITS)
+@pytest.mark.parametrize("parts", [{}, {"group": 16}, {"codebook": True}])
+def test_the_weight_is_every_code_less_its_zero_point_times_its_scale(parts: dict[str, Any], weight_bits: int) -> None:
+    spec = spec_with(weight_bits=weight_bits, **parts)
+    made = random_tensors(spec, 48, 9, weight_bits)
+    assert torch.equal(layer_of(spec, made).weight_as(torch.float32), weight_by_hand(spec, made).float())
+
+
 def test_the_weight_is_computed_again_for_another_dtype_and_for_other_codes() -> None:
     spec = spec_with(group=8)
     first, second = (random_tensors(spec, 16, 4, seed) for seed in (1, 2))
@@ -341,6 +349,7 @@ def test_one_graph_serves_every_step() -> None:
         assert after_one and graphs["unique_graphs"] == after_one
         for one, other in zip(eager, got, strict=True):
             assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(eager[1], got[1], rtol=1e-6, atol=1e-5), "at 16 bits nothing is rounded"
 
 
 @pytest.mark.parametrize(("bits", "least"), [(3, 4.9), (4, 3.8)])
