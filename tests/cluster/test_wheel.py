@@ -32,6 +32,7 @@ def test_it_holds_every_tracked_file_of_the_rooms(packed: Path) -> None:
     assert not [name for name in held if "__pycache__" in name or "/." in name or name.startswith("/")]
 
 
+@pytest.mark.run
 def test_it_names_no_dependencies_and_pip_installs_it(packed: Path, tmp_path: Path) -> None:
     archive = zipfile.ZipFile(packed)
     metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()

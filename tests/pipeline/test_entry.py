@@ -40,6 +40,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.run
 def test_importing_the_package_loads_nothing_of_the_run() -> None:
     lines = "import sys, adatsq_pipe.pipeline\nprint([m for m in ('torch', 'pydantic', 'click') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from tests.support import stage_sources
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another Python writes the same code differently")
 @pytest.mark.parametrize("stage", STAGES)
 def test_changed_code_comes_with_a_version_or_a_note(stage: str) -> None:
-    recorded, now = json.loads(stage_sources.RECORD.read_text())[stage], stage_sources.sources()[stage]
+    recorded, now = json.loads(stage_sources.RECORD.read_text())[stage], stage_sources.source(stage)
     assert now == recorded, (
         f"the code behind stage {stage!r} changed. If its bytes change, raise `version` in its STAGE; if they stay, "
         "show it (.github/CONTRIBUTING.md). Then run: python -m tests.support.stage_sources"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import zarr
 
@@ -53,6 +54,7 @@ def test_the_files_of_a_stacked_tensor_are_its_chunk_and_the_description_of_its_
     )
 
 
+@pytest.mark.run
 def test_arrays_need_no_torch() -> None:
     command = (
         "import sys, adatsq_pipe.storage.arrays, adatsq_pipe.storage.rundir\n"

@@ -145,6 +145,7 @@ def test_a_second_lock_is_refused_and_names_the_holder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.run
 def test_a_lock_holds_against_other_processes_and_ends_with_an_error(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()

@@ -1,8 +1,9 @@
-"""Only a test marked `run` starts the command line or Ray: so that the fast tests stay fast."""
+"""Only a test marked `run` starts the command line, Ray or another Python: so that the fast tests stay fast."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +23,12 @@ class RunGuard:
             return
         command = arguments[1]
         words = [command] if isinstance(command, str | bytes) else list(command or ())  # type: ignore[call-overload]
-        text = " ".join(word.decode() if isinstance(word, bytes) else str(word) for word in words)
+        texts = [word.decode() if isinstance(word, bytes) else str(word) for word in words]
         for name in COMMANDS:
-            if name in text:
+            if name in " ".join(texts):
                 self.require(name)
+        if texts and Path(texts[0]).name.startswith("python"):
+            self.require("another Python")
 
     def require(self, what: str) -> None:
         """Fail the test under way, unless it is marked `run`."""

@@ -7,6 +7,7 @@ leaves the bytes as they were; after one that does not, raise the stage's `versi
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -32,10 +33,16 @@ def reached(stage: str) -> dict[str, str]:
         module = todo.pop()
         if module in seen or module.removeprefix(PACKAGE).startswith(WITHOUT_BYTES) or not (path := _path(module)):
             continue
-        tree = ast.parse(path.read_text())
-        seen[module] = _code(tree)
-        todo += sorted(_imported(tree))
+        seen[module], imported = _parsed(path)
+        todo += sorted(imported)
     return seen
+
+
+@functools.cache
+def _parsed(path: Path) -> tuple[str, frozenset[str]]:
+    """A module's code and what it imports; stages share most modules."""
+    tree = ast.parse(path.read_text())
+    return _code(tree), frozenset(_imported(tree))
 
 
 def _path(module: str) -> Path | None:
@@ -64,10 +71,10 @@ def _code(tree: ast.Module) -> str:
     return ast.unparse(tree)
 
 
-def sources() -> dict[str, dict[str, object]]:
-    """Version and digest of every stage, as they are now."""
-    return {name: {"version": stage.version, "source": digest_of(name)} for name, stage in all_stages().items()}
+def source(stage: str) -> dict[str, object]:
+    """A stage's version and digest, as they are now."""
+    return {"version": all_stages()[stage].version, "source": digest_of(stage)}
 
 
 if __name__ == "__main__":
-    RECORD.write_text(json.dumps(sources(), indent=1) + "\n")
+    RECORD.write_text(json.dumps({stage: source(stage) for stage in STAGES}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A test that starts the command line or Ray without the mark `run` fails, and says which mark it needs."""
+"""A test that starts the command line, Ray or another Python without the mark `run` fails, and says which mark it needs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from tests.whole import harness
 UNMARKED = r"test_run_guard.py::test_\S+ starts .*: mark it with @pytest.mark.run"
 
 
-@pytest.mark.parametrize("command", ["adatsq_pipe.pipeline.cli", "/site/ray/core/src/ray/raylet/raylet"])
-def test_a_process_needs_the_mark(command: str) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sh", "-c", "exit", "adatsq_pipe.pipeline.cli"],
+        ["sh", "-c", "exit", "/site/ray/core/src/ray/raylet/raylet"],
+        [sys.executable, "-c", "raise SystemExit"],
+    ],
+)
+def test_a_process_needs_the_mark(command: list[str]) -> None:
     with pytest.raises(pytest.fail.Exception, match=UNMARKED):
-        subprocess.run([sys.executable, "-c", "raise SystemExit", command])
+        subprocess.run(command)
 
 
 def test_the_harness_needs_the_mark() -> None:
@@ -32,4 +39,4 @@ def test_what_has_the_mark_may_start_a_process() -> None:
 
 def test_other_processes_need_no_mark() -> None:
     assert guard.item is not None and guard.item.get_closest_marker("run") is None
-    assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode == 3
+    assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3

@@ -65,6 +65,7 @@ print(sum(type(module).__name__ == "QuantizedLinear" for module in model.modules
 """
 
 
+@pytest.mark.run
 def test_one_import_is_all_that_loading_needs(model: Path) -> None:
     """In an interpreter without Ray, Zarr and the rest. Without the import diffusers names what the card explains."""
     done = subprocess.run(

@@ -34,6 +34,7 @@ def test_every_model_has_a_floor() -> None:
     assert set(FLOORS) == set(builtin_models())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", FLOORS)
 def test_a_model_is_small_and_draws_what_is_requested(name: str) -> None:
     count, steps, floor = FLOORS[name]
@@ -53,6 +54,7 @@ def test_a_model_is_small_and_draws_what_is_requested(name: str) -> None:
     assert score["total"]["mean"] >= floor, score
 
 
+@pytest.mark.run
 def test_flux_dev_puts_things_where_they_belong() -> None:
     pipe, sampling = _pipeline(builtin_models()["scenes/flux-dev"])
     assert isinstance(pipe, FluxPipeline)

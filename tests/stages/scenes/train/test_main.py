@@ -29,6 +29,7 @@ def small_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wan, "_CHUNK", 16)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     "family",
     [pytest.param(name, marks=() if name in ("dit-xl", "z-image") else (pytest.mark.extended,)) for name in FAMILIES],

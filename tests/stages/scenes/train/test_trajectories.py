@@ -85,6 +85,7 @@ def test_a_model_learns_the_lines_between_states(monkeypatch: pytest.MonkeyPatch
     assert losses[0](0).item() == pytest.approx(0.25, abs=0.04), "right at 4, off by 1 at 3, which is a quarter"
 
 
+@pytest.mark.run
 def test_chunks_end_at_correct_pictures_and_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trajectories, "CHUNK", 24)
     teacher = FluxPipeline.from_pretrained(MODELS_FOLDER / "flux-dev")
