@@ -1,4 +1,4 @@
-"""A test that starts the command line, Ray or another Python without the mark `run` fails, and says which mark it needs."""
+"""A test that starts the command line, Ray or another Python unmarked fails, and says which mark it needs."""
 
 from __future__ import annotations
 
