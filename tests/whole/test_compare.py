@@ -37,16 +37,6 @@ def test_rows_share_the_capture_and_are_not_done_again(arguments: list[str], tmp
     assert [r for r in tables.read(tmp_path / "run" / "compare.parquet") if r["method"] != "vidit_q"] == rows
 
 
-def test_it_goes_on_after_a_kill(arguments: list[str], tmp_path: Path) -> None:
-    arguments += ["--methods", "rtn,smoothquant", "--bits", "w4a4"]
-    killed = harness.run(*arguments, strike="solve:3")
-    assert killed.returncode < 0
-    done = harness.run(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "capture: started" not in done.stderr + done.stdout
-    assert len(tables.read(tmp_path / "run" / "compare.parquet")) == 2
-
-
 def test_a_method_there_is_not_is_said_first(arguments: list[str]) -> None:
     done = harness.run(*arguments, "--methods", "quark")
     assert done.returncode == 2 and "choose from adatsq, " in done.stderr

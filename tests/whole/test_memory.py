@@ -26,9 +26,9 @@ def _results(run: Path) -> dict[str, str]:
     }
 
 
-def test_blocks_take_turns_and_nothing_else_changes(tiny_flux: Path, tmp_path: Path) -> None:
-    room, turns, again = tmp_path / "room", tmp_path / "turns", tmp_path / "again"
-    for run, more in ((room, ()), (turns, SMALL), (again, ("--set", "fisher.gradient_checkpointing=true"))):
+def test_blocks_take_turns_and_nothing_else_changes(undisturbed: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    room, turns, again = undisturbed, tmp_path / "turns", tmp_path / "again"
+    for run, more in ((turns, SMALL), (again, ("--set", "fisher.gradient_checkpointing=true"))):
         done = harness.run(*harness.tiny(run, tiny_flux, *more))
         assert done.returncode == 0, done.stderr
         said = done.stderr.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,17 +93,19 @@ def test_nothing_to_do_imports_no_torch_and_starts_no_ray(undisturbed: Path, tin
     assert "nothing to do" in done.stdout
 
 
-def test_another_budget_runs_search_assemble_and_evaluate_but_no_reference(undisturbed: Path, tiny_flux: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for s in STAGES[:4] for p in undisturbed.glob(f"{s}/*/markers/**/*.json")}
-    asked = ("--run-dir", str(undisturbed), "--set", "search.budget=4.5")
+def test_another_budget_runs_search_assemble_and_evaluate_but_no_reference(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run, symlinks=True)
+    before = {p: p.stat().st_mtime_ns for s in STAGES[:4] for p in run.glob(f"{s}/*/markers/**/*.json")}
+    asked = ("--run-dir", str(run), "--set", "search.budget=4.5")
     why = harness.run("why", *asked).stdout.splitlines()
     assert ["would run" in line for line in why] == [False] * 4 + [True, True, False, True]
     assert "reads.search.budget: 4.0 -> 4.5" in why[4]
     done = harness.run("run", *asked)
     assert done.returncode == 0, done.stderr
-    after = {p: p.stat().st_mtime_ns for s in STAGES[:4] for p in undisturbed.glob(f"{s}/*/markers/**/*.json")}
+    after = {p: p.stat().st_mtime_ns for s in STAGES[:4] for p in run.glob(f"{s}/*/markers/**/*.json")}
     assert after == before
-    back = harness.run("run", "--run-dir", str(undisturbed), "--set", "search.budget=4.0")
+    back = harness.run("run", "--run-dir", str(run), "--set", "search.budget=4.0")
     assert back.returncode == 0 and "started" not in back.stderr, back.stderr
 
 
