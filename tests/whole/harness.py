@@ -9,11 +9,13 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,8 +41,9 @@ class Started:
 
     def __init__(self, *arguments: str, strike: str = "", start: Sequence[str] = (), site: Path | None = None) -> None:
         guard.require("the command line")
-        self._said = tempfile.TemporaryDirectory()
-        self._out, self._err = (Path(self._said.name) / name for name in ("out", "err"))
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder)
+        self._out, self._err = (Path(folder) / name for name in ("out", "err"))
         self.module = [*(start or _start(strike)), *arguments]
         self._process = _FORKS.Process(target=_be, args=(self.module, environment(), site, self._out, self._err))
         self._process.start()
