@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
@@ -52,11 +52,11 @@ def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Contex
     )
 
 
-def plan(config: RunConfig, run: RunDir) -> tuple[list[Step], Context]:
-    """Every stage in order, and the context that workers get."""
+def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[list[Step], Context]:
+    """Every stage in order, then those of `extra`, and the context that workers get."""
     context = context_of(config, run, folder_digest(config.model, run.digest_cache))
     steps: list[Step] = []
-    for stage in all_stages().values():
+    for stage in (*all_stages().values(), *extra):
         needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}
         identity: dict[str, Plain] = {
             "stage": stage.name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Report
 from adatsq_pipe.stages.base.settings import ComputeSettings
-from adatsq_pipe.stages.base.stage import all_stages
+from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
@@ -113,20 +113,28 @@ class Executors:
 
 
 def execute(
-    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen, *, publish: bool = True
+    config: RunConfig,
+    run: RunDir,
+    stages: list[str],
+    executors: Executors,
+    screen: Screen,
+    *,
+    publish: bool = True,
+    extra: Sequence[Stage] = (),
 ) -> tuple[list[Step], Context, bool]:
     """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran.
 
-    `publish` points the run directory's `model` to what was assembled.
+    `publish` points the run directory's `model` to what was assembled. `stages` may name stages of `extra` too, which
+    are in no ordinary run.
     """
     ran = False
     for _ in range(REPAIRS):
         try:
-            ran = _once(config, run, stages, executors, screen, publish) or ran
-            return *plan(config, run), ran
+            ran = _once(config, run, stages, executors, screen, publish, extra) or ran
+            return *plan(config, run, extra), ran
         except DamagedUnit as error:
             screen.say(f"{error}: it is withdrawn and done again")
-            steps, context = plan(config, run)
+            steps, context = plan(config, run, extra)
             context.manifest(error.stage).withdraw(error.unit)
             stages = [s.stage.name for s in steps if s.stage.name in (*stages, error.stage)]
             ran = True
@@ -134,11 +142,17 @@ def execute(
 
 
 def _once(
-    config: RunConfig, run: RunDir, stages: list[str], executors: Executors, screen: Screen, publish: bool
+    config: RunConfig,
+    run: RunDir,
+    stages: list[str],
+    executors: Executors,
+    screen: Screen,
+    publish: bool,
+    extra: Sequence[Stage],
 ) -> bool:
     ran, completed = False, set[str]()
-    for name in [name for name in all_stages() if name in stages]:
-        steps, context = plan(config, run)
+    for name in [name for name in (*all_stages(), *(stage.name for stage in extra)) if name in stages]:
+        steps, context = plan(config, run, extra)
         step = next(s for s in steps if s.stage.name == name)
         completed |= {s.stage.name for s in steps if s.complete}
         _withdraw_damaged(step, context, screen)

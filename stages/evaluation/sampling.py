@@ -12,7 +12,9 @@ from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
+from adatsq_pipe.stages.base.units import Unit
 from adatsq_pipe.stages.denoiser.conditions import Conditions, asked_for, batched
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 
@@ -30,13 +32,17 @@ def draws(context: Context) -> list[Conditions]:
 
 
 def drawn(
-    context: Context, micro: MicroBatch, folder: Path | None, conditions: Conditions, unit: Any
+    context: Context, micro: MicroBatch, folder: Path | None, conditions: Conditions, unit: Unit
 ) -> tuple[list[Tensor], Any]:
     """Latents before every step and at the end, [samples, ...] each, and pictures.
 
     Of the model in `folder`; None is the full-precision model.
     """
-    denoiser = denoiser_of(context, micro, folder=folder)
+    return followed(denoiser_of(context, micro, folder=folder), conditions, unit)
+
+
+def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[list[Tensor], Any]:
+    """Latents before every step and at the end, [samples, ...] each, and pictures, of the denoiser as it is."""
     runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,3 +227,32 @@ def test_a_stage_that_does_not_assemble_publishes_nothing(made: Made) -> None:
     made.execute(publish=False)
     made.execute("first", "second", "evaluate")
     assert not made.run.model.exists()
+
+
+def test_a_stage_beside_the_ordinary_ones_is_run_resumed_and_repaired_as_they_are(made: Made) -> None:
+    """It needs `first`: what is damaged there is found by the extra stage, and done again."""
+    made.execute()
+    made.worked.clear()
+    loaded, tries = made.config(), list[str]()
+
+    def work(context: Context, executor: object, report: Report) -> None:
+        tries.append(context.fingerprints["extra"])
+        if len(tries) == 1:
+            raise DamagedUnit("first", "a", "it is torn")
+        context.manifest("extra").open_unit("only")
+        context.manifest("extra").commit("only")
+
+    extra = replace(made._stage("second"), name="extra", run=work)
+    executors: Any = SimpleNamespace(get=lambda share: "executor", config=loaded, said="")
+
+    def execute() -> tuple[list[str], bool]:
+        steps, context, ran = runner.execute(
+            loaded, made.run, ["extra"], executors, made.screen, publish=False, extra=(extra,)
+        )
+        assert context.fingerprints.keys() == {*NEEDS, "extra"} and steps[-1].complete
+        return [step.stage.name for step in steps], ran
+
+    assert execute() == ([*NEEDS, "extra"], True)
+    assert made.worked == ["first/a"] and len(set(tries)) == 1 and len(tries) == 2
+    assert execute() == ([*NEEDS, "extra"], False) and len(tries) == 2
+    assert [step.stage.name for step in plan.plan(loaded, made.run)[0]] == list(NEEDS), "a plan does not know it"

@@ -13,7 +13,7 @@ OURS = {
     "stages.allocation": "decoupled_worker rollout search",
     "stages.calibration": "capture_worker fisher_worker hessian_worker",
     "stages.denoiser": "denoiser sample",
-    "stages.evaluation": "evaluate_worker reference_worker",
+    "stages.evaluation": "evaluate_worker floor_worker reference_worker",
     "stages.export": "assemble_worker",
     "stages.numerics": "beam gptq grid lowrank metrics packing policy sensitivity weight",
     "stages.scenes.world": "detector metrics scorer",

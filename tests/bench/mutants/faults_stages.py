@@ -137,6 +137,16 @@ FAULTS = [
         ("data_range=1.0", "data_range=2.0"),
     ),
     *faults(
+        "stages/evaluation/floor_worker.py",
+        "tests/stages/evaluation/test_floor.py",
+        ("(parameter.detach().double() * (1 + scale * normal))", "(parameter.detach() * (1 + scale * normal.float()))"),
+        ("(1 + scale * normal)", "(1 + scale * normal.sign())"),
+        ("for p in module.parameters() if p.is_floating_point()}", "for p in module.parameters() if p.dim() > 1}"),
+        ("to_change=True", "to_change=False"),
+        ("math.exp(statistics.fmean(logs))", "statistics.fmean(errors)"),
+        ("manual_seed(seed)", "manual_seed(0)"),
+    ),
+    *faults(
         "stages/architecture/folding.py",
         "tests/stages/architecture/test_folding.py",
         ("offset = 1.0 if place is self.scale else 0.0", "offset = 0.0"),

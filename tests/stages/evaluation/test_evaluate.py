@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Trajectory
 from adatsq_pipe.stages.evaluation import reference_worker
 from adatsq_pipe.stages.evaluation.evaluate import STAGE
 from adatsq_pipe.stages.evaluation.evaluate_worker import Evaluate, _ssim
@@ -28,35 +26,11 @@ from adatsq_pipe.stages.runtime.model import execute, quantized_layers
 from adatsq_pipe.stages.scenes.world import captions, scorer
 from adatsq_pipe.stages.weights.solved import load_solved
 from adatsq_pipe.storage import tables, tensors
+from tests.support.drawing_denoiser import Drawing, squares
 from tests.support.made_store import MadeStore, make_store
-from tests.support.two_layer_denoiser import TwoLayerDenoiser
 
 Array = npt.NDArray[np.float64]
 CAPTIONS = ["a red circle", "a blue square"]
-
-
-def _squares(conditions: Conditions, latents: Tensor) -> Tensor:
-    """Pictures [samples, 10, 10, 3] of the latents' first 75 numbers, in [0, 1]; a number is 2 x 2 pixels."""
-    small = torch.sigmoid(latents.flatten(1)[:, :75]).reshape(-1, 5, 5, 3)
-    return small.repeat_interleave(2, 1).repeat_interleave(2, 2)
-
-
-class Drawing(TwoLayerDenoiser):
-    """Guided: two calls at every step. It draws what `paint` makes of the latents."""
-
-    def __init__(self, paint: Callable[[Conditions, Tensor], Tensor] = _squares) -> None:
-        super().__init__(guided=True)
-        self.paint, self.pipe = paint, object()
-
-    def record(self, conditions: Conditions, *, decode: bool = False, see: Any = None) -> Trajectory:
-        run = super().record(conditions, see=see)
-        return replace(run, pictures=self.paint(conditions, run.latents)) if decode else run
-
-    def followed(self, conditions: Conditions) -> tuple[list[Tensor], Tensor]:
-        """Latents before every step, and the last."""
-        states: dict[int, Tensor] = {}
-        run = super().record(conditions, see=lambda j, call: states.setdefault(call.step, call.args[0]))
-        return list(states.values()), run.latents
 
 
 class Models:
@@ -145,7 +119,7 @@ def test_reference_units_hold_states_latents_and_pictures(shard: int, models: Mo
     assert len(states) == 3
     assert torch.equal(stored["states"], torch.stack(states))
     assert torch.equal(stored["latents"], latents)
-    assert torch.equal(stored["pictures"], _squares(conditions, latents))
+    assert torch.equal(stored["pictures"], squares(conditions, latents))
 
 
 @pytest.mark.parametrize("shard", [0, 1])
@@ -153,7 +127,7 @@ def test_samples_and_steps_are_what_numpy_makes_of_the_two_draws(shard: int, mod
     samples, steps, stored = models.evaluated(shard)
     conditions = draws(models.store.context)[shard]
     right, got = models.full.followed(conditions), models.quantized.followed(conditions)
-    pictures = [_squares(conditions, latents) for _, latents in (right, got)]
+    pictures = [squares(conditions, latents) for _, latents in (right, got)]
     assert torch.allclose(stored["pictures"], pictures[1], atol=1e-6)
     assert [row["prompt"] for row in samples] == list(conditions.prompts)
     assert [row["seed"] for row in samples] == list(conditions.seeds)
