@@ -6,25 +6,24 @@ Rows are resumed as runs are: a row's stages that are finished are not done agai
 from __future__ import annotations
 
 import json
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline import report, runner
+from adatsq_pipe.pipeline.compare_table import COLUMNS, cells, write
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
-from adatsq_pipe.pipeline.plots import pyplot
+from adatsq_pipe.pipeline.paired import paired_columns, with_gains
 from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import Summary
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.stage import STAGES
+from adatsq_pipe.stages.evaluation import floor
 from adatsq_pipe.stages.methods._layer import check_recipe
 from adatsq_pipe.stages.methods._recipe import Recipe, methods, resolve, variants
 from adatsq_pipe.storage import tables
-from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.rundir import RunDir
 
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
@@ -146,152 +145,7 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
         quality.seeds,
         summary.fingerprint,
     )
-    captions, psnr = quality.captions, [picture["psnr"] for picture in pictures]
-    found["psnr_by_caption"] = [statistics.fmean(psnr[caption::captions]) for caption in range(captions)]
-    return found
-
-
-FLOOR = "rtn"
-
-
-def against_floor(found: Sequence[tables.Row]) -> list[tables.Row]:
-    """The rows with `psnr_over_rtn` and its 95 % interval: paired by caption (a mean over its seeds, which all rows
-    share) with rounding to nearest as published at the same bits. None where there is no such row, and for it."""
-    floors = {r["bits"]: r for r in found if r["method"] == FLOOR and r["change"] == "{}"}
-    rows = []
-    for row in found:
-        gain, interval, floor = None, None, floors.get(row["bits"])
-        if floor is not None and floor is not row and len(floor["psnr_by_caption"]) == len(row["psnr_by_caption"]):
-            gains = [a - b for a, b in zip(row["psnr_by_caption"], floor["psnr_by_caption"], strict=True)]
-            gain = statistics.fmean(gains)
-            interval = 1.96 * statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-        rows.append({**row, "psnr_over_rtn": gain, "psnr_over_rtn_interval": interval})
-    return rows
-
-
-SAME_BITS = 0.25
-"""Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
-
-
-def best(found: Sequence[tables.Row]) -> list[tables.Row]:
-    """Of every method at every pair of bits, the change of highest PSNR to full precision; in the order given.
-
-    Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
-    """
-    kept: dict[tuple[str, str, str], tables.Row] = {}
-    published = {(row["bits"], row["method"]): row["weight_bits"] for row in found if row["change"] == "{}"}
-    for row in found:
-        size = published.get((row["bits"], row["method"]), row["weight_bits"])
-        apart = row["method"] == "adatsq" or abs(row["weight_bits"] - size) > SAME_BITS
-        key = (row["bits"], row["method"], row["change"] if apart else "")
-        if key not in kept or row["psnr"] > kept[key]["psnr"]:
-            kept[key] = row
-    return list(kept.values())
-
-
-COLUMNS = (
-    "method",
-    "weights",
-    "activations",
-    "smaller",
-    "PSNR, dB",
-    "over rtn",
-    "latent error",
-    "as asked",
-    "difference",
-    "calibration",
-)
-
-
-def cells(row: tables.Row) -> list[str]:
-    """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
-    change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
-    score, difference, gain = "", "", ""
-    if row.get("psnr_over_rtn") is not None:
-        gain = f"{row['psnr_over_rtn']:+.1f} ± {row['psnr_over_rtn_interval']:.1f}"
-    if row["score"] is not None:
-        score = f"{row['score']:.2f} ± {row['score_interval']:.2f}"
-        difference = f"{row['score_difference']:+.2f} ± {row['score_difference_interval']:.2f}"
-    return [
-        f"{row['method']} ({change})" if change else row["method"],
-        f"{row['weight_bits']:.2f} ({row['weight_bits_over']:+.2f})",
-        f"{row['activation_bits']:.2f} ({row['activation_bits_over']:+.2f})",
-        f"{row['layers_smaller']:.2f}x",
-        f"{row['psnr']:.1f} ± {row['psnr_interval']:.1f}",
-        gain,
-        f"{row['latent_error']:.4f} ± {row['latent_error_interval']:.4f}",
-        score, difference, f"{row['calibration_seconds']:.0f} s",
-    ]  # fmt: skip
-
-
-def markdown(found: Sequence[tables.Row], refused: Sequence[Row], model: str) -> str:
-    """The tables of `compare.md`, one for each pair of bits, the nearest to full precision first."""
-    lines = [f"# Methods on {model}", ""]
-    if found:
-        first = found[0]
-        score = (
-            f"; full precision shows what was asked for in {first['full_precision_score']:.2f}"
-            if first["score"]
-            else ""
-        )
-        lines += [f"{first['captions']} held-out captions x {first['seeds']} paired seeds, 95 % intervals{score}.", ""]
-    for bits in dict.fromkeys(row["bits"] for row in found):
-        lines += [f"## {bits}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        ranked = sorted((row for row in found if row["bits"] == bits), key=lambda row: -row["psnr"])
-        lines += [f"| {' | '.join(cells(row))} |" for row in ranked]
-        lines.append("")
-    lines += [f"- {row.name} at {row.bits} was left out: {row.refused}" for row in refused]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def plot(found: Sequence[tables.Row], path: Path) -> None:
-    """PSNR and score against effective bits (mean of weights' and activations'), with the Pareto line of the best."""
-    plt = pyplot()
-    panels = [("psnr", "PSNR to full precision, dB")]
-    if any(row["score"] is not None for row in found):
-        panels.append(("score", "share that shows what was asked for"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), squeeze=False)
-    names = list(dict.fromkeys(row["method"] for row in found))
-    for axis, (field, label) in zip(axes[0], panels, strict=True):
-        for i, name in enumerate(names):
-            own = [row for row in found if row["method"] == name]
-            widths = [row[f"{field}_interval"] for row in own]
-            axis.errorbar(
-                [_effective(row) for row in own], [row[field] for row in own], widths,
-                fmt="o^sDvP*X<>"[i % 10], color=f"C{i % 10}", capsize=2, elinewidth=0.7, label=name,
-            )  # fmt: skip
-        line = list(_front(found, field))
-        axis.plot([_effective(row) for row in line], [row[field] for row in line], color="0.6", lw=1, zorder=0)
-        axis.set_xlabel("mean of effective weight and activation bits")
-        axis.set_ylabel(label)
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _effective(row: tables.Row) -> float:
-    return float(row["weight_bits"] + row["activation_bits"]) / 2
-
-
-def _front(found: Sequence[tables.Row], field: str) -> Iterator[tables.Row]:
-    """Rows that no other beats with as few bits, by rising bits."""
-    most = float("-inf")
-    for row in sorted(found, key=lambda row: (_effective(row), -row[field])):
-        if row[field] > most:
-            most = row[field]
-            yield row
-
-
-def write(found: Sequence[tables.Row], refused: Sequence[Row], run: RunDir, model: str) -> None:
-    """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
-    if not found:
-        return
-    found = against_floor(found)
-    tables.write(run.path / "compare.parquet", [dict(row) for row in found])
-    write_text(run.path / "compare.md", markdown(best(found), refused, model))
-    plot(best(found), run.path / "compare.png")
-    run.upload("compare.parquet", "compare.md", "compare.png")
+    return found | paired_columns(pictures, quality.captions)
 
 
 def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, screen: runner.Screen) -> Outcome:
@@ -300,6 +154,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
     A row that fails is reported and left out; the others still run.
     """
     found, left_out, failed = list[tables.Row](), [row for row in planned if row.refused], 0
+    itself: str | None = None
     for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")
     doable = [row for row in planned if not row.refused]
@@ -313,7 +168,20 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
             screen.say(f"{row.name} at {row.bits} failed: {error}")
         else:
             found.append(measured(row, report.summarize(row.config, run, context), samples(context)))
-            said = zip(COLUMNS[1:], cells(against_floor(found)[-1])[1:], strict=True)
+            said = zip(COLUMNS[1:], cells(with_gains(found)[-1])[1:], strict=True)
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, said))}")
-        write(found, left_out, run, row.config.model.name)
+            if itself is None:
+                itself = _floor_line(row.config, run, executors, screen)
+        write(found, left_out, run, row.config.model.name, itself or "")
     return Outcome(rows=found, failed=failed)
+
+
+def _floor_line(config: RunConfig, run: RunDir, executors: runner.Executors, screen: runner.Screen) -> str:
+    """How far full precision is from itself, in one line; measured unless it has been. The rows stand without it."""
+    stages = [floor.STAGE.name]
+    try:
+        _, context, _ = runner.execute(config, run, stages, executors, screen, publish=False, extra=(floor.STAGE,))
+    except (StageError, TaskFailed) as error:
+        screen.say(f"the floor could not be measured: {error}")
+        return ""
+    return floor.floor_of(context).line(config.settings[ComputeSettings].dtype)

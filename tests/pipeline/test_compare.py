@@ -1,4 +1,4 @@
-"""Comparing methods: which rows there are, which are shown, and what the tables say."""
+"""Comparing methods: which rows there are, and how they are run and measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from adatsq_pipe.pipeline import compare, config
+from adatsq_pipe.pipeline import compare, config, report, runner
 from adatsq_pipe.pipeline.compare import Row
 from adatsq_pipe.pipeline.config import ConfigError, RunConfig
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.stage import STAGES
+from adatsq_pipe.stages.evaluation import floor
 from adatsq_pipe.stages.methods._recipe import Recipe, methods
-from tests.support.drawn import coloured
+from adatsq_pipe.storage.rundir import RunDir
+from tests.support.made_store import make_store
 
 
 def load(sets: Sequence[str]) -> RunConfig:
@@ -68,68 +73,7 @@ def test_a_method_that_the_model_cannot_take_is_refused_before_any_work(tmp_path
     assert "weight_group 64 does not divide the input width 341" in row.refused
 
 
-def result(**values: Any) -> dict[str, Any]:
-    base = {
-        "method": "rtn", "change": "{}", "bits": "w4a4", "weight_bits": 4.2, "activation_bits": 4.0,
-        "weight_bits_over": 0.2, "activation_bits_over": 0.0, "layers_smaller": 3.8, "psnr": 30.0, "psnr_interval": 1.0,
-        "ssim": 0.9, "ssim_interval": 0.1, "latent_error": 0.1, "latent_error_interval": 0.01, "score": 0.8,
-        "score_interval": 0.1, "full_precision_score": 0.82, "full_precision_score_interval": 0.1,
-        "score_difference": -0.02, "score_difference_interval": 0.03, "calibration_seconds": 12.0, "captions": 4,
-        "seeds": 3, "fingerprint": "f", "psnr_by_caption": [29.0, 31.0],
-    }  # fmt: skip
-    return base | values
-
-
-def test_the_best_of_each_method_is_shown_and_ablations_stay() -> None:
-    found = [
-        result(psnr=30.0),
-        result(psnr=31.0, change='{"weight_clip": true}'),
-        result(psnr=39.0, change='{"weight_group": 16}', weight_bits=5.0),
-        result(method="adatsq", psnr=37.0),
-        result(method="adatsq", psnr=36.0, change='{"temporal": false}'),
-    ]
-    shown = compare.best(found)
-    assert [(row["method"], row["psnr"]) for row in shown] == [
-        ("rtn", 31.0), ("rtn", 39.0), ("adatsq", 37.0), ("adatsq", 36.0),
-    ]  # fmt: skip
-    text = compare.markdown(shown, [], "flux-dev")
-    assert "| rtn (weight_clip=True) | 4.20 (+0.20) | 4.00 (+0.00) | 3.80x | 31.0 ± 1.0 |" in text
-    assert "4 held-out captions x 3 paired seeds" in text and "0.82" in text
-
-
-def test_gains_are_paired_by_caption_with_rounding_to_nearest() -> None:
-    found = [
-        result(),
-        result(method="quarot", psnr_by_caption=[31.0, 35.0]),
-        result(method="rtn", change='{"weight_clip": true}', psnr_by_caption=[29.0, 32.0]),
-        result(method="quarot", bits="w3a3"),
-    ]
-    rows = compare.against_floor(found)
-    assert [row["psnr_over_rtn"] for row in rows] == [None, 3.0, 0.5, None]
-    # Differences 2 and 4: a standard deviation of sqrt(2) over two captions.
-    assert rows[1]["psnr_over_rtn_interval"] == pytest.approx(1.96)
-    assert "| +3.0 ± 2.0 |" in compare.markdown(rows, [], "flux-dev")
-
-
-def test_tables_and_plot_are_written_without_scores_too(tmp_path: Path) -> None:
-    from adatsq_pipe.storage import tables
-    from adatsq_pipe.storage.rundir import RunDir
-
-    nothing = dict.fromkeys(("score", "score_interval", "score_difference", "score_difference_interval"))
-    found = [result(**nothing), result(method="quarot", psnr=36.0, bits="w3a3", **nothing)]
-    refused = planned("svdquant", "w4a4")
-    compare.write(found, refused, RunDir(tmp_path), "m")
-    assert tables.read(tmp_path / "compare.parquet") == compare.against_floor(found)
-    assert "was left out" in (tmp_path / "compare.md").read_text()
-    assert coloured(tmp_path / "compare.png") > 0.001, "an empty figure has axes alone"
-
-
-def test_the_front_is_what_nothing_beats_with_as_few_bits() -> None:
-    rows = [result(weight_bits=w, psnr=p) for w, p in ((3.0, 20.0), (4.0, 30.0), (4.5, 29.0), (8.0, 40.0), (4.0, 25.0))]
-    assert [row["psnr"] for row in compare._front(rows, "psnr")] == [20.0, 30.0, 40.0]
-
-
-def test_a_rows_psnr_by_caption_is_the_mean_over_its_seeds() -> None:
+def test_a_finished_row_is_measured_by_its_summary_and_its_draws() -> None:
     (row,) = planned("rtn", "w4a4")
     figure = SimpleNamespace(mean=1.0, standard_error=0.5)
     quality = {"psnr": figure, "ssim": figure, "latent_error": figure, "asked_for": None, "captions": 2, "seeds": 3}
@@ -141,8 +85,62 @@ def test_a_rows_psnr_by_caption_is_the_mean_over_its_seeds() -> None:
         seconds=dict.fromkeys(compare.CALIBRATION, spent),
         fingerprint="f",
     )
-    samples = [{"psnr": value} for value in (10.0, 20.0, 12.0, 26.0, 14.0, 29.0)]
+    samples = [{"psnr": value, "latent_error": value / 100} for value in (10.0, 20.0, 12.0, 26.0, 14.0, 29.0)]
     values = compare.measured(row, summary, samples)
     assert values["psnr_by_caption"] == [12.0, 25.0], "all captions with the first seed, then with the next"
+    right = [np.log([0.10, 0.12, 0.14]).mean(), np.log([0.20, 0.26, 0.29]).mean()]
+    assert values["latent_log_by_caption"] == pytest.approx(right)
     assert values["psnr_interval"] == pytest.approx(0.98) and values["weight_bits_over"] == pytest.approx(0.25)
     assert values["calibration_seconds"] == pytest.approx(5 * 6.0)
+
+
+class Runs:
+    """A runner that notes what it is asked for; `broken` fails. Its context has a measured floor."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, broken: str = "") -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.written: list[tuple[int, str]] = []
+        self.lines: list[str] = []
+        self.broken, self.context = broken, make_store(folder).context
+        patch.setattr(runner, "execute", self.execute)
+        patch.setattr(report, "summarize", lambda *arguments: None)
+        patch.setattr(compare, "samples", lambda context: [])
+        patch.setattr(compare, "measured", lambda row, *rest: {"method": row.method})
+        patch.setattr(compare, "with_gains", lambda found: found)
+        patch.setattr(compare, "cells", lambda row: ["x"] * len(compare.COLUMNS))
+        patch.setattr(compare, "write", lambda found, left, run, model, line: self.written.append((len(found), line)))
+        patch.setattr(floor, "floor_of", lambda context: floor.Floor(**NO_FLOOR))
+        self.outcome = compare.execute(planned("rtn,quarot", "w4a4"), RunDir(folder), None, self)
+
+    def execute(
+        self, made: RunConfig, run: RunDir, stages: list[str], *rest: Any, extra: Any = (), publish: bool
+    ) -> Any:
+        assert not publish
+        asked = "floor" if extra else made.settings[Recipe].method
+        assert stages == (["floor"] if extra else list(STAGES)) and list(extra) in ([], [floor.STAGE])
+        self.asked.append((asked, len(stages)))
+        if asked == self.broken:
+            raise StageError("it broke")
+        return [], self.context, True
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+NO_FLOOR: dict[str, Any] = {"latent_error": None, "psnr": None, "draws": 0, "weights": 7, "changed": 0}
+
+
+def test_the_floor_is_measured_once_after_the_first_finished_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(tmp_path, monkeypatch, broken="rtn")
+    assert [name for name, _ in runs.asked] == ["rtn", "quarot", "floor"]
+    assert runs.outcome.failed == 1 and runs.written[0] == (0, "")
+    assert runs.written[1] == (1, floor.Floor(**NO_FLOOR).line("float32"))
+
+
+def test_rows_stand_without_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(tmp_path, monkeypatch, broken="floor")
+    assert [name for name, _ in runs.asked] == ["rtn", "floor", "quarot"], "it is tried once"
+    assert runs.written == [(1, ""), (2, "")] and runs.outcome.failed == 0
+    assert "the floor could not be measured: it broke" in runs.lines

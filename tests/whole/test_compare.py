@@ -29,11 +29,14 @@ def test_rows_share_the_capture_and_are_not_done_again(arguments: list[str], tmp
     rows = tables.read(tmp_path / "run" / "compare.parquet")
     assert [row["method"] for row in rows] == ["rtn", "q_dit"]
     assert all(0 < row["psnr"] < 100 and row["calibration_seconds"] > 0 for row in rows)
+    assert rows[0]["latent_gain"] == 0 and rows[1]["latent_gain_over"] == "rtn" and rows[1]["latent_gain"] != 0
+    assert said.count("floor: started") == 1 and "\nFloor: a relative change of 1e-7 in every weight" in first.stdout
     assert not (tmp_path / "run" / "model").exists()
     more = harness.run(*arguments, "--methods", "rtn,q_dit,vidit_q", "--bits", "w4a4")
     assert more.returncode == 0, more.stderr
     said = more.stderr + more.stdout
     assert "capture: started" not in said and said.count("evaluate: started") == 1
+    assert "floor: started" not in said and "Floor: a relative" in more.stdout
     assert [r for r in tables.read(tmp_path / "run" / "compare.parquet") if r["method"] != "vidit_q"] == rows
 
 

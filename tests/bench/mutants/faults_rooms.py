@@ -68,11 +68,30 @@ FAULTS = [
         ('merged(sampling(model), filled["model"])', 'merged(filled["model"], sampling(model))'),
     ),
     *faults(
+        "pipeline/paired.py",
+        f"{PIPELINE}paired.py",
+        ("gains = [own - other for", "gains = [other - own for"),
+        ("DECIBELS * (other - own)", "DECIBELS * (own - other)"),
+        ("values[caption::captions]", "values[:captions]"),
+        ('math.log(max(picture["latent_error"], LEAST_ERROR))', 'picture["latent_error"]'),
+        ("/ math.sqrt(len(values))", "/ len(values)"),
+        ('BASELINES = ("adatsq", "rtn")', 'BASELINES = ("rtn", "adatsq")'),
+        ("statistics.median(psnr)", "statistics.fmean(psnr)"),
+    ),
+    *faults(
+        "pipeline/compare_table.py",
+        f"{PIPELINE}compare_table.py",
+        (
+            'row["latent_error_geometric"] < kept[key]["latent_error_geometric"]',
+            'row["latent_error_geometric"] > kept[key]["latent_error_geometric"]',
+        ),
+        ('-row["psnr"] if gain is None else -gain', '-row["psnr"]'),
+        ("-10 * math.log10", "-20 * math.log10"),
+    ),
+    *faults(
         "pipeline/compare.py",
         f"{PIPELINE}compare.py",
-        ("gains = [a - b for", "gains = [b - a for"),
-        ("psnr[caption::captions]", "psnr[:captions]"),
-        ('row["psnr"] > kept[key]["psnr"]', 'row["psnr"] < kept[key]["psnr"]'),
+        ("if itself is None:", "if not itself:"),
     ),
     *faults(
         "pipeline/report.py",

@@ -1,0 +1,197 @@
+"""The tables and the plot of `compare`: the best of each method, the nearest to full precision first."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from adatsq_pipe.pipeline.paired import DECIBELS, interval, is_baseline, with_gains
+from adatsq_pipe.pipeline.plots import pyplot
+from adatsq_pipe.storage import tables
+from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.rundir import RunDir
+
+SAME_BITS = 0.25
+"""Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
+
+
+def best(found: Sequence[tables.Row]) -> list[tables.Row]:
+    """Of every method at every pair of bits, the change of least latent error (geometric mean); in the order given.
+
+    Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
+    """
+    kept: dict[tuple[str, str, str], tables.Row] = {}
+    published = {(row["bits"], row["method"]): row["weight_bits"] for row in found if row["change"] == "{}"}
+    for row in found:
+        size = published.get((row["bits"], row["method"]), row["weight_bits"])
+        apart = row["method"] == "adatsq" or abs(row["weight_bits"] - size) > SAME_BITS
+        key = (row["bits"], row["method"], row["change"] if apart else "")
+        if key not in kept or row["latent_error_geometric"] < kept[key]["latent_error_geometric"]:
+            kept[key] = row
+    return list(kept.values())
+
+
+COLUMNS = (
+    "method",
+    "weights",
+    "activations",
+    "smaller",
+    "latent gain, dB",
+    "latent error",
+    "PSNR, dB",
+    "median",
+    "SSIM",
+    "as asked",
+    "difference",
+    "calibration",
+)
+
+
+class LeftOut(Protocol):
+    """A row that has no figures, and why."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bits(self) -> str: ...
+    @property
+    def refused(self) -> str: ...
+
+
+def cells(row: tables.Row) -> list[str]:
+    """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
+    change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
+    score, difference = "", ""
+    if row["score"] is not None:
+        score = f"{row['score']:.2f} ± {row['score_interval']:.2f}"
+        difference = f"{row['score_difference']:+.2f} ± {row['score_difference_interval']:.2f}"
+    return [
+        f"{row['method']} ({change})" if change else row["method"],
+        f"{row['weight_bits']:.2f} ({row['weight_bits_over']:+.2f})",
+        f"{row['activation_bits']:.2f} ({row['activation_bits_over']:+.2f})",
+        f"{row['layers_smaller']:.2f}x",
+        _gain(row),
+        f"{row['latent_error_geometric']:.3g}",
+        f"{row['psnr']:.1f} ± {row['psnr_interval']:.1f}",
+        f"{row['psnr_median']:.1f}",
+        f"{row['ssim']:.3f}",
+        score,
+        difference,
+        f"{row['calibration_seconds']:.0f} s",
+    ]
+
+
+def _gain(row: tables.Row) -> str:
+    """The latent gain with its interval, which one caption does not have."""
+    if row["latent_gain"] is None:
+        return ""
+    if is_baseline(row):
+        return "0 (baseline)"
+    half = row["latent_gain_interval"]
+    return f"{row['latent_gain']:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+
+
+def markdown(found: Sequence[tables.Row], refused: Sequence[LeftOut], model: str, floor: str = "") -> str:
+    """The tables of `compare.md`, one for each pair of bits; below them the line on the `floor`, and what is not there.
+
+    Rows are sorted by latent gain. Those without one follow, by PSNR.
+    """
+    lines = [f"# Methods on {model}", ""]
+    if found:
+        first = found[0]
+        score = (
+            f"; full precision shows what was asked for in {first['full_precision_score']:.2f}"
+            if first["score"]
+            else ""
+        )
+        lines += [
+            f"{first['captions']} held-out captions x {first['seeds']} paired seeds, 95 % intervals{score}. "
+            "Latent errors are geometric means over draws, relative to full precision; PSNR is to full precision.",
+            "",
+        ]
+    for bits in dict.fromkeys(row["bits"] for row in found):
+        own = [row for row in found if row["bits"] == bits]
+        over = next((row["latent_gain_over"] for row in own if row["latent_gain_over"]), None)
+        said = f": latent gain over {over} as published" if over else ": no latent gain without adatsq or rtn"
+        lines += [f"## {bits}{said}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        lines += [f"| {' | '.join(cells(row))} |" for row in sorted(own, key=_rank)]
+        lines.append("")
+    lines += [floor, ""] if floor else []
+    lines += [f"- {row.name} at {row.bits} was left out: {row.refused}" for row in refused]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rank(row: tables.Row) -> tuple[bool, float]:
+    gain = row["latent_gain"]
+    return gain is None, -row["psnr"] if gain is None else -gain
+
+
+def decibels(row: tables.Row) -> float:
+    """-10 log10 of the row's latent error (geometric mean): higher is nearer to full precision."""
+    return -10 * math.log10(row["latent_error_geometric"])
+
+
+Figure = Callable[[tables.Row], float]
+
+
+def plot(found: Sequence[tables.Row], path: Path) -> None:
+    """Latent error in dB and score against effective bits (mean of weights' and activations'), with the Pareto line."""
+    plt = pyplot()
+    panels: list[tuple[Figure, Figure, str]] = [(decibels, _decibels_interval, "-10 log10 of the latent error, dB")]
+    if any(row["score"] is not None for row in found):
+        label = "share that shows what was asked for"
+        panels.append((lambda row: row["score"], lambda row: row["score_interval"], label))
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), squeeze=False)
+    names = list(dict.fromkeys(row["method"] for row in found))
+    for axis, (height, width, label) in zip(axes[0], panels, strict=True):
+        for i, name in enumerate(names):
+            own = [row for row in found if row["method"] == name]
+            axis.errorbar(
+                [_effective(row) for row in own],
+                [height(row) for row in own],
+                [width(row) for row in own],
+                fmt="o^sDvP*X<>"[i % 10],
+                color=f"C{i % 10}",
+                capsize=2,
+                elinewidth=0.7,
+                label=name,
+            )
+        line = list(_front(found, height))
+        axis.plot([_effective(row) for row in line], [height(row) for row in line], color="0.6", lw=1, zorder=0)
+        axis.set_xlabel("mean of effective weight and activation bits")
+        axis.set_ylabel(label)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _decibels_interval(row: tables.Row) -> float:
+    return DECIBELS * (interval(row["latent_log_by_caption"]) or 0.0)
+
+
+def _effective(row: tables.Row) -> float:
+    return float(row["weight_bits"] + row["activation_bits"]) / 2
+
+
+def _front(found: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row]:
+    """Rows that no other beats with as few bits, by rising bits."""
+    most = float("-inf")
+    for row in sorted(found, key=lambda row: (_effective(row), -height(row))):
+        if height(row) > most:
+            most = height(row)
+            yield row
+
+
+def write(found: Sequence[tables.Row], refused: Sequence[LeftOut], run: RunDir, model: str, floor: str = "") -> None:
+    """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
+    if not found:
+        return
+    found = with_gains(found)
+    tables.write(run.path / "compare.parquet", [dict(row) for row in found])
+    write_text(run.path / "compare.md", markdown(best(found), refused, model, floor))
+    plot(best(found), run.path / "compare.png")
+    run.upload("compare.parquet", "compare.md", "compare.png")
