@@ -115,14 +115,14 @@ def test_the_floor_is_what_numpy_makes_of_the_draws_with_changed_weights(
     psnr = -10 * np.log10(((pictures[1] - pictures[0]) ** 2).mean((1, 2, 3)))
     assert ((errors > 1e-16) & (errors < 1e-11)).all() and (psnr > 100).all()
     floor = floor_of(store.context)
-    assert floor.latent_error == pytest.approx(np.prod(errors) ** (1 / 3), rel=1e-6)
+    assert floor.latent_error == pytest.approx(np.prod(errors) ** (1 / 3), rel=1e-6, abs=0)
     assert floor.psnr == pytest.approx(psnr.mean(), rel=1e-6)
     before = np.concatenate([p.detach().numpy().ravel() for p in full.transformer.parameters()])
     count = int((np.concatenate([value.ravel() for value in right]) != before).sum())
     assert (floor.draws, floor.weights, floor.changed) == (3, len(before), count)
     rows = tables.read(store.context.read("floor", UNIT)[1] / "samples.parquet")
     assert [(r["prompt"], r["seed"]) for r in rows] == list(zip(conditions.prompts, conditions.seeds, strict=True))
-    assert [row["latent_error"] for row in rows] == pytest.approx(errors, rel=1e-6)
+    assert [row["latent_error"] for row in rows] == pytest.approx(errors, rel=1e-6, abs=0)
     assert len(opened) == 1 or opened[0] is not opened[1]
     Reference(store.context)("draw/001")
     assert len(opened) == 2, "no later worker gets the changed model"
