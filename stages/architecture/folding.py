@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
@@ -61,7 +60,7 @@ def folds(model: nn.Module, rows: Sequence[LayerInfo]) -> list[Fold]:
     return [fold for fold in there if _whole(fold, surveyed)]
 
 
-def _of_modulation(name: str, module: Any) -> list[Fold]:
+def _of_modulation(name: str, module: AdaLayerNormZero | AdaLayerNormZeroSingle) -> list[Fold]:
     block, _, norm = name.rpartition(".")
     width = module.linear.out_features // (3 if isinstance(module, AdaLayerNormZeroSingle) else 6)
     if module.linear.bias is None:

@@ -97,13 +97,13 @@ def _is_true(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is True
 
 
-def denoisers(index: Mapping[str, Any]) -> list[str]:
+def denoisers(index: Mapping[str, object]) -> list[str]:
     """Names of the components that denoise: the transformers of a model_index that are present."""
     named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     return sorted(name for name in named if "transformer" in name.split("_"))
 
 
-def takes_labels(index: Mapping[str, Any]) -> bool:
+def takes_labels(index: Mapping[str, object]) -> bool:
     """Whether the pipeline takes class labels (numbers) and no prompt."""
     source = call_source(str(index.get("_class_name", "")))
     return source is not None and "prompt" not in source.arguments and "class_labels" in source.arguments
@@ -115,7 +115,7 @@ def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def check_pipeline(
-    folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, Any] | None = None
+    folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, object] | None = None
 ) -> None:
     """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, the names of arguments
     `given` with them and the `call` they share, with the reason in one line; StorageError if it is none."""
@@ -138,7 +138,7 @@ def refusal(
     index: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     given: Collection[str] = (),
-    call: Mapping[str, Any] | None = None,
+    call: Mapping[str, object] | None = None,
 ) -> str:
     """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
 
@@ -176,7 +176,7 @@ def refusal(
 
 
 def _without_cache(
-    index: Mapping[str, Any], source: CallSource, given: Collection[str], call: Mapping[str, Any]
+    index: Mapping[str, Any], source: CallSource, given: Collection[str], call: Mapping[str, object]
 ) -> bool:
     """Whether the cache that the pipeline has stays empty as it is called: switched off, or for what is not given."""
     if any(call.get(switch) is False for switch in source.switches):

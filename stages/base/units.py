@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.storage.errors import DamagedUnit
@@ -55,7 +55,7 @@ class Unit:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.value: Any = None
+        self.value: Plain = None
         self.seconds = {"model": 0.0, "algebra": 0.0}
         self.elsewhere = 0.0
         """Seconds of other units that this one takes on its account."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -63,7 +64,7 @@ class BlockOffload:
         real = module.forward
 
         @functools.wraps(real)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: object, **kwargs: object) -> object:
             if module in self._here:
                 return real(*args, **kwargs)
             with self.on_device(module):
@@ -113,7 +114,7 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     return room[shift : shift + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def offload_blocks(components: Mapping[str, Any], parts: Mapping[str, nn.Module], device: str) -> BlockOffload:
+def offload_blocks(components: Mapping[str, object], parts: Mapping[str, nn.Module], device: str) -> BlockOffload:
     """Move a pipeline's models to `device`, except for the blocks of its denoisers `parts` and of its encoders.
 
     Libraries take a model's device from its first parameter, so a block that holds it stays on the device.
@@ -152,9 +153,9 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> Iterator[None]:
     blocks = list(blocks)
     before = [block.__dict__.get("forward") for block in blocks]
 
-    def again(real: Callable[..., Any]) -> Callable[..., Any]:
+    def again(real: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(real)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: object, **kwargs: Any) -> object:
             if not torch.is_grad_enabled():
                 return real(*args, **kwargs)
             return checkpoint(real, *args, use_reentrant=False, **kwargs)
@@ -175,12 +176,12 @@ def checkpoint_blocks(blocks: Iterable[nn.Module]) -> Iterator[None]:
 
 class _Keep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, start: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, start: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return start.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[None, None]:
         return None, None
 
 

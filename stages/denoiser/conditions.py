@@ -30,7 +30,7 @@ def picture_mode(model: Path) -> str:
     return "RGBA" if 4 in (config.get("input_channels"), config.get("in_channels")) else "RGB"
 
 
-def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, Any]:
+def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, object]:
     """The call's arguments that one prompt brings: `call` as it is, `images` opened in `mode`, where `find` says; of a
     file with several frames (GIF) a list of them."""
 
@@ -47,7 +47,7 @@ def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: st
     return {**given.get("call", {}), **pictures}
 
 
-def collated(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collated(batch: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """The arguments of one call for all prompts of a batch: pictures become lists, anything else must be the same.
 
     Raises StageError where it is not.
@@ -63,7 +63,7 @@ def collated(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: _together(name, [more[name] for more in batch]) for name in batch[0]}
 
 
-def _together(name: str, values: list[Any]) -> Any:
+def _together(name: str, values: list[object]) -> object:
     if len(values) == 1:
         return values[0]
     if _pictured(values[0]):
@@ -76,7 +76,7 @@ def _together(name: str, values: list[Any]) -> Any:
     return values[0]
 
 
-def _pictured(value: Any) -> bool:
+def _pictured(value: object) -> bool:
     return isinstance(value[0] if isinstance(value, list) and value else value, Image.Image)
 
 
@@ -89,7 +89,7 @@ class Conditions:
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    inputs: tuple[Mapping[str, Any], ...] = ()
+    inputs: tuple[Mapping[str, object], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.prompts) == len(self.seeds) and len(self.inputs) in (0, len(self.prompts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +33,8 @@ class InputRecorder:
         self._recent: list[tuple[Tensor, str]] = []
         self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
 
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if name in self.source:
                 self.repeated.add(name)
                 return
@@ -66,7 +65,7 @@ class _ShapeRecorder(InputRecorder):
         self.inputs[name] = x.to("meta")
 
 
-def listen(forward: Callable[[], Any], recorder: InputRecorder) -> InputRecorder:
+def listen(forward: Callable[[], object], recorder: InputRecorder) -> InputRecorder:
     """Run one forward pass, then remove the hooks of `recorder`, which is returned."""
     try:
         forward()
@@ -75,7 +74,7 @@ def listen(forward: Callable[[], Any], recorder: InputRecorder) -> InputRecorder
     return recorder
 
 
-def survey(forward: Callable[[], Any], layers: Mapping[str, nn.Linear], samples: Fraction | int) -> CallSurvey:
+def survey(forward: Callable[[], object], layers: Mapping[str, nn.Linear], samples: Fraction | int) -> CallSurvey:
     """What one forward pass of `samples` samples shows (with guidance in several calls, a fraction of one).
 
     Layers that ran more than once, or never, are skipped and named.

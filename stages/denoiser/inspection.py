@@ -93,7 +93,7 @@ class Inspection:
     """What a family file changes, and why; empty where the rules do."""
 
 
-def on_meta(config: Mapping[str, Any], where: object) -> nn.Module:
+def on_meta(config: Mapping[str, object], where: object) -> nn.Module:
     """The transformer that a diffusers config describes, without memory for its weights. Raises NotTaken."""
     name = str(config.get("_class_name", ""))
     made: Any = getattr(diffusers, name, None)
@@ -176,7 +176,7 @@ def _size(layer: nn.Module) -> int:
 
 
 def _groups(rows: Sequence[LayerInfo], layers: Mapping[str, nn.Linear]) -> tuple[Group, ...]:
-    found: dict[tuple[Any, ...], list[LayerInfo]] = {}
+    found: dict[tuple[str, int, int, str], list[LayerInfo]] = {}
     for row in rows:
         found.setdefault((pattern_of(row.name), row.in_features, row.out_features, row.role), []).append(row)
     return tuple(
@@ -214,7 +214,13 @@ def _shared(rows: Sequence[LayerInfo]) -> tuple[tuple[str, ...], ...]:
 
 
 def watch(
-    folder: Path, *, dtype: str, device: str, call: dict[str, Any], prompt: str, given: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    dtype: str,
+    device: str,
+    call: dict[str, Any],
+    prompt: str,
+    given: Mapping[str, object] | None = None,
 ) -> dict[str, tuple[nn.Module, CallTrace]]:
     """Open the pipeline and run one call of each denoiser, by component; the loop goes on with that call's output.
     `given` are the arguments that come with the prompt.

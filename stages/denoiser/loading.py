@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from adatsq_pipe.stages.architecture.memory import plan_of, surveyed
 from adatsq_pipe.stages.base.context import Context
@@ -22,7 +21,7 @@ class ModelRequest:
     folder: Path
     dtype: str
     device: str
-    call: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, object] = field(default_factory=dict)
     """Arguments of every call of the pipeline."""
     blockwise: bool = False
     """Whether blocks are on the device only while they compute."""

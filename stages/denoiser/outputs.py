@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.storage.fingerprint import Plain
 
 Output = Any
 """What a denoiser returns: a tensor, or tuples, lists and diffusers outputs of tensors."""
@@ -53,7 +54,7 @@ def of_samples(output: Output, of: int, start: int, stop: int) -> Output:
     return output
 
 
-def structure(output: Output) -> Any:
+def structure(output: Output) -> Plain:
     """The shape of an output without its tensors, as plain JSON."""
     if isinstance(output, Tensor):
         return "tensor"

@@ -5,18 +5,32 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.denoiser.outputs import Output
 from adatsq_pipe.stages.runtime.clock import monotonic
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Autoencoder(Protocol):
+    """What this package uses of the autoencoders of diffusers."""
+
+    decode: Callable[..., Output]
+
+    def enable_tiling(self) -> None: ...
+
 
 PIPELINE_ERRORS = (
     ValueError,
@@ -33,7 +47,7 @@ PIPELINE_ERRORS = (
 """What pipelines raise for arguments that they do not accept, and for packages that are not installed."""
 
 
-def decode_latents(vae: Any, decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def decode_latents(vae: Autoencoder, decode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`decode(*args, **kwargs)`; an autoencoder that only decodes tiles (Allegro's) is switched to tiling first."""
     try:
         return decode(*args, **kwargs)
@@ -54,7 +68,7 @@ def on_scheduler_step(scheduler: Any, callback: Callable[[], None]) -> Iterator[
     real, defined_here = scheduler_class.step, "step" in vars(scheduler_class)
 
     @functools.wraps(real)
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(self: object, *args: object, **kwargs: object) -> object:
         result = real(self, *args, **kwargs)
         callback()
         return result
@@ -74,10 +88,10 @@ def cache_prompt_encoding(pipe: Any) -> None:
     real = getattr(pipe, "encode_prompt", None)
     if real is None:
         return
-    encoded: dict[str, Any] = {}
+    encoded: dict[str, object] = {}
 
     @functools.wraps(real)
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+    def encode_prompt(*args: object, **kwargs: object) -> object:
         if not is_plain([args, kwargs]):
             return real(*args, **kwargs)
         key = repr((args, sorted(kwargs.items())))
@@ -88,10 +102,10 @@ def cache_prompt_encoding(pipe: Any) -> None:
     pipe.encode_prompt = encode_prompt
 
 
-def describe(arguments: dict[str, Any]) -> str:
+def describe(arguments: Mapping[str, object]) -> str:
     """The arguments of a call, for a message: pictures by their size, generators left out."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         if isinstance(value, list) and value and isinstance(value[0], Image):
             return f"{len(value)} pictures"
         return f"a picture of {value.width} x {value.height}" if isinstance(value, Image) else repr(value)
@@ -116,7 +130,7 @@ def advice(error: Exception, pipeline: object, prompts: int) -> str:
     return f"set the arguments that it needs in [model.call]{alone}"
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Whether a value holds only text, numbers, devices and dtypes, so that its repr identifies it."""
     if isinstance(value, dict):
         return all(map(is_plain, value.values()))
@@ -125,7 +139,7 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
 
 
-def pictures_of(result: Any, samples: int = 0) -> Tensor:
+def pictures_of(result: Mapping[str, Tensor | npt.ArrayLike], samples: int = 0) -> Tensor:
     """A pipeline's result as a tensor [samples, ..., height, width, channels].
 
     Cosmos 3 returns the frames of a clip without the sample dimension; with `samples` = 1 it is added.

@@ -6,15 +6,14 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.base.micro_batch import MicroBatch, joined
 from adatsq_pipe.stages.denoiser.outputs import Output
-from adatsq_pipe.stages.denoiser.pipeline_call import decode_latents, on_scheduler_step
+from adatsq_pipe.stages.denoiser.pipeline_call import Autoencoder, decode_latents, on_scheduler_step
 
-Forward = Callable[[int, str, tuple[Any, ...], dict[str, Any]], Output]
+Forward = Callable[[int, str, tuple[object, ...], dict[str, object]], Output]
 """(scheduler step, component, args, kwargs) -> what the pipeline gets in place of the denoiser's output."""
 
 
@@ -43,7 +42,7 @@ class StandIn:
     """Copies of the latents given to the autoencoder, in order; only the first unless `decodes_often`."""
 
     @contextmanager
-    def installed(self, parts: Mapping[str, nn.Module], vae: Any, scheduler: Any) -> Iterator[None]:
+    def installed(self, parts: Mapping[str, nn.Module], vae: Autoencoder | None, scheduler: object) -> Iterator[None]:
         """Inside, `parts`, `vae` (or None) and the scheduler's class go through this object; restored afterwards."""
         for name, part in parts.items():
             part.forward = self._denoiser(name, part.forward)
@@ -63,7 +62,7 @@ class StandIn:
 
     def _denoiser(self, part: str, real: Callable[..., Output]) -> Callable[..., Output]:
         @functools.wraps(real)
-        def forward(*args: Any, **kwargs: Any) -> Output:
+        def forward(*args: object, **kwargs: object) -> Output:
             if self.step_ended:
                 self.step += 1
                 self.step_ended = False
@@ -71,9 +70,9 @@ class StandIn:
 
         return forward
 
-    def _decoder(self, vae: Any, real: Callable[..., Any]) -> Callable[..., Any]:
+    def _decoder(self, vae: Autoencoder, real: Callable[..., Output]) -> Callable[..., Output]:
         @functools.wraps(real)
-        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def decode(latents: Tensor, *args: object, **kwargs: object) -> Output:
             self._collect(latents)
             ranges = self.micro.ranges(len(latents))
             decoded = [decode_latents(vae, real, latents[start:stop], *args, **kwargs) for start, stop in ranges]

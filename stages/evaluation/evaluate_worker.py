@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.sampling import drawn, draws
 from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
 from adatsq_pipe.stages.scenes.world import scorer
+from adatsq_pipe.stages.scenes.world.detector import Array
 from adatsq_pipe.stages.scenes.world.prompts import parse_prompt
 from adatsq_pipe.storage import tables, tensors
 
@@ -32,7 +33,7 @@ class Evaluate(OutOfMemoryBackoff):
         self.batches = draws(context)
         self.world = context.settings[ModelSettings].world
 
-    def _score(self, samples: list[dict[str, Any]], shard: int, pictures: Any, reference: Any) -> dict[str, Tensor]:
+    def _score(self, samples: list[tables.Row], shard: int, pictures: Array, reference: Array) -> dict[str, Tensor]:
         """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
         settings = self.context.settings[EvaluateSettings]
         wanted = [parse_prompt(row["prompt"], self.world) for row in samples]
@@ -79,7 +80,7 @@ def _range(x: Tensor) -> float:
     return float(x.max() - x.min())
 
 
-def _ssim(picture: Any, reference: Any) -> float:
+def _ssim(picture: Array, reference: Array) -> float:
     """Structural similarity of pictures [H, W, 3], or the mean over the frames of a video."""
 
     frames = [(picture, reference)] if picture.ndim == 3 else list(zip(picture, reference, strict=True))

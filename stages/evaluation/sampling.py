@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.units import Unit
 from adatsq_pipe.stages.denoiser.conditions import Conditions, asked_for, batched
-from adatsq_pipe.stages.denoiser.denoiser import Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 
@@ -33,7 +32,7 @@ def draws(context: Context) -> list[Conditions]:
 
 def drawn(
     context: Context, micro: MicroBatch, folder: Path | None, conditions: Conditions, unit: Unit
-) -> tuple[list[Tensor], Any]:
+) -> tuple[list[Tensor], Tensor]:
     """Latents before every step and at the end, [samples, ...] each, and pictures.
 
     Of the model in `folder`; None is the full-precision model.
@@ -41,12 +40,12 @@ def drawn(
     return followed(denoiser_of(context, micro, folder=folder), conditions, unit)
 
 
-def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[list[Tensor], Any]:
+def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[list[Tensor], Tensor]:
     """Latents before every step and at the end, [samples, ...] each, and pictures, of the denoiser as it is."""
     runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}
 
-    def see(j: int, call: Any) -> None:
+    def see(j: int, call: Call) -> None:
         if call.step not in states:
             found = denoiser.state(call)
             states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()

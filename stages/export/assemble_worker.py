@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
 from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.architecture.families._family import families
@@ -21,6 +22,9 @@ from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.runtime.spec import FORMAT
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.checkpoint import read_transformer, write_component, write_pipeline
+from adatsq_pipe.storage.fingerprint import Plain
+
+T = TypeVar("T")
 
 
 class Assemble:
@@ -49,7 +53,7 @@ class Assemble:
                 called = {"call": dict(model.call), "world": model.world}
                 (unit.folder / "sampling.json").write_text(json.dumps(called, indent=1) + "\n")
 
-    def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
+    def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Tensor], dict[str, Plain]]], dict[str, Plain]]:
         """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
         survey = survey_of(self.context)
         prefixes = {part: f"{part}." for part in survey.steps_of_component} or {"transformer": ""}
@@ -58,7 +62,7 @@ class Assemble:
             for part, prefix in prefixes.items()
             for name, tensor in read_transformer(source, part).items()
         }
-        policy, specs = policy_of(self.context), dict[str, Any]()
+        policy, specs = policy_of(self.context), dict[str, Plain]()
         before, after, weights = 0, 0, 0
         for i, row in enumerate(survey.layers):
             name = row.name
@@ -83,7 +87,7 @@ class Assemble:
         rest += sum(t.numel() * 2 for name, t in stored.items() if name.endswith(".bias") and name[:-5] in specs)
         steps_of = policy.steps * len(specs)
         bits = 8 * (after - steps_of) / weights
-        sizes = {
+        sizes: dict[str, Plain] = {
             "layers": len(specs),
             "weight_bits": bits,
             "layer_bytes_bf16": before,
@@ -102,5 +106,5 @@ def _timestep_of(source: Path, part: str) -> dict[str, str]:
     return {"timestep": told} if told else {}
 
 
-def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+def _below(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

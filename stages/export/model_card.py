@@ -96,7 +96,7 @@ def _rows(quality: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def front_matter(source: Path) -> dict[str, Any]:
+def front_matter(source: Path) -> dict[str, object]:
     """What the original's card says of its licence and language; empty if it has no card, or none that can be read."""
     path = source / "README.md"
     if not path.exists():

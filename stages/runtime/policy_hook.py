@@ -6,7 +6,6 @@ Nothing else sets a layer's bits: whoever wants other bits than the model's poli
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +49,7 @@ class PolicyHook:
             layer.rounds = rounded.pop() if len(rounded) == 1 else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         steps = nearest_step(timestep_of(module.forward, args, kwargs, self._timestep_name), self.calibrated_T)
         if steps != self._steps:
             first, self._steps = self._steps is None, steps

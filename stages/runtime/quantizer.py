@@ -42,7 +42,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         timesteps: list[float] | None = None,
         timestep: str = "",
         format: int = FORMAT,
-        runtime: dict[str, Any] | None = None,
+        runtime: dict[str, object] | None = None,
         quant_method: str = Method.ADATSQ.value,
         **unknown: object,
     ) -> None:
@@ -59,7 +59,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.runtime = runtime
         """A section for other engines, passed through unchanged."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "quant_method": self.quant_method.value,
             "format": self.format,
@@ -69,7 +69,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             **({"runtime": copy.deepcopy(self.runtime)} if self.runtime else {}),
         }
 
-    def to_diff_dict(self) -> dict[str, Any]:
+    def to_diff_dict(self) -> dict[str, object]:
         return self.to_dict()
 
     @property
@@ -90,7 +90,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     requires_calibration = True
     use_keep_in_fp32_modules = True
 
-    def __init__(self, quantization_config: AdatsqConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: AdatsqConfig, **kwargs: object) -> None:
         super().__init__(quantization_config, **kwargs)
         self._stored_dtypes: dict[str, torch.dtype] = {}
         self._loaded_names: set[str] = set()
@@ -105,7 +105,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                     self._stored_dtypes[name] = _DTYPES.get(handle.get_slice(name).get_dtype(), torch.float32)
         return loaded_keys
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
         config = self.quantization_config
         layers = replace_linears(model, config.specs, steps=len(config.timesteps))
         self._quantized_names = {
@@ -128,7 +128,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return missing_keys
 
     def check_if_quantized_param(
-        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+        self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Tensor], **kwargs: object
     ) -> bool:
         """Whether a tensor is one of a quantized layer; the bias is not, diffusers loads it."""
         return param_name in self._quantized_names
@@ -148,9 +148,9 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         param_value: Tensor,
         param_name: str,
         target_device: torch.device | str,
-        state_dict: dict[str, Any],
+        state_dict: dict[str, Tensor],
         unexpected_keys: list[str] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Put a stored tensor into its layer, in the dtype of the file: `param_value` may have been cast.
 
@@ -164,7 +164,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self.check_quantized_param_shape(param_name, expected, stored)
         setattr(layer, part, stored.to(target_device))
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> nn.Module:
         for layer in quantized_layers(model).values():
             for name in layer.step_buffers:
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
@@ -176,8 +176,8 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         return model
 
     def get_state_dict_and_metadata(
-        self, state_dict: dict[str, Any], safe_serialization: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, state_dict: dict[str, Tensor], safe_serialization: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Every tensor in the dtype of the file that it was loaded from, unless its values have changed since and no
         longer fit that dtype."""
         return {name: _as_stored(tensor, self._stored_dtypes.get(name)) for name, tensor in state_dict.items()}, {}

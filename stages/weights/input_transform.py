@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ class Basis:
 def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
     """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
 
-    fixed, w = dict[str, Any](), w_OI.double()
+    fixed, w = dict[str, Tensor](), w_OI.double()
     if spec.permuted:
         random = np.random.default_rng(list(row.name.encode()))
         fixed["order"] = torch.from_numpy(random.permutation(w.shape[1])).to(w.device).int()

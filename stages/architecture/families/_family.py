@@ -11,10 +11,10 @@ import pkgutil
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
 
 import adatsq_pipe.stages.architecture.families as package
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.storage.fingerprint import Plain
 
 GROUP = "adatsq_pipe.families"
 
@@ -82,10 +82,10 @@ def sample_name(transformer: object) -> str:
     return family.sample if family is not None else ""
 
 
-def identity() -> dict[str, Any]:
+def identity() -> dict[str, Plain]:
     """What a capture depends on besides the model and this package: the families of other distributions, if any."""
     external = {name: family for name, family in sorted(families().items()) if name not in own()}
-    corrections: dict[str, Any] = {
+    corrections: dict[str, Plain] = {
         name: {
             "blocks": list(family.blocks),
             "leave": list(family.leave),

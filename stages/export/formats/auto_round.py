@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ pipe = DiffusionPipeline.from_pretrained("this folder", dtype=torch.bfloat16)
 
 
 def export(source: Path, out: Path) -> str:
-    model: Any = transformer_of(source)
+    model = transformer_of(source)
     layers = quantized_layers(model)
     for name, layer in layers.items():
         if reason := refusal(layer):
@@ -75,7 +74,7 @@ def export(source: Path, out: Path) -> str:
     return said + (f". {left}" if unfit else "")
 
 
-def _plain_linears(model: Any, blocks: list[str]) -> list[str]:
+def _plain_linears(model: nn.Module, blocks: list[str]) -> list[str]:
     inside = tuple(f"{block}." for block in blocks)
     return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside)]
 

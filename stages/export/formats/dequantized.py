@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.export.formats._formats import transformer_of
 from adatsq_pipe.storage.checkpoint import find_pipeline, write_component, write_pipeline
@@ -24,7 +26,7 @@ def export(source: Path, out: Path) -> str:
     return "plain bfloat16 weights; activations are not rounded, and nothing is smaller"
 
 
-def _tensors(source: Path, part: str) -> dict[str, Any]:
+def _tensors(source: Path, part: str) -> dict[str, Tensor]:
     model: Any = transformer_of(source, part)
     model.dequantize()
     return dict(model.state_dict())

@@ -7,6 +7,7 @@ is a pipeline folder with bf16 weights, loss curves, the plans of its trainings 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def _check_plan(work: Path, plan: Plan) -> None:
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def _check_options(family: str, options: dict[str, Any]) -> None:
+def _check_options(family: str, options: Mapping[str, object]) -> None:
     """Raises UsageError for an option that has no effect on `family`."""
     for field in options:
         if family not in ONLY_FOR.get(field, FAMILIES):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.scenes.builtin_models import MODELS_FOLDER
 from adatsq_pipe.stages.scenes.train import (
@@ -116,10 +116,10 @@ class Job:
     plan: Plan
     work: Path
     compile: bool
-    start: Any = None
+    start: DiffusionPipeline | None = None
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> nn.Module | None:
         """The denoiser that training starts from, or None."""
         return self.start.transformer if self.start else None
 
@@ -132,14 +132,15 @@ class Job:
         )
 
     def self_corrected(
-        self, model: Any, texts: flux.TextInputs, vae: AutoencoderKL, schedule: trajectories.SamplingSchedule
-    ) -> Any:
+        self, model: nn.Module, texts: flux.TextInputs, vae: AutoencoderKL, schedule: trajectories.SamplingSchedule
+    ) -> nn.Module:
         """`model` after the plan's rounds of self-correction, at a quarter of the learning rate."""
         plan = self.plan
         config = replace(self.config, steps=plan.round_steps, rate=plan.rate / 4)
-        return trajectories.self_correct(
+        corrected: nn.Module = trajectories.self_correct(
             model, texts, vae, schedule, self.work, config, rounds=plan.rounds, count=plan.walks
         )
+        return corrected
 
 
 FLUX_DEV_SCHEDULE = trajectories.SamplingSchedule(

@@ -67,7 +67,7 @@ def compare(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def frechet_distance(a_NF: npt.NDArray[Any], b_MF: npt.NDArray[Any]) -> float:
+def frechet_distance(a_NF: npt.NDArray[np.floating], b_MF: npt.NDArray[np.floating]) -> float:
     """Frechet distance of two feature sets `[N, F]`, `[M, F]`, as of two Gaussians (Heusel et al. 1706.08500, eq. 6).
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). It is biased upwards, more so for fewer samples: compare sets of
@@ -79,7 +79,7 @@ def frechet_distance(a_NF: npt.NDArray[Any], b_MF: npt.NDArray[Any]) -> float:
     return float(np.square(mean_a - mean_b).sum() + max(spread, 0.0))
 
 
-def _gaussian(x_NF: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _gaussian(x_NF: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
     """Mean, and the symmetric square root of the covariance (divided by N - 1); a single sample has no spread."""
     x = x_NF.astype(np.float64)
     if len(x) == 1:
