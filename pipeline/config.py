@@ -1,4 +1,4 @@
-"""RunConfig: what a run is asked to do, from a preset, a TOML file, `--set` and the model folder, checked as a whole.
+"""RunConfig: the settings of a run, from a preset, a TOML file, `--set` and the model folder, checked as a whole.
 
 Every stage brings its own table. A table is accepted or refused as a whole: an unknown key is an error that names the
 nearest right one. `[cluster]` says where and how wide; it changes no byte of the result.
@@ -51,11 +51,13 @@ class ClusterSettings(Settings):
     table: ClassVar[str] = "cluster"
 
     executor: Literal["ray", "inline"] = "ray"
+    """How units run: on Ray, or one after the other in this process."""
     address: str = "local"
     """A running Ray cluster, e.g. auto or ray://host:10001; local = start one here."""
     workers: int = Field(default=0, ge=0)
     """0 = one per CPU this process may use (or per share of a GPU)."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for a worker."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of a local Ray."""
     gpus_per_worker: float | Literal["auto"] = 0.0
@@ -74,10 +76,10 @@ class ClusterSettings(Settings):
 
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
-    def _share(cls, given: object) -> object:
-        number = isinstance(given, int | float) and not isinstance(given, bool)
-        if given == "auto" or (number and given >= 0):  # type: ignore[operator]
-            return given
+    def _share(cls, value: object) -> object:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value == "auto" or (number and value >= 0):  # type: ignore[operator]
+            return value
         raise ValueError("give the share of a GPU that a worker holds, 0 or more, or auto")
 
 
@@ -92,33 +94,34 @@ def kinds() -> dict[str, type[Settings]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The settings of a run, parsed once; where it runs (`cluster`); and the tables that the user wrote (`asked`)."""
+    """The settings of a run, parsed once; where it runs (`cluster`); and the user's own part of them (`request`)."""
 
     settings: RunSettings
     cluster: ClusterSettings
     model: Path
     """Folder of the full-precision pipeline."""
-    asked: Mapping[str, object]
+    request: Mapping[str, object]
+    """What the user wrote: `preset`, the name, and `tables`, the settings on top of it. config.toml holds this."""
     images: Mapping[str, Path]
     """Pictures that come with prompts, by digest: where they are on this machine."""
 
-    def given(self, *of: type[PromptSettings]) -> set[str]:
-        """Names of the pipeline call's arguments that every prompt of these tables (default: both) comes with, or
-        that [model.call] has."""
+    def prompt_arguments(self, *of: type[PromptSettings]) -> set[str]:
+        """Names of the pipeline call's arguments that every prompt of these tables (default: both) brings, or that
+        [model.call] sets."""
         none: tuple[dict[str, Any], ...] = ({},)
         rows = [row for kind in of or (DataSettings, EvaluateSettings) for row in self.settings[kind].inputs or none]
         each = [{*row.get("images", {}), *row.get("call", {})} for row in rows]
         return set.intersection(*each) | set(self.settings[ModelSettings].call)
 
 
-def model_folder(given: str) -> Path:
-    """The folder that a model's name or path means; empty is the default built-in. ConfigError for unknown names."""
-    known, name = builtin_models(), given or BUILT_IN
+def model_folder(model: str) -> Path:
+    """The folder of a model, by its name or path; empty is the default built-in. ConfigError for unknown names."""
+    known, name = builtin_models(), model or BUILT_IN
     if name in known:
         return known[name]
-    path = Path(given).expanduser()
-    if given.startswith("scenes/") and not path.exists():
-        raise ConfigError(f"there is no built-in model {given!r}{_nearest(given, known)}")
+    path = Path(model).expanduser()
+    if model.startswith("scenes/") and not path.exists():
+        raise ConfigError(f"there is no built-in model {model!r}{_nearest(model, known)}")
     return path.resolve()
 
 
@@ -139,7 +142,7 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
         path, sign, value = text.partition("=")
         keys = path.strip().split(".")
         if not sign or len(keys) < 2:
-            raise ConfigError(f"--set takes table.key=value, e.g. search.budget=3.6; given {text!r}")
+            raise ConfigError(f"--set takes table.key=value, e.g. search.budget=3.6; got {text!r}")
         try:
             parsed = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
@@ -170,13 +173,13 @@ def load(
     file: Path | None,
     sets: Sequence[str],
     model: str | None,
-    kept: Mapping[str, Any] | None,
+    previous: Mapping[str, Any] | None,
 ) -> RunConfig:
-    """The configuration of a run: the preset, what an earlier `run` in this directory `kept`, the file, the sets.
+    """The configuration of a run: the preset, the request of the `previous` run in this directory, the file, the sets.
 
-    A new preset starts from scratch; else what was kept is gone on with. Raises ConfigError.
+    A new preset discards the previous request. Raises ConfigError.
     """
-    before = dict(kept or {}) if preset is None else {}
+    before = dict(previous or {}) if preset is None else {}
     name = preset or before.get("preset", "w4a4")
     if name not in PRESETS:
         raise ConfigError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
@@ -190,12 +193,12 @@ def load(
     for table in ("data", "evaluate"):
         if file_of := tables.get(table, {}).get("prompts_file"):
             tables = merged(tables, {table: {"prompts_file": str(Path(str(file_of)).expanduser().resolve())}})
-    asked = {"preset": name, "tables": tables}
-    return _resolved(merged(preset_tables(name), tables), asked)
+    request = {"preset": name, "tables": tables}
+    return _resolved(merged(preset_tables(name), tables), request)
 
 
 def refuse_unknown(tables: Mapping[str, object]) -> None:
-    """Raise ConfigError for a table or a key that there is not."""
+    """Raise ConfigError for an unknown table or key."""
     for table, values in tables.items():
         if table not in kinds():
             raise ConfigError(f"there is no table [{table}]{_nearest(table, kinds())}")
@@ -211,7 +214,7 @@ def _nearest(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(words))}"
 
 
-def _resolved(tables: Mapping[str, Any], asked: Mapping[str, object]) -> RunConfig:
+def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunConfig:
     name = str(tables.get("model", {}).get("path", ""))
     model = model_folder(name)
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
@@ -224,7 +227,7 @@ def _resolved(tables: Mapping[str, Any], asked: Mapping[str, object]) -> RunConf
         if pictures and "batch" not in filled.get(kind.table, {}):
             captions = captions.model_copy(update={"batch": 1})
         parsed = parsed.replaced(captions)
-    return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, asked=asked, images=images)
+    return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, request=request, images=images)
 
 
 def _with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Mapping[str, Path]]:
@@ -259,14 +262,14 @@ def _parsed(kind: type[Settings], values: Mapping[str, object]) -> Settings:
 
 
 def sampling(model: Path) -> dict[str, Any]:
-    """What a model folder says of itself in sampling.json, if it does: how to call it, and what world it draws."""
+    """The model folder's sampling.json: the arguments of its call, and the world it draws. Empty without that file."""
     try:
-        said = json.loads((model / "sampling.json").read_text())
-        return {"call": dict(said["call"]), "world": str(said.get("world", ""))}
+        values = json.loads((model / "sampling.json").read_text())
+        return {"call": dict(values["call"]), "world": str(values.get("world", ""))}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f'{model / "sampling.json"} is not {{"call": {{...}}}}; mend or remove it') from None
+        raise ConfigError(f'{model / "sampling.json"} is not {{"call": {{...}}}}; correct or remove it') from None
 
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
@@ -292,20 +295,20 @@ def _captions(table: PromptSettings, world: str) -> Sequence[str]:
     return lines[1 if held_out else 0 :: 2][: table.count]
 
 
-def kept_config(run: Path) -> dict[str, Any] | None:
-    """What an earlier `run` in this directory was asked for; None if there was none."""
+def read_request(run: Path) -> dict[str, Any] | None:
+    """The request of the previous run in this directory; None if there was none."""
     path = run / "config.toml"
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         return None
     except tomllib.TOMLDecodeError as error:
-        raise StorageError(f"{path} is not TOML ({error}); mend it, or give --preset to start from one") from None
+        raise StorageError(f"{path} is not TOML ({error}); correct it, or give --preset to start from one") from None
 
 
-def keep_config(run: RunDir, config: RunConfig) -> None:
-    """Keep what was asked for, so that `run`, `status` and `why` need not be told again."""
-    text = tomli_w.dumps(config.asked)
+def write_request(run: RunDir, config: RunConfig) -> None:
+    """Store the request in the run directory, so that later commands start from it."""
+    text = tomli_w.dumps(config.request)
     path = run.path / "config.toml"
     if not path.exists() or path.read_text() != text:
         run.write("config.toml", text)

@@ -55,7 +55,7 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
     with place.lock(stop) as message:
         if message:
             screen.say(message)
-        configuration.keep_config(place, config)
+        configuration.write_request(place, config)
         place.add_prompt_images(config.images)
         try:
             steps, context, _ = runner.execute(config, place, list(STAGES), executors, screen)

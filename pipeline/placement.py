@@ -18,7 +18,7 @@ from adatsq_pipe.storage.fingerprint import Plain
 RUNTIME = 600 * 10**6
 """Bytes that a process takes of a GPU before it holds anything: driver, kernels, libraries."""
 ROOM = 1.15
-"""What an allocator takes over what is asked of it at once."""
+"""What an allocator takes, relative to the bytes requested of it at once."""
 KEPT = 2.0
 """What a forward pass keeps for its backward pass, over the inputs and outputs of its linear layers: norms, attention,
 what lies between them."""
@@ -71,8 +71,8 @@ def need_of(context: Context, stage: str) -> Need | None:
     if not context.manifest("capture").done("survey"):
         return None
     batch = context.settings[DataSettings].batch
-    kept = sum(by_block(survey_of(context).layers).values())
-    return Need(weights=weights, unit=int(KEPT * size * batch * kept), basis="estimated from the survey")
+    rows = sum(by_block(survey_of(context).layers).values())
+    return Need(weights=weights, unit=int(KEPT * size * batch * rows), basis="estimated from the survey")
 
 
 def place(need: Need | None, memory: int) -> Placement:

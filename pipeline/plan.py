@@ -76,7 +76,7 @@ def _look(
 ) -> Step:
     manifest = run.manifest(stage.name, fingerprint)
     units = list(manifest.units())
-    damaged = tuple(found for unit in units if (found := _damage(manifest, unit)))
+    damaged = tuple(damage for unit in units if (damage := _damage(manifest, unit)))
     complete = not damaged and _complete(manifest, units)
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []

@@ -1,7 +1,7 @@
 """Prompts from a file: text with one to a line, or a manifest, JSONL or Parquet, with a column `prompt`.
 
-A manifest may say more of a prompt: `images` (argument of the pipeline's call -> path, or a list of paths, relative to
-the manifest), `call` (further arguments) and `seed`. Other columns are passed over. Images are known by their contents.
+A manifest may have more columns: `images` (argument of the pipeline's call -> path, or a list of paths, relative to
+the manifest), `call` (further arguments) and `seed`. It ignores other columns. An image is identified by its bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MORE = ("images", "call", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What a file holds: prompts in order; `inputs`, what more each is given (empty if none is given more); and the
+    """The contents of a file: prompts in order; `inputs`, further arguments of each (empty if none has any); and the
     images by their digest."""
 
     prompts: list[str]
@@ -79,15 +79,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Path]) -> dict[str, Any]:
-    """What the row says besides its prompt, with images in the form of their digests."""
-    said = {key: _object(where, key, row[key]) for key in ("images", "call") if row.get(key)}
-    more: dict[str, Any] = {key: value for key, value in said.items() if key == "call"}
-    if "images" in said:
+    """The row besides its prompt, with images as their digests."""
+    objects = {key: _object(where, key, row[key]) for key in ("images", "call") if row.get(key)}
+    more: dict[str, Any] = {key: value for key, value in objects.items() if key == "call"}
+    if "images" in objects:
         more["images"] = {
-            name: [_image(where, beside, one, images) for one in given]
-            if isinstance(given, list)
-            else _image(where, beside, given, images)
-            for name, given in said["images"].items()
+            name: [_image(where, beside, one, images) for one in value]
+            if isinstance(value, list)
+            else _image(where, beside, value, images)
+            for name, value in objects["images"].items()
         }
     if row.get("seed") is not None:
         if not isinstance(row["seed"], int) or isinstance(row["seed"], bool) or row["seed"] < 0:
@@ -99,14 +99,14 @@ def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Pa
 def _object(where: str, key: str, value: Any) -> dict[str, Any]:
     """A mapping, or the JSON text of one (as Parquet may hold it); members that are null are left out."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
-        return {str(name): item for name, item in dict(found).items() if item is not None}
+        members = json.loads(value) if isinstance(value, str) else value
+        return {str(name): item for name, item in dict(members).items() if item is not None}
     except (ValueError, TypeError):
         raise ValueError(f'{where}: {key} is {value!r}; write an object, e.g. {{"image": "cat.png"}}') from None
 
 
-def _image(where: str, beside: Path, given: Any, images: dict[str, Path]) -> str:
-    path = beside / str(given)
+def _image(where: str, beside: Path, name: Any, images: dict[str, Path]) -> str:
+    path = beside / str(name)
     try:
         with Image.open(path) as image:
             image.verify()

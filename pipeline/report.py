@@ -74,10 +74,10 @@ def _stands(path: Path, fingerprint: str) -> bool:
 def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
     """The run in numbers."""
     drawn = samples(context)
-    found = context.manifest("search").read("front").value
+    front = context.manifest("search").read("front").value
     sizes = context.manifest("assemble").read("model").value
     return Summary(
-        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {found['mean_bits']:.2f}-bit activations",
+        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {front['mean_bits']:.2f}-bit activations",
         fingerprint=context.fingerprints["evaluate"],
         model=str(config.model),
         quality=Quality(
@@ -87,13 +87,13 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
             latent_psnr=_mean(drawn, "latent_psnr"),
             psnr=_mean(drawn, "psnr"),
             ssim=_mean(drawn, "ssim"),
-            asked_for=_asked_for(config, context, drawn),
+            asked_for=_scores(config, context, drawn),
             per_step=_per_step(read_rows(context, "steps.parquet")),
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],
-            activations_mean=found["mean_bits"],
-            activations_mac_weighted=found["mac_weighted_bits"],
+            activations_mean=front["mean_bits"],
+            activations_mac_weighted=front["mac_weighted_bits"],
             budget=config.settings[SearchSettings].budget,
         ),
         size=Size(
@@ -105,7 +105,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
             layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
             transformer_ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         ),
-        search=SearchCost(**search_cost(context), front=found["front"], rollout_error=found["rollout_error"]),
+        search=SearchCost(**search_cost(context), front=front["front"], rollout_error=front["rollout_error"]),
         facts=_facts(config, run, context),
         capture_over_bare_forwards=capture_cost(context),
         seconds=seconds(run, context),
@@ -143,16 +143,16 @@ def _facts(config: RunConfig, run: RunDir, context: Context) -> Facts:
 
 def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
     """Units by stage whose batches did not fit into memory, counted by what they were halved to."""
-    found: dict[str, dict[str, int]] = {}
+    halvings: dict[str, dict[str, int]] = {}
     for stage in context.fingerprints:
         halved = [m.micro_batch for m in context.manifest(stage).markers().values() if m.micro_batch]
         if halved:
-            found[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
-    return found
+            halvings[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
+    return halvings
 
 
 def _logged(run: RunDir, context: Context, fact: str) -> dict[str, Any]:
-    """What the log has last said of `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
+    """The last entry of the log for `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
     return {
         entry["stage"]: entry[fact]
         for entry in run.log_entries()
@@ -169,7 +169,7 @@ def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
     return {name: v["spec"]["group"] for name, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
-def _asked_for(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, Any] | None:
+def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, Any] | None:
     """GenEval's tasks and Frechet distances, where a program can read the pictures."""
     if not config.settings[ModelSettings].world:
         return None

@@ -1,4 +1,4 @@
-"""Running a plan: which stages, in which order, on which executor, and what happens when something is found damaged.
+"""Running a plan: which stages, in which order, on which executor, and what happens when a unit is damaged.
 
 The executor is made when the first unit is missing, and not before: a run with nothing to do starts no Ray.
 """
@@ -58,13 +58,13 @@ class Executors:
     made: Any = None
     stopping: bool = False
     share: float = 0.0
-    """Of a GPU, that each worker of the one that was made holds."""
-    said: str = ""
-    """What was said of the workers' memory."""
+    """Share of a GPU that each worker of the current executor holds."""
+    memory_line: str = ""
+    """The last line that the screen showed of the workers' memory."""
 
     def get(self, share: float | None = None) -> Any:
-        """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; it is made anew
-        if they hold another."""
+        """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; a new one
+        is made if they hold another."""
         if self.made is not None and share is not None and share != self.share:
             self.close()
         if self.made is None:
@@ -76,8 +76,8 @@ class Executors:
         return self.made
 
     def _fixed(self) -> float:
-        asked = self.config.cluster.gpus_per_worker
-        return 1.0 if asked == "auto" else asked
+        share = self.config.cluster.gpus_per_worker
+        return 1.0 if share == "auto" else share
 
     def _make(self) -> Any:
         cluster = self.config.cluster
@@ -87,8 +87,8 @@ class Executors:
             loopback.bind()
         from adatsq_pipe.cluster.ray_executor import RayExecutor  # imports Ray, after loopback has set it up
 
-        asked = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
-        resources = Resources(**asked, gpus_per_worker=self.share)
+        options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
+        resources = Resources(**options, gpus_per_worker=self.share)
         return RayExecutor(resources, digest(self.run.uri)[:12], COORDINATOR_MODULES)
 
     def stop(self) -> None:
@@ -210,17 +210,17 @@ def _unusual(context: Context) -> str:
 
 
 def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Any]:
-    """Say beforehand, once, whether the model fits on the workers' device; the plan as a fact for the log."""
+    """Show once, beforehand, whether the model fits on the workers' device; the plan as a fact for the log."""
     if stage not in memory.STAGES:
         return {}
-    found = memory.plan_of(context, memory.surveyed(context))
-    if found is None and context.settings[ComputeSettings].device == "cpu":
+    plan = memory.plan_of(context, memory.surveyed(context))
+    if plan is None and context.settings[ComputeSettings].device == "cpu":
         return {}
-    line = found.said() if found else memory.UNKNOWN
-    if executors.said != line and (found is None or found.recomputed):
-        executors.said = line
+    line = plan.text() if plan else memory.UNKNOWN
+    if executors.memory_line != line and (plan is None or plan.recomputed):
+        executors.memory_line = line
         screen.say(line)
-    return {"memory": found.plain() if found else memory.UNKNOWN}
+    return {"memory": plan.plain() if plan else memory.UNKNOWN}
 
 
 def _draws_soon() -> None:

@@ -79,7 +79,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCost:
-    """What the search found, and its cost in full-precision trajectories of the same captions."""
+    """The result of the search, and its cost in full-precision trajectories of the same captions."""
 
     fp_trajectories_by_calls: float
     fp_trajectories_by_seconds: float

@@ -59,15 +59,15 @@ def compare(
     check_model(first)
 
     def load(recipe: Sequence[str]) -> RunConfig:
-        return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, kept=None)
+        return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, previous=None)
 
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
     place.create()
     with run_lock(place):
         place.add_prompt_images(first.images)
         again = " ".join(["adatsq-pipe", *sys.argv[1:]])
-        found = with_executors(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
-    if not found.rows:
+        outcome = with_executors(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
+    if not outcome.rows:
         fail("no row finished; the reasons are above", 1)
     text = (place.path / "compare.md").read_text()
     if sys.stdout.isatty():
@@ -79,5 +79,5 @@ def compare(
     else:
         click.echo(text)
     click.echo(f"rows      {place.display('compare.parquet')}\nplot      {place.display('compare.png')}")
-    if found.failed:
-        fail(f"{found.failed} rows failed; the reasons are below the table", 1)
+    if outcome.failed:
+        fail(f"{outcome.failed} rows failed; the reasons are below the table", 1)

@@ -30,24 +30,24 @@ class Footprint:
 
 
 def footprint(
-    rows: Sequence[LayerInfo], *, parameters: int, recipe: Recipe, dtype: str, kept: int, steps: int
+    rows: Sequence[LayerInfo], *, parameters: int, recipe: Recipe, dtype: str, captured_rows: int, steps: int
 ) -> Footprint:
-    """Of the layers of `rows` (see Inspection.rows), with `kept` input rows per step and layer."""
+    """Of the layers of `rows` (see Inspection.rows), with `captured_rows` input rows per step and layer."""
     size = torch.empty((), dtype=getattr(torch, dtype)).element_size()
     inputs = {row.input_of: row.in_features for row in rows}
     return Footprint(
         weights=size * parameters,
-        captured_per_step=size * kept * sum(inputs.values()),
+        captured_per_step=size * captured_rows * sum(inputs.values()),
         gram=8 * max(inputs.values()) ** 2,
         quantized={bits: _file(rows, parameters, recipe, bits, steps) for bits in WEIGHT_BITS},
     )
 
 
 def _file(rows: Sequence[LayerInfo], parameters: int, recipe: Recipe, bits: int, steps: int) -> int:
-    asked = recipe.model_copy(update={"weight_bits": bits, "group_fit": True, "rank": 0})
+    variant = recipe.model_copy(update={"weight_bits": bits, "group_fit": True, "rank": 0})
     layers: int = 0
     for row in rows:
-        for shape, dtype in spec_of(asked, row).tensors(row.in_features, row.out_features, steps).values():
+        for shape, dtype in spec_of(variant, row).tensors(row.in_features, row.out_features, steps).values():
             layers += math.prod(shape) * torch.empty((), dtype=dtype).element_size()
     left: int = parameters - sum(row.in_features * row.out_features for row in rows)
     return layers + 2 * left

@@ -1,4 +1,4 @@
-"""`inspect`: what would be quantized of a model, what not and why, and what a run of it needs. It writes nothing.
+"""`inspect`: which layers of a model a run would quantize, which not and why, and what the run needs. Writes nothing.
 
 It loads a pipeline folder that has weights and calls its denoiser once. It reads a config without loading weights.
 """
@@ -53,20 +53,20 @@ def inspect(
     path = configuration.model_folder(model)
     bare = _bare_config(path)
     config = configuration.load(
-        preset=preset, file=file, sets=sets, model=None if bare else str(model or "") or None, kept=None
+        preset=preset, file=file, sets=sets, model=None if bare else str(model or "") or None, previous=None
     )
     denoisers = [_of_config(bare)] if bare else _of_pipeline(path, config, no_call)
-    sized = [(found, _footprint(found, config)) for found in denoisers]
+    sized = [(one, _footprint(one, config)) for one in denoisers]
     fits = _memory(path, denoisers, config)
     if as_json:
-        plain: dict[str, Any] = {"model": str(path), "denoisers": [as_plain(found, size) for found, size in sized]}
+        plain: dict[str, Any] = {"model": str(path), "denoisers": [as_plain(one, size) for one, size in sized]}
         if fits:
             plain["memory"] = fits.plain()
         click.echo(json.dumps(plain, indent=1))
         return
-    click.echo("\n\n\n".join(text(path, found, size) for found, size in sized))
+    click.echo("\n\n\n".join(text(path, one, size) for one, size in sized))
     if fits:
-        click.echo(f"\n{fits.said()}")
+        click.echo(f"\n{fits.text()}")
 
 
 def _bare_config(path: Path) -> Path | None:
@@ -92,20 +92,21 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
-    support.check_pipeline(folder, given=config.given(DataSettings), call=config.settings[ModelSettings].call)
+    call = config.settings[ModelSettings].call
+    support.check_pipeline(folder, prompt_arguments=config.prompt_arguments(DataSettings), call=call)
     index = find_pipeline(folder)
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
     from adatsq_pipe.stages.denoiser import inspection  # imports torch
 
-    compute, given = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]
+    compute, extra = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]
     watched = inspection.watch(
         folder,
         dtype=compute.dtype,
         device=compute.device,
-        call=dict(config.settings[ModelSettings].call),
-        given=arguments_of(lambda digest: config.images[digest], given, picture_mode(folder)),
+        call=dict(call),
+        arguments=arguments_of(lambda digest: config.images[digest], extra, picture_mode(folder)),
         prompt="0" if support.takes_labels(index) else str(config.settings[DataSettings].prompts[0]),
     )
     return [
@@ -113,20 +114,20 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
     ]
 
 
-def _footprint(found: Inspection, config: RunConfig) -> Footprint:
+def _footprint(one: Inspection, config: RunConfig) -> Footprint:
     from adatsq_pipe.pipeline.commands.footprint import footprint  # imports torch
 
     return footprint(
-        found.rows,
-        parameters=found.parameters,
+        one.rows,
+        parameters=one.parameters,
         recipe=config.settings[Recipe],
         dtype=config.settings[ComputeSettings].dtype,
-        kept=config.settings[CaptureSettings].rows,
-        steps=found.watched.steps if found.watched else 1,
+        captured_rows=config.settings[CaptureSettings].rows,
+        steps=one.watched.steps if one.watched else 1,
     )
 
 
-def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> memory.MemoryPlan | None:
+def _memory(path: Path, inspections: Sequence[Inspection], config: RunConfig) -> memory.MemoryPlan | None:
     """How a run fits on a worker's device; None where the model stays in main memory.
 
     The size of a denoiser without weight files comes from its layers.
@@ -136,40 +137,40 @@ def _memory(path: Path, found: Sequence[Inspection], config: RunConfig) -> memor
     if device is None:
         return None
     sizes = stored_sizes(path) if path.is_dir() else {}
-    for one in found:
+    for one in inspections:
         if one.component not in sizes:
             inside = {f"{row.name}.weight": row.in_features * row.out_features for row in one.rows}
             sizes[one.component] = {**inside, "(the rest)": one.parameters - sum(inside.values())}
     return memory.plan(
         sizes,
-        denoising=[one.component for one in found],
+        denoising=[one.component for one in inspections],
         device=device,
         dtype=compute.dtype,
-        rows=[row for one in found for row in one.rows] if all(one.watched for one in found) else (),
+        rows=[row for one in inspections for row in one.rows] if all(one.watched for one in inspections) else (),
         samples=config.settings[DataSettings].batch,
     )
 
 
-def as_plain(found: Inspection, size: Footprint) -> dict[str, Any]:
-    """What `inspect` finds of a denoiser, as JSON values."""
-    plain = asdict(found)
+def as_plain(one: Inspection, size: Footprint) -> dict[str, Any]:
+    """One denoiser as JSON values: its inspection and the bytes of a run."""
+    plain = asdict(one)
     watched = plain.pop("watched")
     loop = {key: watched[key] for key in ("steps", "calls_per_step", "timesteps")} if watched else None
-    plain["rows"] = [row.plain() for row in found.rows]
+    plain["rows"] = [row.plain() for row in one.rows]
     return {**plain, "loop": loop, "bytes": asdict(size)}
 
 
-def text(path: Path, found: Inspection, size: Footprint) -> str:
-    """What `inspect` finds of a denoiser, as text."""
-    watched, argument = found.watched, found.timestep
+def text(path: Path, one: Inspection, size: Footprint) -> str:
+    """One denoiser as text: its inspection and the bytes of a run."""
+    watched, argument = one.watched, one.timestep
     where = f"{argument[0]} (argument {argument[1] + 1})" if argument else "the first number after the sample"
-    taken = sum(group.parameters for group in found.groups)
+    taken = sum(group.parameters for group in one.groups)
     head = [
         ("model", str(path)),
-        ("pipeline", f"{found.pipeline}, takes {found.condition}" if found.pipeline else "none: a transformer alone"),
-        ("denoiser", f"{found.component}: {found.kind}, {_many(found.parameters)} parameters"),
-        ("quantized", f"{sum(g.count for g in found.groups)} linears, {100 * taken / found.parameters:.1f} % of them"),
-        ("family", found.family or "none: the rules do"),
+        ("pipeline", f"{one.pipeline}, takes {one.condition}" if one.pipeline else "none: a transformer alone"),
+        ("denoiser", f"{one.component}: {one.kind}, {_many(one.parameters)} parameters"),
+        ("quantized", f"{sum(g.count for g in one.groups)} linears, {100 * taken / one.parameters:.1f} % of them"),
+        ("family", one.family or "none: the rules do"),
         ("timestep", where),
         ("calls", f"{watched.calls_per_step} a step, {watched.steps} steps" if watched else NO_MACS),
         ("weights", f"{_bytes(size.weights)} in the compute dtype"),
@@ -180,23 +181,23 @@ def text(path: Path, found: Inspection, size: Footprint) -> str:
     groups = [
         (g.pattern, f"{g.in_features} x {g.out_features}", str(g.count), _many(g.parameters),
          "-" if g.macs is None else _many(g.macs), "weights only" if g.kind == "conditioning" else "weights, inputs")
-        for g in found.groups
+        for g in one.groups
     ]  # fmt: skip
     left = [
-        *((r.pattern, r.kind, str(r.count), _many(r.parameters), r.why) for r in found.left if r.why != VECTORS),
-        *_together([r for r in found.left if r.why == VECTORS]),
+        *((r.pattern, r.kind, str(r.count), _many(r.parameters), r.why) for r in one.left if r.why != VECTORS),
+        *_vectors_line([r for r in one.left if r.why == VECTORS]),
     ]
     parts = [
         _aligned(head),
         "quantized\n" + _aligned([("layer", "in x out", "count", "parameters", "MACs", "what"), *groups]),
         "left as it is\n" + _aligned([("module", "kind", "count", "parameters", "why"), *left]),
     ]
-    if found.shared:
-        parts.append("fed the same tensor\n" + "\n".join("  " + ", ".join(names) for names in found.shared))
+    if one.shared:
+        parts.append("fed the same tensor\n" + "\n".join("  " + ", ".join(names) for names in one.shared))
     return "\n\n".join(parts)
 
 
-def _together(vectors: list[SkippedModules]) -> list[tuple[str, ...]]:
+def _vectors_line(vectors: list[SkippedModules]) -> list[tuple[str, ...]]:
     """Norms and other vectors in one line: there are many, and they are small."""
     if not vectors:
         return []

@@ -141,12 +141,12 @@ def _follow(client: Any, job: str, address: str) -> None:
         fail(f"{job} failed with exit code {outcome.exit_code}; its log is above", 2 if outcome.exit_code == 2 else 1)
 
 
-def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
+def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
     """The shell line that the job runs, after checking the command. Raises ConfigError or click's UsageError."""
-    name = given[0] if given else ""
+    name = command[0] if command else ""
     if name not in SUBMITTED:
         raise ConfigError(f"only {' and '.join(SUBMITTED)} can be submitted, after `--`; got {name or 'nothing'!r}")
-    arguments = list(given[1:])
+    arguments = list(command[1:])
     options = parent.commands[name].make_context(name, list(arguments)).params
     sets = list(options["sets"])
     if options["file"]:
@@ -163,17 +163,17 @@ def entrypoint(parent: click.Group, given: Sequence[str]) -> str:
     for named in (options["address"], cluster.get("address")):
         if named not in (None, "auto"):
             raise ConfigError(f"a submitted run joins the cluster it is submitted to; do not set the address {named!r}")
-    _shared(
+    _check_shared(
         "--run-dir",
         str(options["run_dir"]),
         "an absolute path that all nodes see, e.g. /mnt/shared/run, or s3://bucket/run",
     )
     model = options["model"] or tables.get("model", {}).get("path") or ""
     if model and model not in builtin_models():
-        _shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
+        _check_shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
     for table in ("data", "evaluate"):
         if file := tables.get(table, {}).get("prompts_file"):
-            _shared(f"{table}.prompts_file", str(file), "an absolute path that all nodes see")
+            _check_shared(f"{table}.prompts_file", str(file), "an absolute path that all nodes see")
     joined = [] if options["address"] else ["--address", "auto"]
     return "exec python -m adatsq_pipe.pipeline.cli " + shlex.join([name, *arguments, *joined])
 
@@ -194,31 +194,32 @@ def as_sets(tables: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterat
 
 
 def _without(arguments: Sequence[str], option: str) -> list[str]:
-    kept, left = [], iter(arguments)
-    for argument in left:
+    others, rest = [], iter(arguments)
+    for argument in rest:
         if argument == option:
-            next(left, None)
+            next(rest, None)
         elif not argument.startswith(f"{option}="):
-            kept.append(argument)
-    return kept
+            others.append(argument)
+    return others
 
 
 def _extras(line: str) -> tuple[str, ...]:
-    """Our extras that the command needs on the nodes."""
+    """The extras of this package that the command needs on the nodes."""
     return ("s3",) if "s3://" in line else ()
 
 
-def _shared(option: str, given: str, expected: str) -> None:
-    if not given.startswith("/") and ":/" not in given:
-        raise ConfigError(f"{option} {given} means nothing on another machine; use {expected}")
+def _check_shared(option: str, path: str, expected: str) -> None:
+    """Raise ConfigError for a path that other machines cannot see."""
+    if not path.startswith("/") and ":/" not in path:
+        raise ConfigError(f"{option} {path} means nothing on another machine; use {expected}")
 
 
 def _again(job: str, address: str) -> str:
     return f"{NAME} attach {job} --address {address}"
 
 
-def _checked(check: Callable[[str], str], given: str) -> str:
+def _checked(check: Callable[[str], str], value: str) -> str:
     try:
-        return check(given)
+        return check(value)
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -66,7 +66,7 @@ def run(
             raise ConfigError(str(error)) from None
     place.create()
     with run_lock(place):
-        configuration.keep_config(place, config)
+        configuration.write_request(place, config)
         place.add_prompt_images(config.images)
         _run_locked(config, place, chosen)
 
@@ -96,8 +96,8 @@ def _print_summary(place: RunDir) -> None:
         f"quantized layers {size.layer_ratio:.2f}x smaller; PSNR to full precision "
         f"{quality.psnr.mean:.1f} dB on {quality.captions} captions x {quality.seeds} seeds"
     )
-    if asked := quality.asked_for:
-        click.echo("pictures that show what the caption asks for: " + _scores(asked))
+    if scores := quality.asked_for:
+        click.echo("pictures that show what the caption asks for: " + _scores(scores))
     click.echo(f"model     {place.display('model')}")
     click.echo(f"summary   {place.display('report/summary.json')}")
     click.echo(f"pictures  {place.display('report/side_by_side.png')}")
@@ -109,13 +109,13 @@ def _print_summary(place: RunDir) -> None:
     )
 
 
-def _scores(asked: Mapping[str, Mapping[str, Any]]) -> str:
+def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Totals over the tasks, with 95 % intervals."""
     parts = [
-        f"{name} {asked[key]['total']['mean']:.3f} +- {1.96 * asked[key]['total']['standard_error']:.3f}"
+        f"{name} {scores[key]['total']['mean']:.3f} +- {1.96 * scores[key]['total']['standard_error']:.3f}"
         for name, key in (("full precision", "full_precision"), ("quantized", "quantized"))
     ]
-    difference = asked["difference"]
+    difference = scores["difference"]
     return (
         f"{', '.join(parts)}, paired difference {difference['mean']:+.3f} +- {1.96 * difference['standard_error']:.3f}"
     )

@@ -48,8 +48,8 @@ def settings(table: str, as_json: bool) -> None:
         raise ConfigError(f"unknown table {table!r}; choose from {', '.join(tables)}")
     chosen = {name: kind for name, kind in tables.items() if table in ("", name)}
     if as_json:
-        found = {name: {s.key: asdict(s) for s in settings_of(kind)} for name, kind in chosen.items()}
-        click.echo(json.dumps(found, indent=1))
+        plain = {name: {s.key: asdict(s) for s in settings_of(kind)} for name, kind in chosen.items()}
+        click.echo(json.dumps(plain, indent=1))
         return
     click.echo("\n\n".join(text(kind) for kind in chosen.values()))
 
@@ -58,13 +58,13 @@ def settings_of(kind: type[Settings]) -> list[Setting]:
     """Every key of a table, in the order of the class. The defaults of [recipe] are those of the default method."""
     documented = _documented(kind)
     base = resolve({}).model_dump() if kind is Recipe else {}
-    found = []
+    listed = []
     for key, field in kind.model_fields.items():
         annotation, doc = documented[key]
         default = base[key] if key in base else field.get_default(call_default_factory=True)
         plain = json.loads(json.dumps(default, default=list))
-        found.append(Setting(key=key, type=annotation + _bounds(field), default=plain, text=doc))
-    return found
+        listed.append(Setting(key=key, type=annotation + _bounds(field), default=plain, text=doc))
+    return listed
 
 
 def text(kind: type[Settings]) -> str:
@@ -84,7 +84,7 @@ def _wrapped(line: str, indent: str) -> str:
 
 def _documented(kind: type[Settings]) -> dict[str, tuple[str, str]]:
     """Annotation and attribute docstring of every field, from the source of the class and its bases."""
-    found: dict[str, tuple[str, str]] = {}
+    fields: dict[str, tuple[str, str]] = {}
     for owner in reversed(kind.__mro__):
         if not issubclass(owner, Settings):
             continue
@@ -93,9 +93,9 @@ def _documented(kind: type[Settings]) -> dict[str, tuple[str, str]]:
         for node, following in zip(parsed.body, [*parsed.body[1:], None], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 key = node.target.id
-                _, inherited = found.get(key, ("", ""))
-                found[key] = (ast.unparse(node.annotation), _docstring(following) or inherited)
-    return found
+                _, inherited = fields.get(key, ("", ""))
+                fields[key] = (ast.unparse(node.annotation), _docstring(following) or inherited)
+    return fields
 
 
 def _docstring(node: ast.stmt | None) -> str:

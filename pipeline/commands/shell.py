@@ -84,7 +84,7 @@ def cluster_options(command: F) -> F:
 
 
 def cluster_overrides(executor: str | None, address: str | None) -> list[str]:
-    """The `--set` texts that these two options stand for."""
+    """These two options as texts for `--set`."""
     overrides = [f"cluster.executor={executor!r}"] if executor else []
     return [*overrides, f"cluster.address={address!r}"] if address else overrides
 
@@ -126,7 +126,7 @@ def user_errors(command: Callable[P, T]) -> Callable[P, T]:
 def check_model(config: RunConfig) -> None:
     """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
     prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
-    support.check_pipeline(config.model, prompts, config.given(), config.settings[ModelSettings].call)
+    support.check_pipeline(config.model, prompts, config.prompt_arguments(), config.settings[ModelSettings].call)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -139,8 +139,8 @@ def load_config(
     run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
 ) -> RunConfig:
     """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
-    previous = configuration.kept_config(run.path) if run.exists() else None
-    config = configuration.load(preset=preset, file=file, sets=sets, model=model, kept=previous)
+    previous = configuration.read_request(run.path) if run.exists() else None
+    config = configuration.load(preset=preset, file=file, sets=sets, model=model, previous=previous)
     find_pipeline(config.model)
     return config
 

@@ -21,7 +21,7 @@ from adatsq_pipe.storage.fingerprint import Plain
 FREE = 0.25
 """Share of the device that is reserved for activations while their size is unknown."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-UNKNOWN = "memory: there is no GPU here to ask; each worker asks its own (cluster.gpu_memory says it beforehand)"
+UNKNOWN = "memory: no GPU on this machine; each worker measures its own (or set cluster.gpu_memory)"
 STAGES = ("capture", "fisher", "search", "evaluate")
 """The stages that run the model."""
 
@@ -63,12 +63,12 @@ class MemoryPlan:
         """As plain values, for the run's log and reports."""
         return {**asdict(self), "blockwise": self.blockwise, "recomputed": self.recomputed, "needed": self.needed}
 
-    def said(self) -> str:
+    def text(self) -> str:
         """The plan in one line."""
         if not self.blockwise:
             again = "; the Fisher stage computes blocks again in its backward pass" if self.recomputed else ""
             return f"memory: {shown(self.weights)} of weights fit in {shown(self.device)} of the device{again}"
-        least = ", which is more still: lower data.batch" if self.needed > self.device else ""
+        least = "; that still does not fit: lower data.batch" if self.needed > self.device else ""
         return (
             f"memory: {shown(self.weights)} of weights and {shown(self.activations)} of activations are more than the "
             f"{shown(self.device)} of the device: blocks take turns on it, which needs {shown(self.needed)}{least}"
@@ -81,11 +81,11 @@ def shown(size: int) -> str:
     return f"{size / unit:.3g} {name}"
 
 
-def device_bytes(device: str, asked: float, share: float) -> int | None:
-    """Bytes that a worker may use of `device`: its share of `asked` GB, or of what the GPU has. None for a CPU, whose
-    memory holds the model anyway, and where there is no GPU to ask."""
-    if asked:
-        return int(share * asked * 1e9)
+def device_bytes(device: str, gigabytes: float, share: float) -> int | None:
+    """Bytes that a worker may use of `device`: its share of `gigabytes` (10^9 bytes), or of the whole GPU if that is 0.
+    None for a CPU, whose memory holds the model anyway, and on a machine without a GPU."""
+    if gigabytes:
+        return int(share * gigabytes * 1e9)
     return int(share * gpu_memory(device)) or None if device.startswith("cuda") else None
 
 
@@ -128,18 +128,18 @@ def plan(
 
 def _block(name: str, *, outermost: bool = False) -> str:
     """The repeated block that holds the tensor or layer of that name; "" if none does."""
-    found = re.match(r"(\w+\.\d+)\." if outermost else r"((?:[A-Za-z_]\w*\.)*?\w+\.\d+)\.", name)
-    return found[1] if found else ""
+    match = re.match(r"(\w+\.\d+)\." if outermost else r"((?:[A-Za-z_]\w*\.)*?\w+\.\d+)\.", name)
+    return match[1] if match else ""
 
 
 def by_block(rows: Sequence[LayerInfo]) -> dict[str, int]:
     """Numbers in the inputs (shared ones once) and outputs of the linears of each block, for one sample."""
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for row in rows:
         tokens = (row.macs or 0) // (row.in_features * row.out_features)
         own = tokens * (row.out_features + (row.in_features if row.owns_input else 0))
-        found[_block(row.name)] = found.get(_block(row.name), 0) + own
-    return found
+        numbers[_block(row.name)] = numbers.get(_block(row.name), 0) + own
+    return numbers
 
 
 def plan_of(context: Context, survey: Survey | None) -> MemoryPlan | None:

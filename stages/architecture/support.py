@@ -65,27 +65,27 @@ def call_source(name: str) -> CallSource | None:
         return None
     classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
     own = next(node for node in classes if node.name == name)
-    found = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
-    if not found:
+    calls = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
+    if not calls:
         bases = [base.id for base in own.bases if isinstance(base, ast.Name) and base.id in _sources()]
         return call_source(bases[0]) if bases else None
-    taken = [*found[0].args.args[1:], *found[0].args.kwonlyargs]
-    defaults = len(found[0].args.defaults)
-    required = found[0].args.args[1 : len(found[0].args.args) - defaults]
-    passed = {word.arg for call in _calls(found[0]) for word in call.keywords if word.arg}
-    given = zip(taken[len(taken) - defaults :], found[0].args.defaults, strict=False)
+    taken = [*calls[0].args.args[1:], *calls[0].args.kwonlyargs]
+    defaults = len(calls[0].args.defaults)
+    required = calls[0].args.args[1 : len(calls[0].args.args) - defaults]
+    passed = {word.arg for call in _calls(calls[0]) for word in call.keywords if word.arg}
+    defaulted = zip(taken[len(taken) - defaults :], calls[0].args.defaults, strict=False)
     return CallSource(
         arguments=tuple(argument.arg for argument in taken),
         required=tuple(argument.arg for argument in required),
         caches=tuple(sorted(name for name in passed if "kv_cache" in name or "past_key" in name)),
-        switches=tuple(argument.arg for argument, said in given if "cache" in argument.arg and _is_true(said)),
+        switches=tuple(argument.arg for argument, value in defaulted if "cache" in argument.arg and _is_true(value)),
         decodes_often=any(
             ast.unparse(call.func) in ("self.vae.decode", "self.decode_latents")
-            for loop in ast.walk(found[0])
+            for loop in ast.walk(calls[0])
             if isinstance(loop, ast.For | ast.While)
             for call in _calls(loop)
         ),
-        others=found[0].args.kwarg is not None,
+        others=calls[0].args.kwarg is not None,
     )
 
 
@@ -115,10 +115,16 @@ def has_blocks_of_linears(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def check_pipeline(
-    folder: Path, prompts: Sequence[str] = (), given: Collection[str] = (), call: Mapping[str, object] | None = None
+    folder: Path,
+    prompts: Sequence[str] = (),
+    prompt_arguments: Collection[str] = (),
+    call: Mapping[str, object] | None = None,
 ) -> None:
-    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`, the names of arguments
-    `given` with them and the `call` they share, with the reason in one line; StorageError if it is none."""
+    """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`.
+
+    `prompt_arguments` are the names of arguments that every prompt brings, `call` holds the arguments that all share.
+    The error gives the reason in one line. StorageError if the folder is no pipeline.
+    """
     index = find_pipeline(folder)
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
         raise NotTaken(
@@ -126,49 +132,49 @@ def check_pipeline(
             "and evaluate.prompts (nothing was started)"
         )
     for part in denoisers(index):
-        if said := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
+        if config := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
             raise NotTaken(
-                f"{folder} is quantized already ({said.get('quant_method')}); give the full-precision folder"
+                f"{folder} is quantized already ({config.get('quant_method')}); give the full-precision folder"
             )
-    if reason := refusal(index, weight_shapes(folder), given, call):
+    if reason := refusal(index, weight_shapes(folder), prompt_arguments, call):
         raise NotTaken(f"{folder}: {reason} (nothing was started)")
 
 
 def refusal(
     index: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    given: Collection[str] = (),
+    prompt_arguments: Collection[str] = (),
     call: Mapping[str, object] | None = None,
 ) -> str:
-    """Why a pipeline with that model_index and those weights of its transformer cannot be taken; "" if it can.
+    """Why a pipeline with that model_index and those weights of its transformer cannot be quantized; "" if it can.
 
-    No shapes (a folder without weights) say nothing. `given` are arguments that come with every prompt, `call` the
-    values of those that all share.
+    Without shapes (a folder without weights) the layers are not checked. `prompt_arguments` are the names of arguments
+    that every prompt brings, `call` holds the arguments that all share.
     """
     name = str(index.get("_class_name", ""))
     source = call_source(name)
     if source is not None:
         if not set(CONDITIONS) & set(source.arguments):
             return f"{name} takes neither a prompt nor class_labels; it cannot be calibrated"
-        if source.caches and not _without_cache(index, source, given, call or {}):
+        if source.caches and not _without_cache(index, source, prompt_arguments, call or {}):
             off = f"; set model.call.{source.switches[0]}=false" if source.switches else ""
             return (
                 f"{name} keeps a cache inside its denoiser ({', '.join(source.caches)}): its calls depend on each "
                 f"other, so they cannot be replayed one by one{off}"
             )
-        if others := sorted(set(source.required) - set(CONDITIONS) - set(given)):
+        if others := sorted(set(source.required) - set(CONDITIONS) - set(prompt_arguments)):
             return (
                 f"{name} needs {', '.join(others)} besides its prompt; give it with each prompt in manifests, "
                 "data.prompts_file and evaluate.prompts_file"
             )
-        unknown = sorted(set(given) - set(source.arguments))
+        unknown = sorted(set(prompt_arguments) - set(source.arguments))
         if unknown and not source.others:
             return f"{name} takes no {unknown[0]}; it takes {', '.join(source.arguments)}"
     for part in denoisers(index):
         kind = str(index[part][1])
         called = call_source(kind)
-        told = families()[kind].timestep if kind in families() else ""
-        if called is not None and not {*TIMESTEPS, told} & set(called.arguments):
+        own_name = families()[kind].timestep if kind in families() else ""
+        if called is not None and not {*TIMESTEPS, own_name} & set(called.arguments):
             return f"{name}'s {part}, {kind}, takes no timestep: there are no denoising steps to give bits to"
     if shapes and not has_blocks_of_linears(shapes):
         return NO_LINEARS
@@ -176,10 +182,10 @@ def refusal(
 
 
 def _without_cache(
-    index: Mapping[str, Any], source: CallSource, given: Collection[str], call: Mapping[str, object]
+    index: Mapping[str, Any], source: CallSource, prompt_arguments: Collection[str], call: Mapping[str, object]
 ) -> bool:
-    """Whether the cache that the pipeline has stays empty as it is called: switched off, or for what is not given."""
+    """Whether the pipeline's cache stays empty in this call: switched off, or without the argument that fills it."""
     if any(call.get(switch) is False for switch in source.switches):
         return True
-    told = [families()[kind].cached_with for part in denoisers(index) if (kind := str(index[part][1])) in families()]
-    return any(told) and not set(told) & set(given)
+    fillers = [families()[kind].cached_with for part in denoisers(index) if (kind := str(index[part][1])) in families()]
+    return any(fillers) and not set(fillers) & set(prompt_arguments)

@@ -32,7 +32,7 @@ class Context:
         return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])
 
     def read(self, stage: str, unit: str, *, tensors: Sequence[str] | None = None) -> tuple[Marker, Path]:
-        """A finished unit's marker and folder, verified against its digests (of the named `tensors` only, if given).
+        """A finished unit's marker and folder, verified against its digests (with `tensors`, of those only).
 
         Raises DamagedUnit.
         """

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 
 class StageError(RuntimeError):
-    """The work cannot go on as configured; the message says what was found and what to do. Everything done is kept."""
+    """The work cannot continue as configured; the message gives the reason and what to do. Finished units stay."""
 
     retryable: ClassVar[bool] = False
     """Another try would fail the same way."""
 
 
 class NotTaken(StageError):
-    """The pipeline is of a kind that cannot be quantized; said before any work, with the reason."""
+    """The pipeline is of a kind that cannot be quantized. Raised before any work, with the reason."""

@@ -51,7 +51,7 @@ def first_error(error: ValidationError, table: str) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in (table, *first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (given {first['input']!r})")
+    return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})")
 
 
 Scalar = bool | int | float | str | None
@@ -76,10 +76,10 @@ class ModelSettings(Settings):
 
     @field_validator("call", mode="before")
     @classmethod
-    def _nothing(cls, given: object) -> object:
-        if not isinstance(given, Mapping):
-            return given
-        return {key: None if value == "null" else value for key, value in given.items()}
+    def _nothing(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: None if item == "null" else item for key, item in value.items()}
 
 
 class DataSettings(PromptSettings):
@@ -100,6 +100,7 @@ class DataSettings(PromptSettings):
     """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
     pipelines take the pictures of a batch for one prompt's."""
     seed: int = 0
+    """Seed of the noise of the calibration draws, and of the choice of built-in captions."""
 
 
 class ComputeSettings(Settings):
@@ -110,7 +111,7 @@ class ComputeSettings(Settings):
     device: str = "cpu"
     """Torch device of the workers: cpu, cuda or cuda:N."""
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
-    """Of the model in calibration, search and evaluation."""
+    """Floating-point type of the model in calibration, search and evaluation."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one worker."""
 

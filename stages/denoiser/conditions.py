@@ -30,9 +30,9 @@ def picture_mode(model: Path) -> str:
     return "RGBA" if 4 in (config.get("input_channels"), config.get("in_channels")) else "RGB"
 
 
-def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: str) -> dict[str, object]:
-    """The call's arguments that one prompt brings: `call` as it is, `images` opened in `mode`, where `find` says; of a
-    file with several frames (GIF) a list of them."""
+def arguments_of(find: Callable[[str], Path], inputs: Mapping[str, Any], mode: str) -> dict[str, object]:
+    """The call's arguments that one prompt brings: those of `call`, and its `images`, opened in `mode` at the path that
+    `find` returns. A file with several frames (GIF) becomes a list of them."""
 
     def opened(digest: str) -> Image.Image | list[Image.Image]:
         with Image.open(find(digest)) as image:
@@ -41,10 +41,10 @@ def arguments_of(find: Callable[[str], Path], given: Mapping[str, Any], mode: st
             return image.convert(mode)
 
     pictures = {
-        name: [opened(one) for one in said] if isinstance(said, list | tuple) else opened(said)
-        for name, said in given.get("images", {}).items()
+        name: [opened(one) for one in images] if isinstance(images, list | tuple) else opened(images)
+        for name, images in inputs.get("images", {}).items()
     }
-    return {**given.get("call", {}), **pictures}
+    return {**inputs.get("call", {}), **pictures}
 
 
 def collated(batch: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -60,10 +60,10 @@ def collated(batch: Sequence[Mapping[str, object]]) -> dict[str, object]:
             f"of the prompts of one batch some come with {', '.join(differing)} and some without; give it to all, or "
             "set data.batch and evaluate.batch to 1"
         )
-    return {name: _together(name, [more[name] for more in batch]) for name in batch[0]}
+    return {name: _collated(name, [more[name] for more in batch]) for name in batch[0]}
 
 
-def _together(name: str, values: list[object]) -> object:
+def _collated(name: str, values: list[object]) -> object:
     if len(values) == 1:
         return values[0]
     if _pictured(values[0]):
@@ -98,20 +98,20 @@ class Conditions:
 def calibration_shards(context: Context) -> list[Conditions]:
     """The calibration captions with their seeds, in the batches that run together."""
     data = context.settings[DataSettings]
-    return batched(asked_for(context, data.prompts, data.inputs, data.seed), data.batch)
+    return batched(conditions_of(context, data.prompts, data.inputs, data.seed), data.batch)
 
 
-def asked_for(
+def conditions_of(
     context: Context, prompts: tuple[str, ...], inputs: tuple[dict[str, Any], ...], seed: int, draw: int = 0
 ) -> list[Conditions]:
     """One Conditions per caption, with its inputs and its own seed (its manifest's, shifted by `draw`)."""
-    found, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(context.model.path)
+    each, find, mode = [], RunDir.at(context.run).prompt_image, picture_mode(context.model.path)
     for i, prompt in enumerate(prompts):
-        given = inputs[i] if inputs else {}
-        own = given["seed"] + 1_000_003 * draw if "seed" in given else 1_000_003 * seed + i
-        more = (arguments_of(find, given, mode),) if inputs else ()
-        found.append(Conditions(prompts=(prompt,), seeds=(own,), inputs=more))
-    return found
+        extra = inputs[i] if inputs else {}
+        own = extra["seed"] + 1_000_003 * draw if "seed" in extra else 1_000_003 * seed + i
+        more = (arguments_of(find, extra, mode),) if inputs else ()
+        each.append(Conditions(prompts=(prompt,), seeds=(own,), inputs=more))
+    return each
 
 
 def batched(each: list[Conditions], size: int) -> list[Conditions]:
@@ -120,7 +120,7 @@ def batched(each: list[Conditions], size: int) -> list[Conditions]:
         Conditions(
             prompts=tuple(p for i in part for p in each[i].prompts),
             seeds=tuple(s for i in part for s in each[i].seeds),
-            inputs=tuple(given for i in part for given in each[i].inputs),
+            inputs=tuple(row for i in part for row in each[i].inputs),
         )
         for part in shards(len(each), size)
     ]

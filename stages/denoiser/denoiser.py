@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A recorded run: outputs by call, their steps and timesteps, and the latents given to the autoencoder."""
+    """A recorded run: outputs by call, their steps and timesteps, and the latents that the autoencoder received."""
 
     outputs: tuple[Output, ...]
     steps: tuple[int, ...]

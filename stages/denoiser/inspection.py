@@ -176,9 +176,9 @@ def _size(layer: nn.Module) -> int:
 
 
 def _groups(rows: Sequence[LayerInfo], layers: Mapping[str, nn.Linear]) -> tuple[Group, ...]:
-    found: dict[tuple[str, int, int, str], list[LayerInfo]] = {}
+    groups: dict[tuple[str, int, int, str], list[LayerInfo]] = {}
     for row in rows:
-        found.setdefault((pattern_of(row.name), row.in_features, row.out_features, row.role), []).append(row)
+        groups.setdefault((pattern_of(row.name), row.in_features, row.out_features, row.role), []).append(row)
     return tuple(
         Group(
             pattern=pattern,
@@ -189,20 +189,20 @@ def _groups(rows: Sequence[LayerInfo], layers: Mapping[str, nn.Linear]) -> tuple
             kind=kind,
             macs=None if members[0].macs is None else sum(row.macs or 0 for row in members),
         )
-        for (pattern, wide, out, kind), members in found.items()
+        for (pattern, wide, out, kind), members in groups.items()
     )
 
 
 def grouped(left: Iterable[SkippedModule]) -> tuple[SkippedModules, ...]:
-    """What stays as it is, alike modules together."""
-    found: dict[tuple[str, str, str], list[SkippedModule]] = {}
+    """The skipped modules, grouped by name pattern, class and reason."""
+    groups: dict[tuple[str, str, str], list[SkippedModule]] = {}
     for one in left:
-        found.setdefault((pattern_of(one.name), one.kind, one.why), []).append(one)
+        groups.setdefault((pattern_of(one.name), one.kind, one.why), []).append(one)
     return tuple(
         SkippedModules(
             pattern=pattern, kind=kind, count=len(ones), parameters=sum(one.parameters for one in ones), why=why
         )
-        for (pattern, kind, why), ones in found.items()
+        for (pattern, kind, why), ones in groups.items()
     )
 
 
@@ -220,25 +220,25 @@ def watch(
     device: str,
     call: dict[str, Any],
     prompt: str,
-    given: Mapping[str, object] | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> dict[str, tuple[nn.Module, CallTrace]]:
-    """Open the pipeline and run one call of each denoiser, by component; the loop goes on with that call's output.
-    `given` are the arguments that come with the prompt.
+    """Open the pipeline and run one call of each denoiser, by component; the loop continues with that call's output.
+    `arguments` are those that the prompt brings.
 
     Raises StageError if the pipeline does not run.
     """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
-    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(given or {},)))
+    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(arguments or {},)))
     check_timesteps([call.timestep for call in calls])
     steps = [call.step for call in calls]
-    found: dict[str, tuple[nn.Module, CallTrace]] = {}
+    traces: dict[str, tuple[nn.Module, CallTrace]] = {}
     for part, module in denoiser.parts.items():
         own = [call for call in calls if call.part == part]
         if not own:
             raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
         with torch.no_grad():
             seen = survey(partial(denoiser.run, own[0]), quantizable_linears(module), 1)
-        found[part] = (
+        traces[part] = (
             module,
             CallTrace(
                 rows={row.name: row for row in seen.layers},
@@ -249,4 +249,4 @@ def watch(
                 timesteps=tuple(call.timestep for call in own),
             ),
         )
-    return found
+    return traces

@@ -39,7 +39,7 @@ class StandIn:
     step: int = 0
     step_ended: bool = False
     latents: list[Tensor] = field(default_factory=list)
-    """Copies of the latents given to the autoencoder, in order; only the first unless `decodes_often`."""
+    """Copies of the latents that the autoencoder received, in order; only the first unless `decodes_often`."""
 
     @contextmanager
     def installed(self, parts: Mapping[str, nn.Module], vae: Autoencoder | None, scheduler: object) -> Iterator[None]:

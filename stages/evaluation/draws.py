@@ -14,7 +14,7 @@ from adatsq_pipe.storage.fingerprint import Plain
 
 
 class EvaluateSettings(PromptSettings):
-    """[evaluate]"""
+    """[evaluate] Held-out captions on which both models are compared."""
 
     table: ClassVar[str] = "evaluate"
 
@@ -30,7 +30,9 @@ class EvaluateSettings(PromptSettings):
     seeds: int = Field(default=3, ge=1)
     """Draws per caption, each with the same seed for both models."""
     batch: int = Field(default=6, ge=1)
+    """Captions in one forward pass. Float results depend on it."""
     seed: int = 7_000
+    """Seed of the noise of the first draw, and of the choice of built-in captions; each further draw adds 1."""
 
 
 def draws_identity(settings: RunSettings, model: str) -> dict[str, Plain]:

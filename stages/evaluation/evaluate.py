@@ -1,6 +1,6 @@
 """Evaluate: held-out captions, paired seeds, the assembled model against full precision.
 
-Where the model draws the built-in world, each picture is also read back and scored by what was asked for.
+Where the model draws the built-in world, each picture is also read back and scored against its prompt.
 Units: `quantized/<batch>`, the draws through the folder as a user loads it: one row of metrics for each sample, one of
 latent error and PSNR for each step.
 """

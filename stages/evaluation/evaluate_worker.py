@@ -34,7 +34,7 @@ class Evaluate(OutOfMemoryBackoff):
         self.world = context.settings[ModelSettings].world
 
     def _score(self, samples: list[tables.Row], shard: int, pictures: Array, reference: Array) -> dict[str, Tensor]:
-        """Note whether each picture shows what was asked for, quantized and full precision; return their features."""
+        """Score each picture against its prompt, quantized and full precision; return their features."""
         settings = self.context.settings[EvaluateSettings]
         wanted = [parse_prompt(row["prompt"], self.world) for row in samples]
         verdicts = zip(scorer.verdicts(wanted, pictures), scorer.verdicts(wanted, reference), strict=True)
@@ -63,9 +63,9 @@ class Evaluate(OutOfMemoryBackoff):
                         "ssim": _ssim(picture.numpy(), reference.numpy()),
                     }
                 )
-            kept = {"pictures": pictures}
+            results = {"pictures": pictures}
             if self.world:
-                kept |= self._score(samples, shard, pictures.numpy(), wanted["pictures"].numpy())
+                results |= self._score(samples, shard, pictures.numpy(), wanted["pictures"].numpy())
             for t, (state, reference) in enumerate(zip(states[:-1], wanted["states"], strict=True)):
                 error = relative_error(state, reference)
                 steps.append(
@@ -73,7 +73,7 @@ class Evaluate(OutOfMemoryBackoff):
                 )
             tables.write(unit.folder / "samples.parquet", samples)
             tables.write(unit.folder / "steps.parquet", steps)
-            tensors.write(unit.folder, kept)
+            tensors.write(unit.folder, results)
 
 
 def _range(x: Tensor) -> float:

@@ -23,7 +23,7 @@ TRUE_SCENES = 1000
 
 
 def true_features(context: Context) -> Tensor:
-    """Features of rendered scenes that are what is asked for: what a perfect model's pictures would have."""
+    """Features of ground-truth renderings: those that an ideal model's pictures would have."""
 
     settings, world = context.settings[EvaluateSettings], context.settings[ModelSettings].world
     wanted = [parse_prompt(prompt, world) for prompt in settings.prompts]

@@ -12,7 +12,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.units import Unit
-from adatsq_pipe.stages.denoiser.conditions import Conditions, asked_for, batched
+from adatsq_pipe.stages.denoiser.conditions import Conditions, batched, conditions_of
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
@@ -25,7 +25,7 @@ def draws(context: Context) -> list[Conditions]:
     every = [
         one
         for draw in range(settings.seeds)
-        for one in asked_for(context, settings.prompts, settings.inputs, settings.seed + draw, draw)
+        for one in conditions_of(context, settings.prompts, settings.inputs, settings.seed + draw, draw)
     ]
     return batched(every, settings.batch)
 

@@ -38,11 +38,11 @@ class Assemble:
     def __call__(self, key: str) -> None:
         source = self.context.model.path
         with unit_of(self.context, self.stage, key) as unit:
-            said = {"quant_method": "adatsq", "format": FORMAT}
+            header = {"quant_method": "adatsq", "format": FORMAT}
             timesteps = survey_of(self.context).timesteps
             parts, unit.value = self._tensors(source)
             for i, (part, (stored, layers)) in enumerate(parts.items()):
-                config = {**said, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
+                config = {**header, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
                 if i == 0:
                     text = card(self.context, unit.value)
                     write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
@@ -102,8 +102,8 @@ class Assemble:
 def _timestep_of(source: Path, part: str) -> dict[str, str]:
     """What a family says of the timestep of the denoiser `part`, for the model's config; else nothing."""
     kind = json.loads((source / part / "config.json").read_text()).get("_class_name", "")
-    told = families()[kind].timestep if kind in families() else ""
-    return {"timestep": told} if told else {}
+    argument = families()[kind].timestep if kind in families() else ""
+    return {"timestep": argument} if argument else {}
 
 
 def _below(prefix: str, named: Mapping[str, T]) -> dict[str, T]:

@@ -55,10 +55,10 @@ noise level.
 
 
 def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] | None = None) -> str:
-    """Text of the card. `sizes` is what assemble counted, `quality` what evaluate found (None: not yet evaluated)."""
+    """Text of the card. `sizes` is what assemble counted, `quality` what evaluate measured (None: not evaluated)."""
     source = context.model.path
     inherited = front_matter(source)
-    found, _ = context.read("search", "front")
+    front, _ = context.read("search", "front")
     licence = inherited.get("license_name") or inherited.get("license")
     head = {"base_model": source.name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
     text = f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
@@ -71,8 +71,8 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
         else "Its licence is that of the original model.",
         layers=sizes["layers"],
         weight_bits=sizes["weight_bits"],
-        mean_bits=found.value["mean_bits"],
-        mac_bits=found.value["mac_weighted_bits"],
+        mean_bits=front.value["mean_bits"],
+        mac_bits=front.value["mac_weighted_bits"],
         ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
     )
@@ -89,10 +89,10 @@ def _rows(quality: Mapping[str, Any]) -> list[str]:
         f"| {title} | {quality[key]['mean']:.{digits}f} +- {quality[key]['standard_error']:.{digits}f} |"
         for key, title, digits in named
     ]
-    if asked := quality["asked_for"]:
+    if scores := quality["asked_for"]:
         for title, key in (("full precision", "full_precision"), ("quantized", "quantized")):
-            total = asked[key]["total"]
-            rows.append(f"| shows what was asked for, {title} | {total['mean']:.3f} +- {total['standard_error']:.3f} |")
+            total = scores[key]["total"]
+            rows.append(f"| matches the prompt, {title} | {total['mean']:.3f} +- {total['standard_error']:.3f} |")
     return rows
 
 
@@ -105,7 +105,7 @@ def front_matter(source: Path) -> dict[str, object]:
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:
-        said = yaml.safe_load(parts[1])
+        metadata = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return {}
-    return {key: said[key] for key in INHERITED if key in said} if isinstance(said, dict) else {}
+    return {key: metadata[key] for key in INHERITED if key in metadata} if isinstance(metadata, dict) else {}

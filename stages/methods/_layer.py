@@ -29,12 +29,12 @@ def largest_group(width: int, group: int) -> int:
 def groups_of(recipe: Recipe, row: LayerInfo, *, searched: int | None = None) -> tuple[int, int]:
     """(weight group, activation group) of the layer of a survey row; `searched` is what was chosen for it."""
     conditioning = row.role == "conditioning"
-    found = (recipe.conditioning_group, 0) if conditioning else (recipe.weight_group, recipe.activation_group)
-    found = found if searched is None else (searched, searched)
+    sizes = (recipe.conditioning_group, 0) if conditioning else (recipe.weight_group, recipe.activation_group)
+    sizes = sizes if searched is None else (searched, searched)
     return (
-        (largest_group(row.in_features, found[0]), largest_group(row.in_features, found[1]))
+        (largest_group(row.in_features, sizes[0]), largest_group(row.in_features, sizes[1]))
         if recipe.group_fit
-        else found
+        else sizes
     )
 
 
@@ -55,7 +55,7 @@ def incompatibility(recipe: Recipe, row: LayerInfo) -> str:
 
 
 def check_recipe(recipe: Recipe, model: Path) -> None:
-    """Raise StageError if a linear layer of the model's blocks cannot take the recipe, told from the stored shapes.
+    """Raise StageError if a linear layer of the model's blocks cannot take the recipe, judged by the stored shapes.
 
     Which layers are fed one vector a sample shows only when the model runs; here their names say it.
     """
@@ -64,9 +64,8 @@ def check_recipe(recipe: Recipe, model: Path) -> None:
         if len(shape) == 2 and in_a_block:
             kind = "conditioning" if any(part in name.lower() for part in MODULATION) else "tokens"
             row = {"name": name, "kind": kind, "in": shape[1], "out": shape[0]}
-            found = incompatibility(recipe, LayerInfo.from_plain(row))
-            if found:
-                raise StageError(f"{found} (nothing was started)")
+            if reason := incompatibility(recipe, LayerInfo.from_plain(row)):
+                raise StageError(f"{reason} (nothing was started)")
 
 
 def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> LayerSpec:
@@ -78,8 +77,8 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> Laye
     from adatsq_pipe.stages.numerics.transform import block_size
     from adatsq_pipe.stages.runtime.spec import LayerSpec
 
-    if found := _layer.incompatibility(recipe, row):
-        raise StageError(found)
+    if reason := _layer.incompatibility(recipe, row):
+        raise StageError(reason)
     of_weight, of_tokens = _layer.groups_of(recipe, row, searched=group)
     if row.role == "conditioning":
         return LayerSpec(

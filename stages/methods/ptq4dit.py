@@ -23,4 +23,4 @@ RECIPE = RTN.model_copy(
 
 VARIANTS: tuple[dict[str, object], ...] = ({"weight_clip": True}, {"solver": "gptq"}, STATIC)
 """Searched clipping of the weights; weights solved by their layer's output, for the blocks' reconstruction that the
-paper has; one calibrated scale for a layer's input, where balancing has more to mend."""
+paper has; one calibrated scale for a layer's input, where balancing corrects more."""

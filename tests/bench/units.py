@@ -55,7 +55,7 @@ def main(units: int, latency: float) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDir.at(f"{scratch}/run")
         run.create()
-        context = plan(load(preset=None, file=None, sets=(), model=None, kept=None), run)[1]
+        context = plan(load(preset=None, file=None, sets=(), model=None, previous=None), run)[1]
         pool = RayExecutor(Resources(workers=2), "units")
         fan_out(context, pool, Nothing, keys[:20], lambda done, of: None)
         spent = _seconds(lambda: fan_out(context, pool, Nothing, keys, lambda done, of: None))

@@ -158,8 +158,8 @@ def _main(arguments: list[str]) -> int:
 
 def _context(run: Path) -> Context:
     place = RunDir(run.resolve())
-    kept = config.kept_config(run)
-    return plan.plan(config.load(preset=None, file=None, sets=(), model=None, kept=kept), place)[1]
+    kept = config.read_request(run)
+    return plan.plan(config.load(preset=None, file=None, sets=(), model=None, previous=kept), place)[1]
 
 
 def _first_draw(context: Context) -> Conditions:

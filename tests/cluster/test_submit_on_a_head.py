@@ -105,7 +105,7 @@ def test_a_ray_of_our_own_listens_on_loopback_alone() -> None:
     script = (
         "from adatsq_pipe.pipeline.runner import Executors\nfrom adatsq_pipe.pipeline import config\n"
         "from adatsq_pipe.storage.rundir import RunDir\nfrom pathlib import Path\n"
-        "made = config.load(preset=None, file=None, sets=['cluster.workers=1'], model=None, kept=None)\n"
+        "made = config.load(preset=None, file=None, sets=['cluster.workers=1'], model=None, previous=None)\n"
         "e = Executors(made, RunDir(Path('nowhere')))\ne.get()\nprint('up', flush=True)\ninput()\ne.close()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

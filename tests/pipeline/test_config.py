@@ -24,23 +24,23 @@ from adatsq_pipe.storage.rundir import RunDir
 ROOT = Path(__file__).parents[2]
 
 
-def _load(*sets: str, preset: str | None = None, kept: dict[str, object] | None = None) -> config.RunConfig:
-    return config.load(preset=preset, file=None, sets=sets, model=None, kept=kept)
+def _load(*sets: str, preset: str | None = None, previous: dict[str, object] | None = None) -> config.RunConfig:
+    return config.load(preset=preset, file=None, sets=sets, model=None, previous=previous)
 
 
 def test_layers_lie_in_order(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[search]\nbudget = 3.3\nwidth = 3\n")
-    made = config.load(preset="w3a3", file=file, sets=["search.budget=3.2"], model=None, kept=None)
+    made = config.load(preset="w3a3", file=file, sets=["search.budget=3.2"], model=None, previous=None)
     assert (made.settings[SearchSettings].budget, made.settings[SearchSettings].width) == (3.2, 3)
     assert made.settings[Recipe].weight_bits == 3
 
 
-def test_a_kept_configuration_continues_until_a_preset_starts_from_scratch() -> None:
+def test_a_previous_request_continues_until_a_preset_starts_from_scratch() -> None:
     first = _load("search.budget=3.2", preset="w3a3")
-    again = _load("solve.damping=0.05", kept=dict(first.asked))
+    again = _load("solve.damping=0.05", previous=dict(first.request))
     assert (again.settings[SearchSettings].budget, again.settings[SolveSettings].damping) == (3.2, 0.05)
-    assert _load(preset="w3a3", kept=dict(first.asked)).settings[SearchSettings].budget == 3.1
+    assert _load(preset="w3a3", previous=dict(first.request)).settings[SearchSettings].budget == 3.1
 
 
 def test_the_cluster_table_bears_no_identity() -> None:
@@ -124,28 +124,28 @@ def test_a_method_is_the_parts_of_its_paper_over_rounding_to_nearest() -> None:
 
 
 def test_a_later_layer_wins_and_leaves_other_keys_alone(tmp_path: Path) -> None:
-    """From weak to strong: the preset, what was kept, the file, --set, --model."""
-    kept = {"preset": "w3a3", "tables": {"search": {"budget": 3.2, "width": 5}, "solve": {"damping": 0.5}}}
+    """From weak to strong: the preset, the previous request, the file, --set, --model."""
+    previous = {"preset": "w3a3", "tables": {"search": {"budget": 3.2, "width": 5}, "solve": {"damping": 0.5}}}
     file = tmp_path / "c.toml"
     file.write_text("[search]\nwidth = 6\nbudget = 3.3\n[model]\npath = 'from the file'\n")
     sets = ["search.budget=3.4", "model.path='from the set'"]
-    made = config.load(preset=None, file=file, sets=sets, model=str(tmp_path), kept=kept)
+    made = config.load(preset=None, file=file, sets=sets, model=str(tmp_path), previous=previous)
     search = made.settings[SearchSettings]
     assert (search.budget, search.width, made.settings[SolveSettings].damping) == (3.4, 6, 0.5)
-    assert made.settings[Recipe].weight_bits == 3, "of the preset that was kept"
-    assert made.model == tmp_path and made.asked["preset"] == "w3a3"
-    assert made.asked["tables"]["search"] == {"budget": 3.4, "width": 6}
-    assert made.asked["tables"]["model"] == {"path": str(tmp_path)}
-    scratch = config.load(preset="w4a4", file=None, sets=[], model=None, kept=kept)
+    assert made.settings[Recipe].weight_bits == 3, "of the previous preset"
+    assert made.model == tmp_path and made.request["preset"] == "w3a3"
+    assert made.request["tables"]["search"] == {"budget": 3.4, "width": 6}
+    assert made.request["tables"]["model"] == {"path": str(tmp_path)}
+    scratch = config.load(preset="w4a4", file=None, sets=[], model=None, previous=previous)
     assert (scratch.settings[SearchSettings].width, scratch.settings[SolveSettings].damping) == (2, 0.01)
-    assert scratch.asked == {"preset": "w4a4", "tables": {}}
-    assert _load().asked["preset"] == "w4a4" and _load().settings[SearchSettings].budget == 4.0
+    assert scratch.request == {"preset": "w4a4", "tables": {}}
+    assert _load().request["preset"] == "w4a4" and _load().settings[SearchSettings].budget == 4.0
 
 
 def test_the_model_s_own_call_is_the_weakest_of_the_call_s_layers(tmp_path: Path) -> None:
     (tmp_path / "sampling.json").write_text('{"call": {"height": 64, "num_inference_steps": 9}}')
     made = config.load(
-        preset=None, file=None, sets=["model.call.num_inference_steps=3"], model=str(tmp_path), kept=None
+        preset=None, file=None, sets=["model.call.num_inference_steps=3"], model=str(tmp_path), previous=None
     )
     assert made.settings[ModelSettings].call == {"height": 64, "num_inference_steps": 3}
     assert made.settings[ModelSettings].world == ""
@@ -180,13 +180,13 @@ def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["budget=3"], r"--set takes table\.key=value, e\.g\. search\.budget=3\.6; given 'budget=3'"),
-        (["search.budget"], r"--set takes table\.key=value.* given 'search\.budget'"),
+        (["budget=3"], r"--set takes table\.key=value, e\.g\. search\.budget=3\.6; got 'budget=3'"),
+        (["search.budget"], r"--set takes table\.key=value.* got 'search\.budget'"),
         (["serach.budget=3"], r"there is no table \[serach\]; did you mean 'search'\?"),
         (["zzzzzz.budget=3"], r"there is no table \[zzzzzz\]; there are assemble, capture, cluster, compute, data,"),
         (["search.budgte=3"], r"\[search\] has no key 'budgte'; did you mean 'budget'\?"),
-        (["search.width=0"], r"search\.width: .*greater than or equal to 1 \(given 0\)"),
-        (["search.width=two"], r"search\.width: .*valid integer.* \(given 'two'\)"),
+        (["search.width=0"], r"search\.width: .*greater than or equal to 1 \(got 0\)"),
+        (["search.width=two"], r"search\.width: .*valid integer.* \(got 'two'\)"),
         (["recipe.method=quark"], r"unknown recipe\.method 'quark'; choose from adatsq, "),
         (["recipe.method=tq_dit", "recipe.allocation=trellis"], r"needs allocation = 'uniform'"),
         (["data.inputs=[{}]"], r"data\.inputs comes from a manifest; name it: --set data\.prompts_file=FILE\.jsonl"),
@@ -206,12 +206,12 @@ def test_a_table_that_is_a_value_and_a_preset_that_is_none_are_refused(tmp_path:
     file = tmp_path / "c.toml"
     file.write_text("search = 3\n")
     with pytest.raises(ConfigError, match=r"search is a table, not 3; write search\.<key>"):
-        config.load(preset=None, file=file, sets=[], model=None, kept=None)
+        config.load(preset=None, file=file, sets=[], model=None, previous=None)
     file.write_text("search = [")
     with pytest.raises(ConfigError, match=r"c\.toml is not TOML"):
-        config.load(preset=None, file=file, sets=[], model=None, kept=None)
+        config.load(preset=None, file=file, sets=[], model=None, previous=None)
     with pytest.raises(ConfigError, match=r"--config .*none\.toml: there is no such file"):
-        config.load(preset=None, file=tmp_path / "none.toml", sets=[], model=None, kept=None)
+        config.load(preset=None, file=tmp_path / "none.toml", sets=[], model=None, previous=None)
     with pytest.raises(ConfigError, match=r"preset is 'w5a5'; there are w4a4, w3a3"):
         _load(preset="w5a5")
 
@@ -221,7 +221,7 @@ def test_prompts_come_from_the_settings_or_the_file_or_the_captions_that_ship(tm
     file.write_text("one\n\ntwo\n")
 
     def load(*sets: str) -> config.RunConfig:
-        return config.load(preset=None, file=None, sets=sets, model=str(tmp_path), kept=None)
+        return config.load(preset=None, file=None, sets=sets, model=str(tmp_path), previous=None)
 
     made = load(f"data.prompts_file={file}", "evaluate.prompts=['three']")
     assert (made.settings[DataSettings].prompts, made.settings[EvaluateSettings].prompts) == (
@@ -247,9 +247,9 @@ def test_what_the_built_in_world_cannot_draw_is_refused() -> None:
 def test_arguments_that_every_prompt_comes_with_are_the_call_s(tmp_path: Path) -> None:
     inputs = [{"call": {"a": 1, "b": 2}, "images": {"image": "x"}}, {"call": {"a": 1}, "images": {"image": "y"}}]
     settings = RunSettings([DataSettings(inputs=tuple(inputs)), EvaluateSettings(), ModelSettings(call={"c": 1})])
-    made = config.RunConfig(settings=settings, cluster=ClusterSettings(), model=tmp_path, asked={}, images={})
-    assert made.given(DataSettings) == {"a", "image", "c"}
-    assert made.given() == {"c"}, "the held-out prompts come with nothing"
+    made = config.RunConfig(settings=settings, cluster=ClusterSettings(), model=tmp_path, request={}, images={})
+    assert made.prompt_arguments(DataSettings) == {"a", "image", "c"}
+    assert made.prompt_arguments() == {"c"}, "the held-out prompts come with nothing"
 
 
 @pytest.mark.parametrize(("asked", "share"), [("auto", 1.0), ("0", 1.0), ("0.25", 0.25), ("2", 1.0)])
@@ -257,20 +257,20 @@ def test_a_worker_counts_on_its_share_of_a_device(asked: str, share: float) -> N
     assert _load(f"cluster.gpus_per_worker={asked}").cluster.device_share == share
 
 
-def test_a_kept_configuration_that_is_torn_is_named(tmp_path: Path) -> None:
-    assert config.kept_config(tmp_path) is None
+def test_a_previous_request_that_is_torn_is_named(tmp_path: Path) -> None:
+    assert config.read_request(tmp_path) is None
     (tmp_path / "config.toml").write_text("preset = ")
     with pytest.raises(StorageError, match=r"config\.toml is not TOML"):
-        config.kept_config(tmp_path)
+        config.read_request(tmp_path)
 
 
 def test_the_configuration_is_written_only_where_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    config.keep_config(RunDir(tmp_path), _load("search.width=3"))
+    config.write_request(RunDir(tmp_path), _load("search.width=3"))
     stamp = path.stat().st_mtime_ns
-    config.keep_config(RunDir(tmp_path), _load("search.width=3"))
+    config.write_request(RunDir(tmp_path), _load("search.width=3"))
     assert path.stat().st_mtime_ns == stamp
-    config.keep_config(RunDir(tmp_path), _load("search.width=4"))
+    config.write_request(RunDir(tmp_path), _load("search.width=4"))
     assert tomllib.loads(path.read_text()) == {"preset": "w4a4", "tables": {"search": {"width": 4}}}
 
 
@@ -297,8 +297,8 @@ def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
     assert (call["steps"], call["schedule"], call["eta"], call["dynamic"]) == ([1, 2], None, 0.5, True)
     assert call["how"] == {"a": 1}
     place = RunDir(tmp_path)
-    config.keep_config(place, loaded)
-    again = _load(kept=config.kept_config(tmp_path))
+    config.write_request(place, loaded)
+    again = _load(previous=config.read_request(tmp_path))
     assert again.settings[ModelSettings].call == call
     with pytest.raises(ConfigError, match=r"model\.call"):
         _load("model.call.x={a={b=1}}")

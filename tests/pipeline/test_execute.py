@@ -80,7 +80,7 @@ class Made:
         )
 
     def config(self) -> RunConfig:
-        return config.load(preset=None, file=None, sets=(), model=str(self.folder / "model"), kept=None)
+        return config.load(preset=None, file=None, sets=(), model=str(self.folder / "model"), previous=None)
 
     def context(self) -> Context:
         return plan.plan(self.config(), self.run)[1]
@@ -92,7 +92,7 @@ class Made:
             return "executor"
 
         loaded = self.config()
-        executors: Any = SimpleNamespace(get=get, config=loaded, said="")
+        executors: Any = SimpleNamespace(get=get, config=loaded, memory_line="")
         steps, context, ran = runner.execute(
             loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish
         )

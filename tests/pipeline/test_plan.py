@@ -40,7 +40,7 @@ class Made:
         self.run.create()
 
     def config(self, *sets: str) -> RunConfig:
-        return config.load(preset=None, file=None, sets=sets, model=str(self.model), kept=None)
+        return config.load(preset=None, file=None, sets=sets, model=str(self.model), previous=None)
 
     def steps(self, *sets: str) -> dict[str, Step]:
         return {step.stage.name: step for step in plan.plan(self.config(*sets), self.run)[0]}

@@ -20,8 +20,8 @@ PROMPTS = ["a lighthouse at dawn", 'two "dogs", on a beach']
 OUTSIDE = ("model.world=''",)
 
 
-def _load(*sets: str, kept: dict[str, object] | None = None) -> config.RunConfig:
-    return config.load(preset=None, file=None, sets=(*OUTSIDE, *sets), model=None, kept=kept)
+def _load(*sets: str, previous: dict[str, object] | None = None) -> config.RunConfig:
+    return config.load(preset=None, file=None, sets=(*OUTSIDE, *sets), model=None, previous=previous)
 
 
 def _written(folder: Path) -> dict[str, Path]:
@@ -44,10 +44,10 @@ def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatc
     file = _written(tmp_path)["text"]
     monkeypatch.chdir(tmp_path)
     first = _load("data.prompts_file=p.txt")
-    assert first.asked["tables"]["data"]["prompts_file"] == str(file)
+    assert first.request["tables"]["data"]["prompts_file"] == str(file)
     monkeypatch.chdir("/")
     file.write_text("something else")
-    again = _load(kept=dict(first.asked))
+    again = _load(previous=dict(first.request))
     assert again.settings[DataSettings].prompts == ("something else",)
     before, after = (plan.context_of(made, RunDir(tmp_path)) for made in (first, again))
     reads = all_stages()["capture"].reads
@@ -88,7 +88,9 @@ def test_prompts_with_pictures_go_one_at_a_time_unless_told_otherwise(tmp_path: 
     file.write_text('{"prompt": "a red circle", "images": {"image": "a.png"}}\n' * 2)
 
     def batches(*sets: str) -> tuple[int, int]:
-        loaded = config.load(preset=None, file=None, sets=(f"data.prompts_file={file}", *sets), model=None, kept=None)
+        loaded = config.load(
+            preset=None, file=None, sets=(f"data.prompts_file={file}", *sets), model=None, previous=None
+        )
         return loaded.settings[DataSettings].batch, loaded.settings[EvaluateSettings].batch
 
     assert batches() == (1, 6) and batches("data.batch=2") == (2, 6)
@@ -98,7 +100,7 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": {"edit": "x"}}')
     with pytest.raises(ConfigError, match="line 1: its prompt is no text"):
-        config.load(preset=None, file=None, sets=(f"data.prompts_file={file}",), model=None, kept=None)
+        config.load(preset=None, file=None, sets=(f"data.prompts_file={file}",), model=None, previous=None)
 
 
 def test_a_row_may_come_with_more_than_its_prompt_while_others_do_not(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _config(store: MadeStore) -> RunConfig:
         settings=store.context.settings,
         cluster=ClusterSettings(),
         model=Path("/somewhere/tiny-flux"),
-        asked={},
+        request={},
         images={},
     )
 

@@ -30,7 +30,7 @@ class Made:
 
 
 def _config(*sets: str) -> RunConfig:
-    return load(preset=None, file=None, sets=sets, model=None, kept=None)
+    return load(preset=None, file=None, sets=sets, model=None, previous=None)
 
 
 def _executors(config: RunConfig, monkeypatch: pytest.MonkeyPatch, run: Path) -> Executors:
@@ -69,7 +69,7 @@ def test_only_auto_on_ray_is_measured_and_a_machine_without_a_gpu_is_told_what_t
 
 def test_a_share_that_is_none_is_refused_with_what_may_be_given() -> None:
     for given in ("some", "-1", "true"):
-        with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: give the share .* or auto \(given"):
+        with pytest.raises(ConfigError, match=r"cluster\.gpus_per_worker: give the share .* or auto \(got"):
             _config(f"cluster.gpus_per_worker={given}")
 
 

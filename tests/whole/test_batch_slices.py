@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adatsq_pipe.pipeline.config import kept_config, load
+from adatsq_pipe.pipeline.config import load, read_request
 from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.report import search_cost
 from adatsq_pipe.storage.rundir import RunDir
@@ -78,7 +78,7 @@ def test_slices_give_the_same_bytes_for_one_worker_two_and_after_a_kill(undistur
 
 
 def _cost(run: Path) -> float:
-    config = load(preset=None, file=None, sets=(), model=None, kept=kept_config(run))
+    config = load(preset=None, file=None, sets=(), model=None, previous=read_request(run))
     return search_cost(plan(config, RunDir.at(str(run)))[1])["fp_trajectories_by_calls"]
 
 

@@ -6,6 +6,6 @@ from adatsq_pipe.stages.architecture.families._family import Family
 
 FAMILY = Family(
     transformer="GlmImageTransformer2DModel",
-    why="its cache is used for pictures that are given alone",
+    why="its cache is used only with input pictures",
     cached_with="image",
 )

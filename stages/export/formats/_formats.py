@@ -53,11 +53,11 @@ def export(name: str, source: Path, out: Path) -> str:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        said = _writer(name)(source, unfinished)
+        message = _writer(name)(source, unfinished)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return said
+    return message
 
 
 def config_of(folder: Path, part: str = "transformer") -> dict[str, Any] | None:

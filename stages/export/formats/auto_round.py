@@ -70,8 +70,8 @@ def export(source: Path, out: Path) -> str:
     left = f"{len(unfit)} layers are left at 16 bits: their shapes are no multiples of {_WORD}"
     card = _CARD.format(bits=bits) + (f"\n{left}: {', '.join(unfit)}.\n" if unfit else "")
     write_pipeline(source, out, tensors=tensors, quantization_config=config, card=card)
-    said = f"W{bits}A16, {len(layers)} layers; load it with stock diffusers and auto-round"
-    return said + (f". {left}" if unfit else "")
+    message = f"W{bits}A16, {len(layers)} layers; load it with stock diffusers and auto-round"
+    return message + (f". {left}" if unfit else "")
 
 
 def _plain_linears(model: nn.Module, blocks: list[str]) -> list[str]:

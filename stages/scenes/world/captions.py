@@ -60,12 +60,12 @@ class Request:
 
 
 def is_held_out_combination(combination: str) -> bool:
-    """Whether captions with this key are kept from training."""
+    """Whether captions with this key are held out from training."""
     return hashlib.sha256(combination.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def is_held_out(request: Request) -> bool:
-    """Whether the combination of `request` is kept from training."""
+    """Whether the combination of `request` is held out from training."""
     return is_held_out_combination(request.combination)
 
 

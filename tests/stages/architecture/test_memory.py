@@ -39,11 +39,11 @@ def test_what_does_not_fit_takes_turns_and_a_backward_pass_needs_more() -> None:
     whole = 2500 + 960 + 600
     assert not _plan(whole).recomputed
     assert _plan(whole - 1).recomputed and not _plan(whole - 1).blockwise
-    assert "computes blocks again" in _plan(whole - 1).said()
+    assert "computes blocks again" in _plan(whole - 1).text()
     turns = _plan(2500 + 959)
     assert turns.blockwise and turns.recomputed and turns.needed == 900 + 200 + 960
-    assert "which needs 2.06 kB" in turns.said() and "lower" not in turns.said()
-    assert "lower data.batch" in _plan(2000).said()
+    assert "which needs 2.06 kB" in turns.text() and "lower" not in turns.text()
+    assert "lower data.batch" in _plan(2000).text()
 
 
 def test_room_is_left_while_activations_are_not_known() -> None:

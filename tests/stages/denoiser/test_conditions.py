@@ -9,7 +9,13 @@ import pytest
 from PIL import Image
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.denoiser.conditions import arguments_of, asked_for, calibration_shards, collated, picture_mode
+from adatsq_pipe.stages.denoiser.conditions import (
+    arguments_of,
+    calibration_shards,
+    collated,
+    conditions_of,
+    picture_mode,
+)
 from tests.support.made_store import make_store
 
 RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
@@ -76,6 +82,8 @@ def test_what_captions_come_with_goes_with_them_and_a_seed_of_their_own_goes_fir
 
 def test_a_further_draw_moves_a_manifests_seed_and_is_a_seed_for_the_others(tmp_path: Path) -> None:
     context = make_store(tmp_path).context
-    asked = [asked_for(context, ("a", "b"), ({"seed": 7}, {}), seed, draw) for seed, draw in ((0, 0), (1, 1), (2, 2))]
-    seeds = [[each.seeds[0] for each in captions] for captions in asked]
+    draws = [
+        conditions_of(context, ("a", "b"), ({"seed": 7}, {}), seed, draw) for seed, draw in ((0, 0), (1, 1), (2, 2))
+    ]
+    seeds = [[each.seeds[0] for each in captions] for captions in draws]
     assert seeds == [[7, 1], [7 + 1_000_003, 1_000_003 + 1], [7 + 2 * 1_000_003, 2 * 1_000_003 + 1]]

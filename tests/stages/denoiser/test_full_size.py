@@ -49,8 +49,8 @@ def test_size_layers_and_memory(name: str) -> None:
     assert quantized + sum(rest.parameters for rest in found.left) == found.parameters
     assert found.timestep is not None
     size = footprint(
-        found.rows, parameters=found.parameters, recipe=resolve({"method": "adatsq"}), dtype="bfloat16", kept=48,
-        steps=50,
+        found.rows, parameters=found.parameters, recipe=resolve({"method": "adatsq"}), dtype="bfloat16",
+        captured_rows=48, steps=50,
     )  # fmt: skip
     assert size.weights == 2 * found.parameters
     assert size.gram == 8 * max(group.in_features for group in found.groups) ** 2

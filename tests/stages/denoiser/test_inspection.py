@@ -115,7 +115,7 @@ def test_a_cache_that_stays_empty_is_no_reason() -> None:
     assert support.refusal(keeping, {}, call={"use_kv_cache": False}) == ""
     of_pictures = {"_class_name": "GlmImagePipeline", "transformer": ["diffusers", "GlmImageTransformer2DModel"]}
     assert support.refusal(of_pictures, {}) == ""
-    assert "keeps a cache" in support.refusal(of_pictures, {}, given=["image"])
+    assert "keeps a cache" in support.refusal(of_pictures, {}, prompt_arguments=["image"])
 
 
 def test_the_source_says_who_decodes_in_pieces() -> None:

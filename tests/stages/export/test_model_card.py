@@ -108,11 +108,11 @@ def test_the_card_of_an_evaluated_model_has_a_row_per_measure(store: MadeStore) 
     assert "![Activation bits of every layer at every denoising step](policy.png)" in body
 
 
-def test_scores_of_what_was_asked_for_are_those_of_both_models(store: MadeStore) -> None:
+def test_prompt_scores_of_both_models_are_shown(store: MadeStore) -> None:
     asked = {
         "full_precision": {"total": {"mean": 0.75, "standard_error": 0.0312}},
         "quantized": {"total": {"mean": 0.5, "standard_error": 0.04}},
     }
     body = _parts(card(store.context, SIZES, {**QUALITY, "asked_for": asked}))[1]
-    assert "| shows what was asked for, full precision | 0.750 +- 0.031 |" in body
-    assert "| shows what was asked for, quantized | 0.500 +- 0.040 |" in body
+    assert "| matches the prompt, full precision | 0.750 +- 0.031 |" in body
+    assert "| matches the prompt, quantized | 0.500 +- 0.040 |" in body
