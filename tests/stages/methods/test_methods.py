@@ -51,7 +51,7 @@ ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
     [
         ({"method": "svdquant"}, "weight_group 64 does not divide the input width 48"),
         ({"method": "svdquant", "weight_group": 0, "activation_group": 0, "rank": 64}, "rank 64 is above"),
-        ({"method": "rtn", "weight_bits": 7}, "recipe.weight_bits: .*given 7"),
+        ({"method": "rtn", "weight_bits": 7}, "recipe.weight_bits: .*got 7"),
         ({"method": "quark"}, "unknown recipe.method 'quark'; choose from adatsq, "),
         ({"method": "tq_dit", "allocation": "trellis"}, "needs allocation = 'uniform'"),
         ({"method": "tq_dit", "solver": "gptq"}, "needs solver rtn"),
