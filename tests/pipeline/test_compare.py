@@ -23,7 +23,7 @@ from tests.support.made_store import make_store
 
 
 def load(sets: Sequence[str]) -> RunConfig:
-    return config.load(preset=None, file=None, sets=sets, model=None, kept=None)
+    return config.load(preset=None, file=None, sets=sets, model=None, previous=None)
 
 
 def planned(wanted: str, bits: str, *, sweep: bool = False) -> list[Row]:

@@ -177,7 +177,7 @@ def configs(tmp_path: Path) -> list[RunConfig]:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     changes: list[tuple[str, ...]] = [(), ("evaluate.seed=9",), ("recipe.weight_bits=3",)]
-    return [load(preset=None, file=None, sets=sets, model=str(tmp_path / "model"), kept=None) for sets in changes]
+    return [load(preset=None, file=None, sets=sets, model=str(tmp_path / "model"), previous=None) for sets in changes]
 
 
 def test_the_floor_hangs_on_the_reference_alone_and_no_ordinary_run_has_it(
