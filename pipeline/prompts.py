@@ -27,7 +27,7 @@ class Prompts:
     images by their digest."""
 
     prompts: list[str]
-    inputs: list[dict[str, Any]]
+    inputs: list[dict[str, object]]
     images: Mapping[str, Path]
 
 
@@ -78,10 +78,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(str(error)) from None
 
 
-def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Path]) -> dict[str, Any]:
+def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Path]) -> dict[str, object]:
     """The row besides its prompt, with images as their digests."""
     objects = {key: _object(where, key, row[key]) for key in ("images", "call") if row.get(key)}
-    more: dict[str, Any] = {key: value for key, value in objects.items() if key == "call"}
+    more: dict[str, object] = {key: value for key, value in objects.items() if key == "call"}
     if "images" in objects:
         more["images"] = {
             name: [_image(where, beside, one, images) for one in value]
@@ -105,7 +105,7 @@ def _object(where: str, key: str, value: Any) -> dict[str, Any]:
         raise ValueError(f'{where}: {key} is {value!r}; write an object, e.g. {{"image": "cat.png"}}') from None
 
 
-def _image(where: str, beside: Path, name: Any, images: dict[str, Path]) -> str:
+def _image(where: str, beside: Path, name: object, images: dict[str, Path]) -> str:
     path = beside / str(name)
     try:
         with Image.open(path) as image:

@@ -151,7 +151,7 @@ def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
     return halvings
 
 
-def _logged(run: RunDir, context: Context, fact: str) -> dict[str, Any]:
+def _logged(run: RunDir, context: Context, fact: str) -> dict[str, object]:
     """The last entry of the log for `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
     return {
         entry["stage"]: entry[fact]
@@ -169,7 +169,7 @@ def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
     return {name: v["spec"]["group"] for name, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
-def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, Any] | None:
+def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, object] | None:
     """GenEval's tasks and Frechet distances, where a program can read the pictures."""
     if not config.settings[ModelSettings].world:
         return None

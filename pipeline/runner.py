@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from adatsq_pipe.cluster import loopback
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
@@ -21,13 +21,13 @@ from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.pipeline.plots import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
-from adatsq_pipe.stages.base.context import Context, Report
+from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
-from adatsq_pipe.storage.fingerprint import digest
+from adatsq_pipe.storage.fingerprint import Plain, digest
 from adatsq_pipe.storage.rundir import RunDir
 
 REPAIRS = 8
@@ -47,6 +47,14 @@ class Screen(Protocol):
     def say(self, line: str) -> None: ...
 
 
+class RunExecutor(Executor, Protocol):
+    """An executor of a whole run. `stop` takes effect between units; `close` frees the workers."""
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class Executors:
     """The run's executor, made on first use. `stop` may be called before, during and after that."""
@@ -55,14 +63,14 @@ class Executors:
     run: RunDir
     on_made: Callable[[], object] = lambda: None
     """Called when the executor has been made: Ray takes over signal handlers, for one."""
-    made: Any = None
+    made: RunExecutor | None = None
     stopping: bool = False
     share: float = 0.0
     """Share of a GPU that each worker of the current executor holds."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
 
-    def get(self, share: float | None = None) -> Any:
+    def get(self, share: float | None = None) -> RunExecutor:
         """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; a new one
         is made if they hold another."""
         if self.made is not None and share is not None and share != self.share:
@@ -79,7 +87,7 @@ class Executors:
         share = self.config.cluster.gpus_per_worker
         return 1.0 if share == "auto" else share
 
-    def _make(self) -> Any:
+    def _make(self) -> RunExecutor:
         cluster = self.config.cluster
         if cluster.executor == "inline":
             return InlineExecutor()
@@ -89,7 +97,8 @@ class Executors:
 
         options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**options, gpus_per_worker=self.share)
-        return RayExecutor(resources, digest(self.run.uri)[:12], COORDINATOR_MODULES)
+        # Its coordinator passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
+        return RayExecutor(resources, digest(self.run.uri)[:12], COORDINATOR_MODULES)  # type: ignore[return-value]
 
     def stop(self) -> None:
         self.stopping = True
@@ -209,7 +218,7 @@ def _unusual(context: Context) -> str:
     return f"left as they are in the blocks, {share:.1f} % of the parameters: {named}{more}; `inspect` says why"
 
 
-def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Any]:
+def _memory(stage: str, context: Context, executors: Executors, screen: Screen) -> dict[str, Plain]:
     """Show once, beforehand, whether the model fits on the workers' device; the plan as a fact for the log."""
     if stage not in memory.STAGES:
         return {}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -59,7 +59,7 @@ def inspect(
     sized = [(one, _footprint(one, config)) for one in denoisers]
     fits = _memory(path, denoisers, config)
     if as_json:
-        plain: dict[str, Any] = {"model": str(path), "denoisers": [as_plain(one, size) for one, size in sized]}
+        plain: dict[str, object] = {"model": str(path), "denoisers": [as_plain(one, size) for one, size in sized]}
         if fits:
             plain["memory"] = fits.plain()
         click.echo(json.dumps(plain, indent=1))
@@ -77,7 +77,7 @@ def _bare_config(path: Path) -> Path | None:
     return inside if inside.is_file() and not (path / "model_index.json").exists() else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
@@ -151,7 +151,7 @@ def _memory(path: Path, inspections: Sequence[Inspection], config: RunConfig) ->
     )
 
 
-def as_plain(one: Inspection, size: Footprint) -> dict[str, Any]:
+def as_plain(one: Inspection, size: Footprint) -> dict[str, object]:
     """One denoiser as JSON values: its inspection and the bytes of a run."""
     plain = asdict(one)
     watched = plain.pop("watched")

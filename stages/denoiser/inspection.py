@@ -218,7 +218,7 @@ def watch(
     *,
     dtype: str,
     device: str,
-    call: dict[str, Any],
+    call: dict[str, object],
     prompt: str,
     arguments: Mapping[str, object] | None = None,
 ) -> dict[str, tuple[nn.Module, CallTrace]]:

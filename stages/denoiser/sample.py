@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ _GAP = 2
 
 
 def draw(
-    folder: Path, prompts: tuple[str, ...], *, seed: int, call: dict[str, Any], device: str, dtype: str
+    folder: Path, prompts: tuple[str, ...], *, seed: int, call: dict[str, object], device: str, dtype: str
 ) -> npt.NDArray[np.float32]:
     """One picture `[prompts, H, W, 3]` (or video `[prompts, frames, H, W, 3]`) per prompt, values in [0, 1].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class LayerSpec:
         if self.block & (self.block - 1) or self.block < 1:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, bool | int | str]:
         """The fields that differ from their defaults, for a JSON config: `LayerSpec(**spec.plain()) == spec`."""
         fields = type(self).__dataclass_fields__
         return {name: value for name, value in asdict(self).items() if value != fields[name].default}

@@ -8,7 +8,7 @@ import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
@@ -60,7 +60,7 @@ def export(name: str, source: Path, out: Path) -> str:
     return message
 
 
-def config_of(folder: Path, part: str = "transformer") -> dict[str, Any] | None:
+def config_of(folder: Path, part: str = "transformer") -> dict[str, object] | None:
     """The quantization_config of a denoiser in the folder, None if it has none of ours."""
     config = json.loads((folder / part / "config.json").read_text()).get("quantization_config")
     return config if config and config.get("quant_method") == "adatsq" else None

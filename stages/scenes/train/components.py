@@ -6,7 +6,6 @@ All are stock classes of transformers and diffusers with small configs, so a pla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
@@ -70,7 +69,7 @@ def clip_text_encoder() -> CLIPTextModel:
     )
 
 
-def _t5_sizes(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _t5_sizes(words: PreTrainedTokenizerFast) -> dict[str, int | float | str | bool]:
     return {
         "vocab_size": len(words),
         "d_model": TEXT_WIDTH,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,25 @@ from adatsq_pipe.stages.scenes.world import captions, motions
 TASKS = (*captions.TASKS, *motions.TASKS)
 
 
-def task_means(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
+class TaskMeans(TypedDict):
+    """`tasks`: "mean", "standard_error" and "captions" by task; `total`: "mean" and "standard_error" of all tasks."""
+
+    tasks: dict[str, dict[str, float]]
+    total: dict[str, float]
+
+
+class Comparison(TypedDict):
+    """The scores of both models, and the "mean" and "standard_error" of their paired difference."""
+
+    full_precision: TaskMeans
+    quantized: TaskMeans
+    difference: dict[str, float]
+
+
+def task_means(rows: Sequence[Mapping[str, Any]], field: str) -> TaskMeans:
     """Mean of `field` per task, and their unweighted mean (GenEval's total).
 
     `rows` have `task`, `entry` (the caption's index) and a number `field`.
-    Returns {"tasks": {task: {"mean", "standard_error", "captions"}}, "total": {"mean", "standard_error"}}.
     """
     by_task = {task: [(row["entry"], float(row[field])) for row in rows if row["task"] == task] for task in TASKS}
     tasks = {task: caption_mean(values) for task, values in by_task.items() if values}
@@ -49,7 +63,7 @@ def caption_mean(pairs: Iterable[tuple[int, float]]) -> dict[str, float]:
     return {"mean": statistics.fmean(means), "standard_error": error, "captions": len(means)}
 
 
-def compare(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def compare(samples: Sequence[Mapping[str, Any]]) -> Comparison:
     """Scores at full precision, quantized, and their paired difference (same captions, same seeds).
 
     Each sample has an `entry` and three lists of equal length: `tasks`, `right` and `reference_right`.
