@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline import report, runner
 from adatsq_pipe.pipeline.compare_table import COLUMNS, cells, write
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig, preset_tables
+from adatsq_pipe.pipeline.config import RunConfig, preset_tables
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.paired import paired_columns, with_gains
 from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import Summary

@@ -16,10 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import tomli_w
 from pydantic import Field, ValidationError, field_validator
 
-from adatsq_pipe.pipeline import prompts
+from adatsq_pipe.pipeline.captions import with_captions
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import (
@@ -34,15 +35,9 @@ from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
-from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.rundir import RunDir
 
 PRESETS = ("w4a4", "w3a3")
 BUILT_IN = "scenes/flux-dev"
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message gives the key, the value and what was expected."""
 
 
 class ClusterSettings(Settings):
@@ -125,43 +120,6 @@ def model_folder(model: str) -> Path:
     return path.resolve()
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables laid over each other; within [model.call] single keys, else whole values."""
-    out: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-            out[key] = merged(out[key], value) if both else value
-    return out
-
-
-def parse_set(texts: Sequence[str]) -> dict[str, Any]:
-    """`--set table.key=value` options as tables. Values are TOML; a bare word is text."""
-    tables: dict[str, Any] = {}
-    for text in texts:
-        path, sign, value = text.partition("=")
-        keys = path.strip().split(".")
-        if not sign or len(keys) < 2:
-            raise ConfigError(f"--set takes table.key=value, e.g. search.budget=3.6; got {text!r}")
-        try:
-            parsed = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
-            parsed = value
-        for key in reversed(keys):
-            parsed = {key: parsed}
-        tables = merged(tables, parsed)
-    return tables
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path}: there is no such file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-
-
 def preset_tables(name: str) -> dict[str, Any]:
     """The tables of a preset that ships with the package."""
     return tomllib.loads((resources.files("adatsq_pipe.pipeline") / "presets" / f"{name}.toml").read_text())
@@ -222,34 +180,12 @@ def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunCo
     parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())
     world, images = parsed[ModelSettings].world, dict[str, Path]()
     for kind in (DataSettings, EvaluateSettings):
-        captions, pictures = _with_captions(parsed[kind], world)
+        captions, pictures = with_captions(parsed[kind], world)
         images.update(pictures)
         if pictures and "batch" not in filled.get(kind.table, {}):
             captions = captions.model_copy(update={"batch": 1})
         parsed = parsed.replaced(captions)
     return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, request=request, images=images)
-
-
-def _with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Mapping[str, Path]]:
-    """The table with its captions: its own, those of its file, or built-in ones. And the pictures that a file names."""
-    name = table.table
-    if table.inputs:
-        raise ConfigError(f"{name}.inputs comes from a manifest; name it: --set {name}.prompts_file=FILE.jsonl")
-    if table.prompts_file and table.prompts:
-        raise ConfigError(f"{name}.prompts and {name}.prompts_file are both set; add --set {name}.prompts=[]")
-    images: Mapping[str, Path] = {}
-    if table.prompts_file:
-        try:
-            manifest = prompts.read(Path(table.prompts_file))
-        except ValueError as error:
-            raise ConfigError(f"{name}.prompts_file: {error}") from None
-        images = manifest.images
-        table = table.model_copy(update={"prompts": tuple(manifest.prompts), "inputs": tuple(manifest.inputs)})
-    if not table.prompts:
-        return table.model_copy(update={"prompts": tuple(_captions(table, world))}), images
-    if world:
-        in_the_world(table.prompts, world, f"{name}.prompts")
-    return table, images
 
 
 def _parsed(kind: type[Settings], values: Mapping[str, object]) -> Settings:
@@ -270,45 +206,3 @@ def sampling(model: Path) -> dict[str, Any]:
         return {}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f'{model / "sampling.json"} is not {{"call": {{...}}}}; correct or remove it') from None
-
-
-def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:
-    """Refuse captions (or labels) that the built-in world has no pictures of."""
-    from adatsq_pipe.stages.scenes.world.prompts import parse_prompt  # imports numpy, for built-in models only
-
-    for prompt in prompts:
-        try:
-            parse_prompt(prompt, world)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
-
-
-def _captions(table: PromptSettings, world: str) -> Sequence[str]:
-    """Built-in captions; those of [evaluate] are held out."""
-    held_out = isinstance(table, EvaluateSettings)
-    if world:
-        from adatsq_pipe.stages.scenes.world import prompts  # imports numpy, for built-in models only
-
-        split = "held_out" if held_out else "train"
-        return prompts.draw_prompts(table.count, world=world, split=split, seed=table.seed)
-    lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
-    return lines[1 if held_out else 0 :: 2][: table.count]
-
-
-def read_request(run: Path) -> dict[str, Any] | None:
-    """The request of the previous run in this directory; None if there was none."""
-    path = run / "config.toml"
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except tomllib.TOMLDecodeError as error:
-        raise StorageError(f"{path} is not TOML ({error}); correct it, or give --preset to start from one") from None
-
-
-def write_request(run: RunDir, config: RunConfig) -> None:
-    """Store the request in the run directory, so that later commands start from it."""
-    text = tomli_w.dumps(config.request)
-    path = run.path / "config.toml"
-    if not path.exists() or path.read_text() != text:
-        run.write("config.toml", text)

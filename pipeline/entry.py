@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import report, runner
-from adatsq_pipe.pipeline.commands.remote import as_sets
-from adatsq_pipe.pipeline.commands.screen import Screen
-from adatsq_pipe.pipeline.commands.shell import check_model, load_config
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.request import check_model, load_config, write_request
+from adatsq_pipe.pipeline.screen import Screen
 from adatsq_pipe.pipeline.summary import Summary, read_summary
+from adatsq_pipe.pipeline.toml_tables import as_sets, merged
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._layer import check_recipe
@@ -55,7 +54,7 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
     with place.lock(stop) as message:
         if message:
             screen.say(message)
-        configuration.write_request(place, config)
+        write_request(place, config)
         place.add_prompt_images(config.images)
         try:
             steps, context, _ = runner.execute(config, place, list(STAGES), executors, screen)
@@ -74,5 +73,5 @@ def tables_of(settings: Mapping[str, object]) -> dict[str, object]:
         for key in reversed(name.split(".")):
             value = {key: value}
         assert isinstance(value, dict)
-        tables = configuration.merged(tables, value)
+        tables = merged(tables, value)
     return tables

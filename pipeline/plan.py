@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.base.stage import Stage, all_stages

@@ -16,7 +16,8 @@ from adatsq_pipe.cluster import loopback
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.pipeline import placement
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.pipeline.plots import pyplot
 from adatsq_pipe.stages.architecture import memory

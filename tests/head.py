@@ -39,7 +39,7 @@ class Head:
     def command(self, *arguments: str, token: bool = True) -> subprocess.Popen[str]:
         """`adatsq-pipe` with these arguments, started."""
         return subprocess.Popen(
-            [sys.executable, "-m", "adatsq_pipe.pipeline.cli", *arguments], cwd=ROOT, text=True,
+            [sys.executable, "-m", "adatsq_pipe.pipeline.commands.cli", *arguments], cwd=ROOT, text=True,
             env=self.environment(token), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._recipe import methods

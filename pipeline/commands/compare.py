@@ -10,18 +10,17 @@ import click
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.commands.shell import (
-    check_model,
     cluster_options,
     cluster_overrides,
     example,
     fail,
-    load_config,
     options,
     run_lock,
     user_errors,
     with_executors,
 )
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.request import check_model, load_config
 from adatsq_pipe.storage.rundir import RunDir
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.export.formats import _formats
 
 

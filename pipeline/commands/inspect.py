@@ -15,7 +15,8 @@ import click
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
-from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import PRESETS, RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.architecture import memory, support
 from adatsq_pipe.stages.architecture.support import VECTORS
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings

@@ -6,23 +6,22 @@ only on this machine. It sends the settings of a `--config` file, not the file.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import tomli_w
 
 from adatsq_pipe.cluster import wheel
 from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.shell import STOPPED, example, fail, user_errors
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.toml_tables import as_sets, parse_set, read_toml
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
 NAME = "adatsq-pipe"
@@ -151,9 +150,9 @@ def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
     sets = list(options["sets"])
     if options["file"]:
         arguments = _without(arguments, "--config")
-        read = list(as_sets(configuration.read_toml(options["file"])))
+        read = list(as_sets(read_toml(options["file"])))
         arguments, sets = [*(part for text in read for part in ("--set", text)), *arguments], [*read, *sets]
-    tables = configuration.parse_set(sets)
+    tables = parse_set(sets)
     configuration.refuse_unknown(tables)
     if "stages" in options:
         planning.choose(options["stages"])
@@ -175,22 +174,7 @@ def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
         if file := tables.get(table, {}).get("prompts_file"):
             _check_shared(f"{table}.prompts_file", str(file), "an absolute path that all nodes see")
     joined = [] if options["address"] else ["--address", "auto"]
-    return "exec python -m adatsq_pipe.pipeline.cli " + shlex.join([name, *arguments, *joined])
-
-
-def as_sets(tables: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """TOML tables as texts for `--set`. Raises ConfigError for a key that `--set` cannot express."""
-    for key, value in tables.items():
-        listed = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
-        if "." in key or "=" in key or listed:
-            raise ConfigError(f"the key {key!r} of the --config file cannot be sent to the cluster; use --set instead")
-        path = (*above, key)
-        if isinstance(value, Mapping):
-            yield from as_sets(value, path)
-        else:
-            written = tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
-            on_one_line = re.sub(r"\s*\n\s*", " ", written)
-            yield f"{'.'.join(path)}={on_one_line}"
+    return "exec python -m adatsq_pipe.pipeline.commands.cli " + shlex.join([name, *arguments, *joined])
 
 
 def _without(arguments: Sequence[str], option: str) -> list[str]:

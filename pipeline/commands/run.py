@@ -8,21 +8,20 @@ from typing import Any
 
 import click
 
-from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline import runner
 from adatsq_pipe.pipeline.commands.shell import (
-    check_model,
     cluster_options,
     cluster_overrides,
     example,
-    load_config,
     options,
     run_lock,
     user_errors,
     with_executors,
 )
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.request import check_model, load_config, write_request
 from adatsq_pipe.pipeline.summary import read_summary
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
@@ -66,7 +65,7 @@ def run(
             raise ConfigError(str(error)) from None
     place.create()
     with run_lock(place):
-        configuration.write_request(place, config)
+        write_request(place, config)
         place.add_prompt_images(config.images)
         _run_locked(config, place, chosen)
 

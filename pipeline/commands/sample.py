@@ -8,8 +8,9 @@ import click
 from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.captions import in_the_world
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.errors import ConfigError
 
 
 @click.command(
@@ -49,7 +50,7 @@ def sample(
     folder = configuration.model_folder(model)
     recommended = configuration.sampling(folder)
     if recommended.get("world"):
-        configuration.in_the_world(prompts, recommended["world"], "--prompt")
+        in_the_world(prompts, recommended["world"], "--prompt")
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is not a picture format; use .png or .gif")
     if not out.resolve().parent.is_dir():

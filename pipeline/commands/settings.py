@@ -12,7 +12,8 @@ import click
 from pydantic.fields import FieldInfo
 
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
-from adatsq_pipe.pipeline.config import ConfigError, kinds
+from adatsq_pipe.pipeline.config import kinds
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.storage.fingerprint import Plain

@@ -17,12 +17,9 @@ import click
 from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import runner
-from adatsq_pipe.pipeline.config import PRESETS, ConfigError, RunConfig
-from adatsq_pipe.stages.architecture import support
+from adatsq_pipe.pipeline.config import PRESETS, RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
-from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
-from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
-from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -123,26 +120,10 @@ def user_errors(command: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
-def check_model(config: RunConfig) -> None:
-    """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
-    prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
-    support.check_pipeline(config.model, prompts, config.prompt_arguments(), config.settings[ModelSettings].call)
-
-
 def fail(message: str, code: int) -> NoReturn:
     """Print `error: message` on stderr and exit."""
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
-
-
-def load_config(
-    run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
-) -> RunConfig:
-    """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
-    previous = configuration.read_request(run.path) if run.exists() else None
-    config = configuration.load(preset=preset, file=file, sets=sets, model=model, previous=previous)
-    find_pipeline(config.model)
-    return config
 
 
 def with_executors(
@@ -152,7 +133,7 @@ def with_executors(
 
     `again` is the command that resumes it.
     """
-    from adatsq_pipe.pipeline.commands.screen import Screen  # imports rich, which only runs need
+    from adatsq_pipe.pipeline.screen import Screen  # imports rich, which only runs need
 
     screen = Screen()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline.commands.shell import example, fail, load_config, options, run_dir_option, user_errors
+from adatsq_pipe.pipeline.commands.shell import example, fail, options, run_dir_option, user_errors
 from adatsq_pipe.pipeline.plan import Step
+from adatsq_pipe.pipeline.request import load_config
 from adatsq_pipe.storage.rundir import RunDir
 
 

@@ -42,8 +42,17 @@ CLEAN = "overlap"
 def score(family: str, run_dir: Path, sets: tuple[str, ...], options: list[str]) -> dict[str, Any]:
     """One run: its summary, and its seconds of evaluation."""
     preset, *rest = sets
-    command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir), "--model", family]
-    command += ["--preset", preset, *[f"--set={s}" for s in (*rest, *options)]]
+    command = [
+        sys.executable,
+        "-m",
+        "adatsq_pipe.pipeline.commands.cli",
+        "run",
+        "--run-dir",
+        str(run_dir),
+        "--model",
+        family,
+    ]
+    command += ["--model", family, "--preset", preset, *[f"--set={s}" for s in (*rest, *options)]]
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     path = run_dir / "report" / "summary.json"

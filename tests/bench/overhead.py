@@ -34,7 +34,7 @@ def start_up(run_dir: Path, began: float) -> float:
 def main(workers: int) -> None:
     """Print the ratios."""
     run_dir = Path(tempfile.mkdtemp()) / "run"
-    command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "run", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "adatsq_pipe.pipeline.commands.cli", "run", "--run-dir", str(run_dir)]
     start = time.time()
     subprocess.run([*command, "--set", f"cluster.workers={workers}"], check=True)
     wall = time.time() - start

@@ -62,7 +62,7 @@ def main(units: int, latency: float) -> None:
         pool.close()
         complete(context, "capture")
         click.echo(f"dispatch and marker, two workers: {1000 * spent / units:.2f} ms a unit (aim 5)")
-        command = [sys.executable, "-m", "adatsq_pipe.pipeline.cli", "status", "--run-dir", str(run.path)]
+        command = [sys.executable, "-m", "adatsq_pipe.pipeline.commands.cli", "status", "--run-dir", str(run.path)]
         click.echo(f"status of {units} units: {_seconds(lambda: subprocess.run(command, check=True)):.2f} s (aim 1)")
         _bucket(run, keys, context.fingerprints["capture"], latency, scratch)
 

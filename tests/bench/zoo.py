@@ -25,7 +25,9 @@ import torch
 from diffusers import DiffusionPipeline, DiTPipeline
 from PIL import Image
 
-from adatsq_pipe.pipeline import cli, config, plan
+from adatsq_pipe.pipeline import config, plan
+from adatsq_pipe.pipeline.commands import cli
+from adatsq_pipe.pipeline.request import read_request
 from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.architecture.families._family import timestep_name
 from adatsq_pipe.stages.base.context import Context
@@ -158,7 +160,7 @@ def _main(arguments: list[str]) -> int:
 
 def _context(run: Path) -> Context:
     place = RunDir(run.resolve())
-    kept = config.read_request(run)
+    kept = read_request(run)
     return plan.plan(config.load(preset=None, file=None, sets=(), model=None, previous=kept), place)[1]
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from adatsq_pipe.cluster import wheel
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.commands.remote import NAME, entrypoint
 from tests.cluster.rayjob_schema import RAYJOB
 

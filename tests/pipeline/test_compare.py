@@ -12,7 +12,8 @@ import pytest
 
 from adatsq_pipe.pipeline import compare, config, report, runner
 from adatsq_pipe.pipeline.compare import Row
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import config
-from adatsq_pipe.pipeline.config import ClusterSettings, ConfigError
+from adatsq_pipe.pipeline.config import ClusterSettings
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.request import read_request, write_request
+from adatsq_pipe.pipeline.toml_tables import parse_set
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
@@ -168,11 +171,11 @@ def test_the_model_s_own_call_is_the_weakest_of_the_call_s_layers(tmp_path: Path
     ],
 )
 def test_a_set_is_toml_and_else_text(text: str, table: dict[str, Any]) -> None:
-    assert config.parse_set([text]) == table
+    assert parse_set([text]) == table
 
 
 def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
-    assert config.parse_set(["search.width=3", "search.budget=3.6", "search.width=4"]) == {
+    assert parse_set(["search.width=3", "search.budget=3.6", "search.width=4"]) == {
         "search": {"width": 4, "budget": 3.6}
     }
 
@@ -258,19 +261,19 @@ def test_a_worker_counts_on_its_share_of_a_device(asked: str, share: float) -> N
 
 
 def test_a_previous_request_that_is_torn_is_named(tmp_path: Path) -> None:
-    assert config.read_request(tmp_path) is None
+    assert read_request(tmp_path) is None
     (tmp_path / "config.toml").write_text("preset = ")
     with pytest.raises(StorageError, match=r"config\.toml is not TOML"):
-        config.read_request(tmp_path)
+        read_request(tmp_path)
 
 
 def test_the_configuration_is_written_only_where_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    config.write_request(RunDir(tmp_path), _load("search.width=3"))
+    write_request(RunDir(tmp_path), _load("search.width=3"))
     stamp = path.stat().st_mtime_ns
-    config.write_request(RunDir(tmp_path), _load("search.width=3"))
+    write_request(RunDir(tmp_path), _load("search.width=3"))
     assert path.stat().st_mtime_ns == stamp
-    config.write_request(RunDir(tmp_path), _load("search.width=4"))
+    write_request(RunDir(tmp_path), _load("search.width=4"))
     assert tomllib.loads(path.read_text()) == {"preset": "w4a4", "tables": {"search": {"width": 4}}}
 
 
@@ -297,8 +300,8 @@ def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
     assert (call["steps"], call["schedule"], call["eta"], call["dynamic"]) == ([1, 2], None, 0.5, True)
     assert call["how"] == {"a": 1}
     place = RunDir(tmp_path)
-    config.write_request(place, loaded)
-    again = _load(previous=config.read_request(tmp_path))
+    write_request(place, loaded)
+    again = _load(previous=read_request(tmp_path))
     assert again.settings[ModelSettings].call == call
     with pytest.raises(ConfigError, match=r"model\.call"):
         _load("model.call.x={a={b=1}}")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from adatsq_pipe.pipeline import quantize
-from adatsq_pipe.pipeline.config import ConfigError
 from adatsq_pipe.pipeline.entry import tables_of
+from adatsq_pipe.pipeline.errors import ConfigError
 
 
 def test_dotted_names_and_tables_are_laid_together() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import config, plan, runner
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.context import Context, Report
 from adatsq_pipe.stages.base.settings import DataSettings, Settings
 from adatsq_pipe.stages.base.stage import Stage

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import config, plan
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from adatsq_pipe.pipeline import config, plan, prompts
-from adatsq_pipe.pipeline.config import ConfigError
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings

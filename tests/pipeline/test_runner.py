@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import placement
-from adatsq_pipe.pipeline.config import ConfigError, RunConfig, load
+from adatsq_pipe.pipeline.config import RunConfig, load
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.runner import Executors, _placed, _unusual
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE, VECTORS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("adatsq_pipe.pipeline.cli", "gcs_server", "raylet", "ray.scripts")
+COMMANDS = ("adatsq_pipe.pipeline.commands.cli", "gcs_server", "raylet", "ray.scripts")
 """What a process of the command line or of Ray has in its arguments."""
 
 

@@ -16,7 +16,7 @@ UNMARKED = r"test_run_guard.py::test_\S+ starts .*: mark it with @pytest.mark.ru
 @pytest.mark.parametrize(
     "command",
     [
-        ["sh", "-c", "exit", "adatsq_pipe.pipeline.cli"],
+        ["sh", "-c", "exit", "adatsq_pipe.pipeline.commands.cli"],
         ["sh", "-c", "exit", "/site/ray/core/src/ray/raylet/raylet"],
         [sys.executable, "-c", "raise SystemExit"],
     ],
@@ -33,7 +33,7 @@ def test_the_harness_needs_the_mark() -> None:
 
 @pytest.mark.run
 def test_what_has_the_mark_may_start_a_process() -> None:
-    done = subprocess.run([sys.executable, "-c", "raise SystemExit(3)", "adatsq_pipe.pipeline.cli"])
+    done = subprocess.run([sys.executable, "-c", "raise SystemExit(3)", "adatsq_pipe.pipeline.commands.cli"])
     assert done.returncode == 3
 
 

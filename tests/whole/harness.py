@@ -33,7 +33,7 @@ _FORKS.set_forkserver_preload(["tests.whole.preloaded"])
 
 def _start(strike: str) -> list[str]:
     """The command line; with `strike` = "stage:n" it kills itself, kill -9, in the stage's n-th unit (from 0)."""
-    return ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.cli"]
+    return ["tests.whole.struck", strike] if strike else ["adatsq_pipe.pipeline.commands.cli"]
 
 
 class Started:

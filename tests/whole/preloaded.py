@@ -7,8 +7,8 @@ import importlib
 
 PIPELINES = ("DiTPipeline", "FluxPipeline", "WanPipeline", "ZImagePipeline")
 OURS = {
-    "pipeline": "compare plan report runner",
-    "pipeline.commands": "inspect remote screen",
+    "pipeline": "compare plan report runner screen",
+    "pipeline.commands": "inspect remote",
     "stages": "runtime",
     "stages.allocation": "decoupled_worker rollout search",
     "stages.calibration": "capture_worker fisher_worker hessian_worker",

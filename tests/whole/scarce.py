@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 
 fit = int(sys.argv.pop(1))
 forward = FluxTransformer2DModel.forward

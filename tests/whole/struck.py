@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.storage.manifest import Manifest
 
 stage, _, place = sys.argv.pop(1).partition(":")

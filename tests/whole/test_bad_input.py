@@ -143,12 +143,12 @@ def test_nan_names_layer_and_timestep(tiny_flux: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk(tiny_flux: Path, tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: the write fails in the middle of a unit all the same."""
-    arguments = ["adatsq_pipe.pipeline.cli", *harness.tiny(tmp_path / "r", tiny_flux)]
+    arguments = ["adatsq_pipe.pipeline.commands.cli", *harness.tiny(tmp_path / "r", tiny_flux)]
     script = (
         "import resource, signal, runpy, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, resource.RLIM_INFINITY))\n"
-        "sys.argv = sys.argv[1:]\nrunpy.run_module('adatsq_pipe.pipeline.cli', run_name='__main__')\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_module('adatsq_pipe.pipeline.commands.cli', run_name='__main__')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=PATIENCE,

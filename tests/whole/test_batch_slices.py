@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from adatsq_pipe.pipeline.config import load, read_request
+from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.report import search_cost
+from adatsq_pipe.pipeline.request import read_request
 from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 

@@ -82,7 +82,7 @@ def test_sigterm_stops_between_units_and_resumes(undisturbed: Path, tiny_flux: P
 def test_nothing_to_do_imports_no_torch_and_starts_no_ray(undisturbed: Path, tiny_flux: Path) -> None:
     script = (
         "import sys\n"
-        "from adatsq_pipe.pipeline.cli import main\n"
+        "from adatsq_pipe.pipeline.commands.cli import main\n"
         f"sys.argv = ['adatsq-pipe', 'run', '--run-dir', {str(undisturbed)!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "heavy = sorted({'torch', 'ray', 'diffusers', 'zarr'} & set(sys.modules))\n"

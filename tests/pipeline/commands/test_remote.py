@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from adatsq_pipe.pipeline.cli import main
-from adatsq_pipe.pipeline.commands.remote import as_sets, entrypoint
-from adatsq_pipe.pipeline.config import parse_set
+from adatsq_pipe.pipeline.commands.cli import main
+from adatsq_pipe.pipeline.commands.remote import entrypoint
+from adatsq_pipe.pipeline.toml_tables import as_sets, parse_set
 
 AT = ("submit", "--address", "http://127.0.0.1:1")
 THERE = ("run", "--run-dir", "/mnt/shared/run")
@@ -68,7 +68,7 @@ def test_the_job_joins_its_cluster_and_the_config_file_travels_before_the_sets(t
     file = tmp_path / "mine.toml"
     file.write_text('[search]\nbudget = 3.6\n[data]\nprompts = ["it\'s", "two\\nlines # $HOME"]\n')
     line = entrypoint(main, [*THERE, "--config", str(file), "--set", "search.budget=3.9", "--model", "scenes/wan"])
-    assert line.startswith("exec python -m adatsq_pipe.pipeline.cli run ") and "\n" not in line
+    assert line.startswith("exec python -m adatsq_pipe.pipeline.commands.cli run ") and "\n" not in line
     words = shlex.split(line)
     assert str(file) not in line and words[-2:] == ["--address", "auto"]
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from click.testing import CliRunner
 from pydantic import Field
 
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.commands.settings import settings_of, text
 from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.stages.base.settings import Settings

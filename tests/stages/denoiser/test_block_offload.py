@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adatsq_pipe.pipeline import cli
+from adatsq_pipe.pipeline.commands import cli
 from adatsq_pipe.stages.calibration.fisher_worker import Fisher
 from adatsq_pipe.stages.denoiser.block_offload import BlockOffload, SavedTensor, blocks_of, checkpoint_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions

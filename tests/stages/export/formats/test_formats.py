@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 
 import adatsq_pipe.stages.runtime  # noqa: F401
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats import _formats, self_contained, step_policy
 from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from adatsq_pipe.pipeline.cli import main
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.commands.settings import settings_of
 from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.storage.rundir import RunDir
@@ -21,9 +21,9 @@ from adatsq_pipe.storage.rundir import RunDir
 FROZEN = Path(__file__).with_name("frozen_interface.json")
 ORDER = ["run", "status", "why", "sample", "compare", "export", "inspect", "settings", "verify", "submit", "attach"]
 ON_PURPOSE = (
-    "The settings or the flags changed. If on purpose: write the new interface to tests/pipeline/frozen_interface.json "
-    "(the test's message shows it), and add a line to the changelog. A changed default changes the result of every run "
-    "that does not set it."
+    "The settings or the flags changed. If on purpose: write the new interface, which the test's message shows, to "
+    "tests/pipeline/commands/frozen_interface.json, and add a line to the changelog. A changed default changes the "
+    "result of every run that does not set it."
 )
 
 
@@ -83,7 +83,7 @@ def test_what_only_reads_settings_imports_no_heavy_library(arguments: list[str],
     RunDir.open(str(tmp_path / "run")).create()
     script = (
         "import sys\n"
-        "from adatsq_pipe.pipeline.cli import main\n"
+        "from adatsq_pipe.pipeline.commands.cli import main\n"
         f"main({arguments!r}, standalone_mode=False)\n"
         "heavy = {'torch', 'ray', 'diffusers', 'transformers', 'matplotlib', 'pyarrow', 'zarr', 'fsspec', 'rich'}\n"
         "print('imported:', *sorted(heavy & set(sys.modules)), file=sys.stderr)\n"

@@ -1,0 +1,52 @@
+"""The request that a run directory stores, and the configuration that a command makes from it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from adatsq_pipe.pipeline.config import RunConfig, load
+from adatsq_pipe.stages.architecture import support
+from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.storage.checkpoint import find_pipeline
+from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.rundir import RunDir
+
+
+def read_request(run: Path) -> dict[str, Any] | None:
+    """The request of the previous run in this directory; None if there was none."""
+    path = run / "config.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except tomllib.TOMLDecodeError as error:
+        raise StorageError(f"{path} is not TOML ({error}); correct it, or give --preset to start from one") from None
+
+
+def write_request(run: RunDir, config: RunConfig) -> None:
+    """Store the request in the run directory, so that later commands start from it."""
+    text = tomli_w.dumps(config.request)
+    path = run.path / "config.toml"
+    if not path.exists() or path.read_text() != text:
+        run.write("config.toml", text)
+
+
+def load_config(
+    run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
+) -> RunConfig:
+    """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
+    previous = read_request(run.path) if run.exists() else None
+    config = load(preset=preset, file=file, sets=sets, model=model, previous=previous)
+    find_pipeline(config.model)
+    return config
+
+
+def check_model(config: RunConfig) -> None:
+    """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
+    prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
+    support.check_pipeline(config.model, prompts, config.prompt_arguments(), config.settings[ModelSettings].call)
