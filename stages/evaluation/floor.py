@@ -42,7 +42,7 @@ class Floor:
         return (
             f"{change} ({dtype} holds it in {100 * self.changed / self.weights:.0f} % of them) puts full precision at "
             f"latent error {self.latent_error:.2g} (geometric mean) and PSNR {self.psnr:.0f} dB from itself, over the "
-            f"first {self.draws} draws. Rows that differ by less do not differ."
+            f"first {self.draws} draws."
         )
 
 
