@@ -14,7 +14,7 @@ from adatsq_pipe.cluster.errors import TaskFailed
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_FAILURES_WITHOUT_SUCCESS = 3
-"""The stream ends after this many tasks were given up while none has succeeded."""
+"""The stream ends after this many tasks failed for good if none has succeeded."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FailureTracker:
         return False
 
     def raise_failures(self) -> None:
-        """Raise for the first task given up, by name: its error if that is not retryable, else TaskFailed."""
+        """Raise for the first task that failed for good: its own error if that is not retryable, else TaskFailed."""
         for task, failure in sorted(self._given_up.items(), key=lambda item: item[0]):
             if not _retryable(failure.error):
                 raise failure.error

@@ -23,7 +23,7 @@ It may have `queue_depth = 2`, for tasks of milliseconds: a second task then wai
 
 
 class WorkerSlot:
-    """Keeps one worker open, and replaces it when another class or context is asked for."""
+    """Keeps one worker open, and replaces it when a task needs another class or context."""
 
     def __init__(self) -> None:
         self._identity: object = None

@@ -74,17 +74,17 @@ def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]],
     for name in chosen:
         if name not in known:
             raise ConfigError(f"unknown method {name!r}; choose from {', '.join(known)}")
-    found = []
+    planned = []
     for label in bits.split(","):
         match = _BITS.fullmatch(label.strip())
         if match is None:
             raise ConfigError(f"--bits {label}: write w<weight bits>a<activation bits>, e.g. w4a4,w3a3")
         for method in chosen:
             changes = variants(method)
-            found += [
+            planned += [
                 _row(method, int(match[1]), float(match[2]), c, load) for c in (changes if sweep else changes[:1])
             ]
-    return [row for row in found if row is not None]
+    return [row for row in planned if row is not None]
 
 
 def _row(
@@ -123,8 +123,8 @@ def _row(
 
 def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tables.Row:
     """A finished row as plain values. Intervals are 95 %, over captions and paired seeds."""
-    quality, bits, asked = summary.quality, summary.bits, summary.quality.asked_for
-    found: tables.Row = {
+    quality, bits, scores = summary.quality, summary.bits, summary.quality.asked_for
+    values: tables.Row = {
         "method": row.method, "change": json.dumps(dict(row.change)), "bits": row.bits,
         "weight_bits": bits.weights_with_scales, "activation_bits": bits.activations_mean,
         "weight_bits_over": bits.weights_with_scales - row.weight_bits,
@@ -132,21 +132,21 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
         "layers_smaller": summary.size.layer_ratio,
     }  # fmt: skip
     for name, value in (("psnr", quality.psnr), ("ssim", quality.ssim), ("latent_error", quality.latent_error)):
-        found[name] = value.mean
-        found[f"{name}_interval"] = 1.96 * value.standard_error
+        values[name] = value.mean
+        values[f"{name}_interval"] = 1.96 * value.standard_error
     for name, part in (("score", "quantized"), ("full_precision_score", "full_precision")):
-        found[name] = asked[part]["total"]["mean"] if asked else None
-        found[f"{name}_interval"] = 1.96 * asked[part]["total"]["standard_error"] if asked else None
-    found["score_difference"] = asked["difference"]["mean"] if asked else None
-    found["score_difference_interval"] = 1.96 * asked["difference"]["standard_error"] if asked else None
+        values[name] = scores[part]["total"]["mean"] if scores else None
+        values[f"{name}_interval"] = 1.96 * scores[part]["total"]["standard_error"] if scores else None
+    values["score_difference"] = scores["difference"]["mean"] if scores else None
+    values["score_difference_interval"] = 1.96 * scores["difference"]["standard_error"] if scores else None
     spent = [summary.seconds[stage] for stage in CALIBRATION]
-    found["calibration_seconds"] = sum(part[kind] for part in spent for kind in ("model", "algebra", "overhead"))
-    found["captions"], found["seeds"], found["fingerprint"] = (
+    values["calibration_seconds"] = sum(part[kind] for part in spent for kind in ("model", "algebra", "overhead"))
+    values["captions"], values["seeds"], values["fingerprint"] = (
         quality.captions,
         quality.seeds,
         summary.fingerprint,
     )
-    return found | paired_columns(pictures, quality.captions)
+    return values | paired_columns(pictures, quality.captions)
 
 
 def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, screen: runner.Screen) -> Outcome:
@@ -154,7 +154,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
 
     A row that fails is reported and left out; the others still run.
     """
-    found, left_out, failed = list[tables.Row](), [row for row in planned if row.refused], 0
+    results, left_out, failed = list[tables.Row](), [row for row in planned if row.refused], 0
     itself: str | None = None
     for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")
@@ -168,13 +168,13 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
             left_out.append(replace(row, refused=str(error)))
             screen.say(f"{row.name} at {row.bits} failed: {error}")
         else:
-            found.append(measured(row, report.summarize(row.config, run, context), samples(context)))
-            said = zip(COLUMNS[1:], cells(with_gains(found)[-1])[1:], strict=True)
-            screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, said))}")
+            results.append(measured(row, report.summarize(row.config, run, context), samples(context)))
+            figures = zip(COLUMNS[1:], cells(with_gains(results)[-1])[1:], strict=True)
+            screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, figures))}")
             if itself is None:
                 itself = _floor_line(row.config, run, executors, screen)
-        write(found, left_out, run, row.config.model.name, itself or "")
-    return Outcome(rows=found, failed=failed)
+        write(results, left_out, run, row.config.model.name, itself or "")
+    return Outcome(rows=results, failed=failed)
 
 
 def _floor_line(config: RunConfig, run: RunDir, executors: runner.Executors, screen: runner.Screen) -> str:

@@ -18,20 +18,20 @@ SAME_BITS = 0.25
 """Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
 
 
-def best(found: Sequence[tables.Row]) -> list[tables.Row]:
-    """Of every method at every pair of bits, the change of least latent error (geometric mean); in the order given.
+def best(results: Sequence[tables.Row]) -> list[tables.Row]:
+    """Of every method at every pair of bits, the change of least geometric mean latent error, in the order of the rows.
 
     Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
     """
-    kept: dict[tuple[str, str, str], tables.Row] = {}
-    published = {(row["bits"], row["method"]): row["weight_bits"] for row in found if row["change"] == "{}"}
-    for row in found:
+    chosen: dict[tuple[str, str, str], tables.Row] = {}
+    published = {(row["bits"], row["method"]): row["weight_bits"] for row in results if row["change"] == "{}"}
+    for row in results:
         size = published.get((row["bits"], row["method"]), row["weight_bits"])
         apart = row["method"] == "adatsq" or abs(row["weight_bits"] - size) > SAME_BITS
         key = (row["bits"], row["method"], row["change"] if apart else "")
-        if key not in kept or row["latent_error_geometric"] < kept[key]["latent_error_geometric"]:
-            kept[key] = row
-    return list(kept.values())
+        if key not in chosen or row["latent_error_geometric"] < chosen[key]["latent_error_geometric"]:
+            chosen[key] = row
+    return list(chosen.values())
 
 
 COLUMNS = (
@@ -44,7 +44,7 @@ COLUMNS = (
     "PSNR, dB",
     "median",
     "SSIM",
-    "as asked",
+    "prompt match",
     "difference",
     "calibration",
 )
@@ -94,29 +94,25 @@ def _gain(row: tables.Row) -> str:
     return f"{row['latent_gain']:+.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
-def markdown(found: Sequence[tables.Row], refused: Sequence[LeftOut], model: str, floor: str = "") -> str:
+def markdown(results: Sequence[tables.Row], refused: Sequence[LeftOut], model: str, floor: str = "") -> str:
     """The tables of `compare.md`, one for each pair of bits; below them the line on the `floor`, and what is not there.
 
     Rows are sorted by latent gain. Those without one follow, by PSNR.
     """
     lines = [f"# Methods on {model}", ""]
-    if found:
-        first = found[0]
-        score = (
-            f"; full precision shows what was asked for in {first['full_precision_score']:.2f}"
-            if first["score"]
-            else ""
-        )
+    if results:
+        first = results[0]
+        score = f"; full precision matches the prompt in {first['full_precision_score']:.2f}" if first["score"] else ""
         lines += [
             f"{first['captions']} held-out captions x {first['seeds']} paired seeds, 95 % intervals{score}. "
             "Latent errors are geometric means over draws, relative to full precision; PSNR is to full precision.",
             "",
         ]
-    for bits in dict.fromkeys(row["bits"] for row in found):
-        own = [row for row in found if row["bits"] == bits]
+    for bits in dict.fromkeys(row["bits"] for row in results):
+        own = [row for row in results if row["bits"] == bits]
         over = next((row["latent_gain_over"] for row in own if row["latent_gain_over"]), None)
-        said = f": latent gain over {over} as published" if over else ": no latent gain without adatsq or rtn"
-        lines += [f"## {bits}{said}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        suffix = f": latent gain over {over} as published" if over else ": no latent gain without adatsq or rtn"
+        lines += [f"## {bits}{suffix}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in sorted(own, key=_rank)]
         lines.append("")
     lines += [floor, ""] if floor else []
@@ -137,18 +133,18 @@ def decibels(row: tables.Row) -> float:
 Figure = Callable[[tables.Row], float]
 
 
-def plot(found: Sequence[tables.Row], path: Path) -> None:
+def plot(results: Sequence[tables.Row], path: Path) -> None:
     """Latent error in dB and score against effective bits (mean of weights' and activations'), with the Pareto line."""
     plt = pyplot()
     panels: list[tuple[Figure, Figure, str]] = [(decibels, _decibels_interval, "-10 log10 of the latent error, dB")]
-    if any(row["score"] is not None for row in found):
-        label = "share that shows what was asked for"
+    if any(row["score"] is not None for row in results):
+        label = "share that matches the prompt"
         panels.append((lambda row: row["score"], lambda row: row["score_interval"], label))
     figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), squeeze=False)
-    names = list(dict.fromkeys(row["method"] for row in found))
+    names = list(dict.fromkeys(row["method"] for row in results))
     for axis, (height, width, label) in zip(axes[0], panels, strict=True):
         for i, name in enumerate(names):
-            own = [row for row in found if row["method"] == name]
+            own = [row for row in results if row["method"] == name]
             axis.errorbar(
                 [_effective(row) for row in own],
                 [height(row) for row in own],
@@ -159,7 +155,7 @@ def plot(found: Sequence[tables.Row], path: Path) -> None:
                 elinewidth=0.7,
                 label=name,
             )
-        line = list(_front(found, height))
+        line = list(_front(results, height))
         axis.plot([_effective(row) for row in line], [height(row) for row in line], color="0.6", lw=1, zorder=0)
         axis.set_xlabel("mean of effective weight and activation bits")
         axis.set_ylabel(label)
@@ -177,21 +173,21 @@ def _effective(row: tables.Row) -> float:
     return float(row["weight_bits"] + row["activation_bits"]) / 2
 
 
-def _front(found: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row]:
+def _front(results: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row]:
     """Rows that no other beats with as few bits, by rising bits."""
     most = float("-inf")
-    for row in sorted(found, key=lambda row: (_effective(row), -height(row))):
+    for row in sorted(results, key=lambda row: (_effective(row), -height(row))):
         if height(row) > most:
             most = height(row)
             yield row
 
 
-def write(found: Sequence[tables.Row], refused: Sequence[LeftOut], run: RunDir, model: str, floor: str = "") -> None:
+def write(results: Sequence[tables.Row], refused: Sequence[LeftOut], run: RunDir, model: str, floor: str = "") -> None:
     """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
-    if not found:
+    if not results:
         return
-    found = with_gains(found)
-    tables.write(run.path / "compare.parquet", [dict(row) for row in found])
-    write_text(run.path / "compare.md", markdown(best(found), refused, model, floor))
-    plot(best(found), run.path / "compare.png")
+    results = with_gains(results)
+    tables.write(run.path / "compare.parquet", [dict(row) for row in results])
+    write_text(run.path / "compare.md", markdown(best(results), refused, model, floor))
+    plot(best(results), run.path / "compare.png")
     run.upload("compare.parquet", "compare.md", "compare.png")

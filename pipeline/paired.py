@@ -40,14 +40,14 @@ def interval(values: Sequence[float]) -> float | None:
     return 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def with_gains(found: Sequence[tables.Row]) -> list[tables.Row]:
+def with_gains(results: Sequence[tables.Row]) -> list[tables.Row]:
     """The rows with their gains over a baseline at the same bits and 95 % intervals, paired by caption.
 
     `latent_gain` is 10 log10 of the baseline's latent error over the row's, in dB, averaged over draws; it is over
     `latent_gain_over`, whose own is 0. `psnr_over_rtn`, in dB, is over rounding to nearest, whose own is None. Both are
     None where the rows have no baseline.
     """
-    return [{**row, **_latent_gain(row, found), **_psnr_over_rtn(row, found)} for row in found]
+    return [{**row, **_latent_gain(row, results), **_psnr_over_rtn(row, results)} for row in results]
 
 
 def is_baseline(row: tables.Row) -> bool:
@@ -55,14 +55,14 @@ def is_baseline(row: tables.Row) -> bool:
     return bool(row["method"] == row["latent_gain_over"] and row["change"] == "{}")
 
 
-def _published(method: str, row: tables.Row, found: Sequence[tables.Row]) -> tables.Row | None:
+def _published(method: str, row: tables.Row, results: Sequence[tables.Row]) -> tables.Row | None:
     """The row of the method as published at the same bits as `row`."""
-    same = (r for r in found if (r["method"], r["change"], r["bits"]) == (method, "{}", row["bits"]))
+    same = (r for r in results if (r["method"], r["change"], r["bits"]) == (method, "{}", row["bits"]))
     return next(same, None)
 
 
-def _latent_gain(row: tables.Row, found: Sequence[tables.Row]) -> tables.Row:
-    baselines = (_published(method, row, found) for method in BASELINES)
+def _latent_gain(row: tables.Row, results: Sequence[tables.Row]) -> tables.Row:
+    baselines = (_published(method, row, results) for method in BASELINES)
     baseline = next((b for b in baselines if b is not None), None)
     if baseline is None or len(baseline["latent_log_by_caption"]) != len(row["latent_log_by_caption"]):
         return dict.fromkeys(("latent_gain", "latent_gain_interval", "latent_gain_over"))
@@ -75,8 +75,8 @@ def _latent_gain(row: tables.Row, found: Sequence[tables.Row]) -> tables.Row:
     }
 
 
-def _psnr_over_rtn(row: tables.Row, found: Sequence[tables.Row]) -> tables.Row:
-    floor = _published(ROUNDING, row, found)
+def _psnr_over_rtn(row: tables.Row, results: Sequence[tables.Row]) -> tables.Row:
+    floor = _published(ROUNDING, row, results)
     if floor is None or floor is row or len(floor["psnr_by_caption"]) != len(row["psnr_by_caption"]):
         return dict.fromkeys(("psnr_over_rtn", "psnr_over_rtn_interval"))
     gains = [own - other for own, other in zip(row["psnr_by_caption"], floor["psnr_by_caption"], strict=True)]

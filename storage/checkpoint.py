@@ -25,7 +25,7 @@ ORIGINAL_SUFFIXES = (".png", ".csv")
 """Pictures and training curves beside the original, not copied either."""
 
 _DEFAULT_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-"""Weight files that diffusers loads when no variant is asked for."""
+"""Weight files that diffusers loads by default, without a variant."""
 _SHARDS = "diffusion_pytorch_model*.safetensors"
 
 

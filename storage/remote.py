@@ -34,7 +34,7 @@ class Remote:
     """The files below `url`, by their names relative to it, and their mirror `local`.
 
     `files` is the store's file system and `base` the path of `url` in it. `sizes` (bytes by name) is what is known of
-    the store: the last listing, plus what was uploaded, downloaded or asked for since.
+    the store: the last listing, plus what was uploaded, downloaded or looked up since.
     """
 
     url: str

@@ -76,7 +76,7 @@ def test_the_whole_log_is_written_and_nothing_twice(follower: Follower) -> None:
     assert outcome == submit.JobOutcome(exit_code=0, stopped=False, message="")
 
 
-def test_waiting_for_the_environment_is_said_once(follower: Follower) -> None:
+def test_the_wait_for_the_environment_is_reported_once(follower: Follower) -> None:
     follower.follow(PlayedClient([JobStatus.PENDING, JobStatus.PENDING, JobStatus.SUCCEEDED], [[], []]))
     assert len(follower.notices) == 1 and "prepares the job's environment" in follower.notices[0]
 

@@ -69,7 +69,7 @@ def test_a_job_that_is_stopped_is_to_be_run_again(ray_head: Head) -> None:
     assert code == 75 and "was stopped" in err, err
 
 
-def test_an_environment_that_cannot_be_made_is_told(ray_head: Head, tmp_path: Path) -> None:
+def test_an_environment_that_cannot_be_made_is_reported(ray_head: Head, tmp_path: Path) -> None:
     broken = tmp_path / "broken-1-py3-none-any.whl"
     broken.write_text("no wheel")
     ray_head.job("broken", "true", environment=json.dumps({"py_modules": [str(broken)]}))

@@ -96,7 +96,7 @@ def test_a_finished_row_is_measured_by_its_summary_and_its_draws() -> None:
 
 
 class Runs:
-    """A runner that notes what it is asked for; `broken` fails. Its context has a measured floor."""
+    """A runner that records its calls; `broken` fails. Its context has a measured floor."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, broken: str = "") -> None:
         self.asked: list[tuple[str, int]] = []

@@ -99,7 +99,7 @@ def test_the_plot_has_latent_error_in_decibels_and_the_score(tmp_path: Path, mon
     assert "-10 log10" in decibels[0] and decibels[1] == pytest.approx([30.0])
     half = 1.96 * 0.5 / 2**0.5 * 10 / np.log(10) / 2**0.5  # Logarithms -3 and -2.5.
     assert decibels[2] == pytest.approx([30 - half, 30 + half])
-    assert "asked for" in score[0] and score[1] == pytest.approx([0.8]) and score[2] == pytest.approx([0.7, 0.9])
+    assert "prompt" in score[0] and score[1] == pytest.approx([0.8]) and score[2] == pytest.approx([0.7, 0.9])
 
 
 def test_the_front_is_what_nothing_beats_with_as_few_bits() -> None:

@@ -46,7 +46,7 @@ def test_a_previous_request_continues_until_a_preset_starts_from_scratch() -> No
     assert _load(preset="w3a3", previous=dict(first.request)).settings[SearchSettings].budget == 3.1
 
 
-def test_the_cluster_table_bears_no_identity() -> None:
+def test_the_cluster_table_does_not_change_fingerprints() -> None:
     a, b = _load(), _load("cluster.workers=7", "cluster.executor='inline'")
     for stage in all_stages().values():
         assert stage.reads(a.settings, "m") == stage.reads(b.settings, "m")

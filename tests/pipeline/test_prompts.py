@@ -65,7 +65,9 @@ def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatc
         ("p.txt", b"\xff\xfe\x00", ("p.txt", "not text")),
     ],
 )
-def test_what_is_wrong_is_said(name: str, contents: bytes | None, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_error_names_the_fault_in_a_prompts_file(
+    name: str, contents: bytes | None, words: tuple[str, ...], tmp_path: Path
+) -> None:
     file = tmp_path / name
     if contents is not None:
         file.write_bytes(contents)
@@ -82,7 +84,7 @@ def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
         _load(f"data.prompts_file={_written(tmp_path)['text']}", "data.prompts=['a']")
 
 
-def test_prompts_with_pictures_go_one_at_a_time_unless_told_otherwise(tmp_path: Path) -> None:
+def test_prompts_with_pictures_run_one_at_a_time_by_default(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a red circle", "images": {"image": "a.png"}}\n' * 2)

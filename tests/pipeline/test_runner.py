@@ -54,7 +54,7 @@ def test_a_share_set_by_hand_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert executors.get().share == 0.25
 
 
-def test_only_auto_on_ray_is_measured_and_a_machine_without_a_gpu_is_told_what_to_set(
+def test_only_auto_on_ray_is_measured_and_without_a_gpu_the_error_names_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     context = Context(settings=RunSettings([]), run="", model=ModelRef(path=Path()))
@@ -74,7 +74,7 @@ def test_a_share_that_is_none_is_refused_with_what_may_be_given() -> None:
             _config(f"cluster.gpus_per_worker={given}")
 
 
-def test_what_is_no_linear_layer_is_said_in_one_line(tmp_path: Path) -> None:
+def test_skipped_modules_are_reported_in_one_line(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     manifest = store.manifest("capture")
     store.write_survey(parameters=1000)

@@ -40,6 +40,6 @@ def test_rows_share_the_capture_and_are_not_done_again(arguments: list[str], tmp
     assert [r for r in tables.read(tmp_path / "run" / "compare.parquet") if r["method"] != "vidit_q"] == rows
 
 
-def test_a_method_there_is_not_is_said_first(arguments: list[str]) -> None:
+def test_an_unknown_method_is_an_error_before_any_work(arguments: list[str]) -> None:
     done = harness.run(*arguments, "--methods", "quark")
     assert done.returncode == 2 and "choose from adatsq, " in done.stderr

@@ -33,7 +33,7 @@ def test_batches_are_halved_and_the_report_says_so(undisturbed: Path, tiny_flux:
     assert not list((tmp_path / "run").glob("*/*/failures/**/*.json"))
 
 
-def test_what_does_not_fit_one_by_one_is_said(tiny_flux: Path, tmp_path: Path) -> None:
+def test_a_single_sample_that_does_not_fit_is_an_error(tiny_flux: Path, tmp_path: Path) -> None:
     done = _run(0, tmp_path / "run", tiny_flux)
     assert done.returncode == 1
     last = harness.last_line(done.stderr)

@@ -81,7 +81,7 @@ def test_an_address_that_agrees_stays() -> None:
     assert entrypoint(main, [*THERE, "--address", "auto"]).count("--address") == 1
 
 
-def test_sets_say_what_the_file_said() -> None:
+def test_sets_express_the_tables_of_a_file() -> None:
     text = 'a.b = 1\na.c = "x = [1]"\na.d = [[0.5, 0.25], [1.0]]\na.e.f = true\na.g = -1.5e-3\na.h = ""\n'
     assert parse_set(list(as_sets(tomllib.loads(text)))) == tomllib.loads(text)
 

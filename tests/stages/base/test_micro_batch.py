@@ -47,7 +47,7 @@ def test_what_samples_share_is_passed_on_whole() -> None:
     assert [len(x) for x in cut([rows] * 4, 4, 1, 3)] == [2] * 4, "a list of batches, as many as there are samples"
 
 
-def test_what_cannot_be_joined_is_said() -> None:
+def test_outputs_that_cannot_be_joined_are_an_error() -> None:
     with pytest.raises(StageError, match=r"shape \[3\] for 2 samples; set data.batch"):
         joined([torch.zeros(2), torch.zeros(3)], [2, 2])
 
@@ -65,7 +65,7 @@ def test_only_a_lack_of_memory_halves_and_one_sample_is_the_end() -> None:
         worker.recover("u", torch.OutOfMemoryError("CUDA out of memory."))
 
 
-def test_weights_that_do_not_fit_are_said(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_are_an_error(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: object, device: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
 

@@ -171,7 +171,7 @@ def test_a_batch_with_fewer_captions_is_divided_by_its_own(tmp_path: Path, monke
             assert found[step, layer].item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_is_told_with_its_layer_and_step(
+def test_the_error_for_a_gradient_that_is_not_finite_names_its_layer_and_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An infinite condition saturates the gate: outputs stay finite, and 0 x infinity is the modulation's alone."""

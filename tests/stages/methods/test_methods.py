@@ -58,7 +58,7 @@ ROW = {"name": "blocks.0.to_q", "kind": "tokens", "in": 48, "out": 48}
         ({"method": "rtn", "regions": True}, "regions and time_search are for calibrated scales"),
     ],
 )
-def test_what_a_layer_cannot_take_is_said(table: dict[str, object], words: str) -> None:
+def test_the_error_names_the_setting_that_a_layer_cannot_take(table: dict[str, object], words: str) -> None:
     with pytest.raises(StageError, match=words):
         spec_of(resolve(table), LayerInfo.from_plain(ROW))
 
