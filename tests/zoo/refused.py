@@ -47,8 +47,9 @@ def unet() -> Built:
         attention_head_dim=4,
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
-        unet=denoiser, scheduler=DDIMScheduler(), vae=components.autoencoder(4), text_encoder=clip(),
-        tokenizer=words(77), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        unet=denoiser, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), vae=components.autoencoder(4),
+        text_encoder=clip(), tokenizer=words(77), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
     )  # fmt: skip
     return pipe, dict(SQUARE)
 
