@@ -92,12 +92,13 @@ def test_a_second_run_on_a_locked_directory(captured: Path) -> None:
         "import sys, time\nfrom pathlib import Path\nfrom adatsq_pipe.storage.rundir import RunDir\n"
         "with RunDir(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(3600)\n"
     )
-    holder = subprocess.Popen([sys.executable, "-c", script, str(captured)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        _refused(harness.run("run", "--run-dir", str(captured)), 1, f"process {holder.pid}")
-    finally:
-        holder.kill()
+    command = [sys.executable, "-c", script, str(captured)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            _refused(harness.run("run", "--run-dir", str(captured)), 1, f"process {holder.pid}")
+        finally:
+            holder.kill()
 
 
 def test_a_wrong_address(captured: Path) -> None:
