@@ -6,11 +6,11 @@ the bytes do not depend on which worker computes a unit. Importing this module d
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from adatsq_pipe.stages.allocation.digest import digest_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import shards
@@ -59,10 +59,6 @@ class BatchSlice:
             slices += [cls(batch=batch, start=part.start, stop=part.stop, of=of) for part in parts]
             left -= taken
         return slices
-
-
-def digest_of(choices: Choices) -> str:
-    return hashlib.sha256(repr(tuple(choices)).encode()).hexdigest()[:24]
 
 
 def unit_name(kind: str, choices: Choices, place: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out, unit_of
@@ -45,7 +45,7 @@ def allocate(context: Context, executor: Executor, report: Report) -> None:
         kinds.setdefault(kind_of(rows[i].name), []).append(i)
     row = [WEIGHT_ONLY] * len(rows)
     for members in kinds.values():
-        spent = allocate_greedily([errors[i] for i in members], settings.bits, settings.budget)
+        spent = allocate_greedily([errors[i] for i in members], widths_of(settings, "decoupled"), settings.budget)
         for i, bits in zip(members, spent, strict=True):
             row[i] = bits
     policy = Policy((tuple(row[i] for i in rounded),))

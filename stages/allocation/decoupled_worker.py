@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
@@ -34,7 +34,7 @@ class Sensitivity(OutOfMemoryBackoff):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context, self.survey = context, survey_of(context)
-        self.bits = context.settings[SearchSettings].bits
+        self.bits = widths_of(context.settings[SearchSettings], "decoupled")
         shards, steps = calibration_shards(context), self.survey.steps
         self.denoiser = denoiser_of(context, self.micro, to_change=True)
         policy = Policy.uniform(steps, len(self.survey.layers), WEIGHT_ONLY)

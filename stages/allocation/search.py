@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.allocation import batch_slices, decoupled
-from adatsq_pipe.stages.allocation.batch_slices import BatchSlice, digest_of, unit_name
+from adatsq_pipe.stages.allocation.batch_slices import BatchSlice, unit_name
+from adatsq_pipe.stages.allocation.digest import digest_of
 from adatsq_pipe.stages.allocation.front import write_front
-from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis, widths_of
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
@@ -45,7 +46,7 @@ def search(executor: Executor, context: Context, report: Report) -> None:
             f"{trellis[-1].batch + 1} of {data.batch}; lower search.batches or give more captions"
         )
     beam = space.beam()
-    while not beam.finished:
+    while not beam.finished and (space.costs is None or space.settings.beam):
         level = f"level/{beam.level:03d}"
         paths = beam.ask()
         if manifest.done(level):
@@ -57,7 +58,7 @@ def search(executor: Executor, context: Context, report: Report) -> None:
                 _count_in(context, unit, list(batch_slices.keys_of("path", paths, trellis).values()), trellis)
         beam = beam.tell({path: told[digest_of(path)] for path in paths})
         report(beam.level, len(beam.prices) + 1)
-    survivors = [path.choices for path in beam.paths]
+    survivors = [path.choices for path in beam.paths] if beam.finished else []
     survivors += [choices for choices in space.even if choices not in survivors]
     rollouts = _evaluated(context, executor, "rollout", survivors, again)
     if not manifest.done("front"):
@@ -107,7 +108,7 @@ def _evaluated(
 
 def run(context: Context, executor: Executor, report: Report) -> None:
     allocation = context.settings[Recipe].allocation
-    if allocation == "trellis":
+    if allocation in ("trellis", "lagrangian"):
         executor.coordinate(search, context, report)
     elif allocation == "decoupled":
         decoupled.allocate(context, executor, report)
@@ -136,7 +137,9 @@ def _reads(settings: RunSettings, model: str) -> Plain:
     recipe = settings[Recipe]
     if recipe.allocation == "uniform":
         return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
-    return {**settings.identity(ComputeSettings, SearchSettings), "allocation": recipe.allocation}
+    search = settings[SearchSettings]
+    widths = {**search.identity(), "bits": list(widths_of(search, recipe.allocation))}
+    return {**settings.identity(ComputeSettings), "search": widths, "allocation": recipe.allocation}
 
 
 STAGE = Stage(

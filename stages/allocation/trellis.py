@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from adatsq_pipe.stages.allocation.digest import digest_of
+from adatsq_pipe.stages.allocation.lagrangian import Costs
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy, bits_by_fisher
 from adatsq_pipe.storage.fingerprint import Plain
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.numerics.beam import Beam, Choices
+
+BEAM_FACTORS = (0.25, 4.0)
+"""Multipliers of the beam's other candidates, relative to the allocation's own: more bits, and fewer."""
 
 
 class SearchSettings(Settings):
@@ -22,10 +28,17 @@ class SearchSettings(Settings):
 
     table: ClassVar[str] = "search"
 
-    bits: tuple[int, ...] = (3, 4, 8)
-    """Activation bit-widths to choose from, rising."""
+    bits: tuple[int, ...] = ()
+    """Activation bit-widths to choose from, rising. Empty: 3 4 8, as in AdaTSQ's paper; 3 4 5 6 8 for a lagrangian
+    allocation, with 2 if the budget is below 3.5."""
     budget: float = 4.0
     """Mean activation bits over steps and layers that the policy may have."""
+    price: Literal["bits", "macs"] = "bits"
+    """What the budget of a lagrangian allocation counts: mean bits over steps and layers (the paper), or bits weighted
+    by multiply-accumulates. Both are reported."""
+    beam: bool = False
+    """Of a lagrangian allocation: walk a beam as well, over its rows at a quarter of its multiplier, at the multiplier,
+    and at four times that."""
     candidates: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.25, 0.125))
     """Candidate policies as (within, across): exponents on the Fisher score of a layer within its step, and of the step
     among all. 0 ignores the score, 1 allocates in proportion to the loss that it predicts."""
@@ -48,7 +61,9 @@ class SearchSettings(Settings):
     def _possible(self) -> SearchSettings:
         if list(self.bits) != sorted(set(self.bits)) or not all(2 <= b <= 8 for b in self.bits):
             raise ValueError(f"bits must rise and lie in 2..8, not {list(self.bits)}")
-        if self.budget < self.bits[0] - 1e-9:
+        if not self.bits and self.budget < 2:
+            raise ValueError(f"a budget of {self.budget:g} mean bits cannot be met: the fewest are 2")
+        if self.bits and self.budget < self.bits[0] - 1e-9:
             raise ValueError(
                 f"a budget of {self.budget:g} mean bits cannot be met: the fewest of search.bits {list(self.bits)} is "
                 f"{self.bits[0]}; raise search.budget or add a smaller width"
@@ -60,8 +75,15 @@ class SearchSettings(Settings):
 
     def identity(self) -> dict[str, Plain]:
         """All settings, less those added later while they have the value that makes no difference."""
-        neutral = {"batches": 1, "samples": 0}
+        neutral = {"batches": 1, "samples": 0, "price": "bits", "beam": False}
         return {key: value for key, value in super().identity().items() if key not in neutral or value != neutral[key]}
+
+
+def widths_of(settings: SearchSettings, allocation: str) -> tuple[int, ...]:
+    """The activation bit-widths that a search chooses from."""
+    if settings.bits or allocation != "lagrangian":
+        return settings.bits or (3, 4, 8)
+    return (2, 3, 4, 5, 6, 8) if settings.budget < 3.5 else (3, 4, 5, 6, 8)
 
 
 class Trellis:
@@ -75,26 +97,51 @@ class Trellis:
         used = {i: set(self.survey.steps_of(rows[i])) for i in rounded}
         self.rounded = [[i for i in rounded if t in used[i]] for t in range(self.survey.steps)]
         """At every step, the layers that are used and have activation bits."""
-        scores_TL = fisher_scores(context)
-        scores = [row[here].tolist() for row, here in zip(scores_TL, self.rounded, strict=True)]
-        self.policies = [
-            bits_by_fisher(scores, self.settings.bits, self.settings.budget, sharpness)
-            for sharpness in self.settings.candidates
-        ]
-        """What every candidate would be over all steps, [candidate][step][layer]."""
         self._base = [WEIGHT_ONLY] * len(rows)
         self._macs = [row.macs or 0 for row in rows]
+        allocation = context.settings[Recipe].allocation
+        widths = widths_of(self.settings, allocation)
+        self.costs: Costs | None = None
+        """What a lagrangian allocation weighs against the price."""
+        self.policies: list[tuple[tuple[int, ...], ...]]
+        """What every candidate would be over all steps, [candidate][step][layer]."""
+        if allocation == "lagrangian":
+            self.costs = Costs(context, self.survey, self.rounded, widths)
+            walk = self.costs.walk(self.settings.price)
+            own, multiplier = walk.at_budget(self.settings.budget)
+            steps = [walk.at_multiplier(multiplier * factor) for factor in BEAM_FACTORS if self.settings.beam]
+            self.policies = [self.costs.rows(choice.tolist()) for choice in (own, *steps)]
+        else:
+            scores_TL = fisher_scores(context)
+            scores = [row[here].tolist() for row, here in zip(scores_TL, self.rounded, strict=True)]
+            self.policies = [
+                bits_by_fisher(scores, widths, self.settings.budget, sharpness)
+                for sharpness in self.settings.candidates
+            ]
 
     @property
     def prices(self) -> tuple[tuple[float, ...], ...]:
-        """Mean bits that every candidate of every step adds to a path, times the number of steps."""
-        per_layer = len(self.rounded) / sum(map(len, self.rounded))
-        return tuple(tuple(sum(row[t]) * per_layer for row in self.policies) for t in range(len(self.rounded)))
+        """Mean bits (of the price that the budget counts) that every candidate of every step adds to a path, times the
+        number of steps."""
+        weights = [[1] * len(here) for here in self.rounded]
+        if self.costs is not None and self.settings.price == "macs":
+            weights = self._weights
+        per_layer = len(self.rounded) / sum(map(sum, weights))
+        return tuple(
+            tuple(sum(b * w for b, w in zip(row[t], weights[t], strict=True)) * per_layer for row in self.policies)
+            for t in range(len(self.rounded))
+        )
+
+    @property
+    def _weights(self) -> list[list[int]]:
+        """Multiply-accumulates of the rounded layers of every step."""
+        return [[self._macs[i] for i in here] for here in self.rounded]
 
     @property
     def even(self) -> list[Choices]:
-        """The paths that have the same candidate at every step; each is a policy of the budget."""
-        return [(c,) * len(self.rounded) for c in range(len(self.policies))]
+        """The paths that have the same candidate at every step and are policies of the budget."""
+        candidates = range(len(self.policies) if self.costs is None else 1)
+        return [(c,) * len(self.rounded) for c in candidates]
 
     def bits_of(self, step: int, candidate: int) -> tuple[int, ...]:
         return self.policies[candidate][step]
@@ -121,7 +168,7 @@ class Trellis:
 
     def mac_weighted_bits(self, choices: Choices) -> float:
         """Mean bits of a path, every rounded layer weighted by its multiply-accumulates."""
-        macs = [[self._macs[i] for i in here] for here in self.rounded]
+        macs = self._weights
         spent: float = sum(
             b * m
             for row, weights in zip(self.rounded_bits(choices), macs, strict=True)
@@ -129,6 +176,38 @@ class Trellis:
         )
         total: float = sum(map(sum, macs))
         return spent / total
+
+    def predicted(self, choices: Choices) -> float | None:
+        """The error that a path adds to the final latents, to first order; None where only steps were measured."""
+        if self.costs is None:
+            return None
+        index = {bits: k for k, bits in enumerate(self.costs.widths)}
+        return self.costs.predicted([index[b] for row in self.rounded_bits(choices) for b in row])
+
+    def all_budgets(self) -> list[dict[str, Any]]:
+        """Rows of the front that were not rolled out: the allocations at every tenth of a bit. Empty without costs."""
+        if self.costs is None:
+            return []
+        walk, found = self.costs.walk(self.settings.price), list[dict[str, Any]]()
+        least, most = self.costs.widths[0], self.costs.widths[-1]
+        for tenths in range(10 * least, 10 * most + 1):
+            choice = walk.at_budget(tenths / 10)[0].tolist()
+            rows = self.costs.rows(choice)
+            bits = [b for row in rows for b in row]
+            macs = [m for row in self._weights for m in row]
+            found.append(
+                {
+                    "digest": digest_of(bits),
+                    "choices": [],
+                    "mean_bits": sum(bits) / len(bits),
+                    "mac_weighted_bits": sum(b * m for b, m in zip(bits, macs, strict=True)) / (sum(macs) or 1),
+                    "trellis_error": None,
+                    "predicted_error": self.costs.predicted(choice),
+                    "rollout_error": None,
+                    "bits": bits,
+                }
+            )
+        return found
 
     def beam(self) -> Beam:
         from adatsq_pipe.stages.numerics.beam import Beam

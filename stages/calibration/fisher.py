@@ -7,47 +7,52 @@ Units: `scores/<block>-<shard>`, an array [steps of the block, layers] of mean s
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from pydantic import Field
-
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.run_settings import RunSettings
-from adatsq_pipe.stages.base.settings import ComputeSettings, Settings
+from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
+from adatsq_pipe.stages.calibration.effects import FisherSettings, is_end_to_end, sweep_units
 from adatsq_pipe.stages.calibration.scores import score_units
+from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.fingerprint import Plain
 
-
-class FisherSettings(Settings):
-    """[fisher]"""
-
-    table: ClassVar[str] = "fisher"
-
-    draws: int = Field(default=1, ge=1)
-    """Noise draws per (timestep, batch of captions)."""
-    seed: int = 0
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, one more forward. It is done anyway where the memory plan
-    has it so."""
-
-    def identity(self) -> dict[str, Plain]:
-        """Recomputed blocks give the same gradients."""
-        return {key: value for key, value in super().identity().items() if key != "gradient_checkpointing"}
-
-
 WORKER = WorkerRef(stage="fisher", path="adatsq_pipe.stages.calibration.fisher_worker:Fisher")
+SWEEP = WorkerRef(stage="fisher", path="adatsq_pipe.stages.calibration.sweep_worker:Sweep")
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
+    if context.settings[Recipe].sensitivity == "trajectory":
+        fan_out(context, executor, SWEEP, [DIFFERENTIABLE], report)
+        if is_end_to_end(context):
+            fan_out(context, executor, SWEEP, [DIFFERENTIABLE, *sweep_units(context)], report)
+            return
     fan_out(context, executor, WORKER, score_units(context), report)
 
 
 def _reads(settings: RunSettings, model: str) -> Plain:
-    found = settings.identity(ComputeSettings, FisherSettings)
-    return {**found, "curvature": True} if settings[Recipe].time_search else found
+    recipe, found = settings[Recipe], settings.identity(ComputeSettings, FisherSettings)
+    if recipe.sensitivity == "trajectory":
+        return {**found, "sensitivity": "trajectory", "rounding": recipe.model_dump(mode="json", include=ROUNDING)}
+    return {**found, "curvature": True} if recipe.time_search else found
+
+
+ROUNDING = {
+    "transform", "transform_block", "weight_bits", "weight_group", "group_fit", "weight_symmetric", "weight_clip",
+    "conditioning_bits", "conditioning_group", "activation_symmetric", "activation_group",
+}  # fmt: skip
+"""Fields of the recipe that say how a layer is rounded: the effects of rounding depend on them."""
+
+
+def _expected(context: Context) -> int | None:
+    if context.settings[Recipe].sensitivity == "trajectory":
+        if not context.manifest("fisher").done(DIFFERENTIABLE):
+            return None
+        if is_end_to_end(context):
+            return 1 + len(sweep_units(context))
+        return 1 + len(score_units(context)) if score_units(context) else None
+    return len(score_units(context)) or None
 
 
 STAGE = Stage(
@@ -56,6 +61,6 @@ STAGE = Stage(
     needs=("capture",),
     reads=_reads,
     run=run,
-    expected=lambda context: len(score_units(context)) or None,
+    expected=_expected,
     settings=FisherSettings,
 )

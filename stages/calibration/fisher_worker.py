@@ -15,7 +15,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
-from adatsq_pipe.stages.calibration.fisher import FisherSettings
+from adatsq_pipe.stages.calibration.effects import FisherSettings
 from adatsq_pipe.stages.calibration.survey import step_blocks, survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import read_block_key

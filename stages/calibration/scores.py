@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.effects import effects_of, is_end_to_end, squared
 from adatsq_pipe.stages.calibration.survey import batch_count, survey_of, unit_waves
 from adatsq_pipe.stages.calibration.unit_keys import read_block_key
 
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
 def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
     """I[t, l], [steps, layers in survey order]: the mean over batches of captions, in their order.
 
-    Read without torch: the search's coordinator has no other use for it.
+    Of sweeps it is the expected square of the effect that rounding the layer's weight has at the step. Read without
+    torch: the search's coordinator has no other use for it.
     """
     import numpy as np
 
     from adatsq_pipe.storage import arrays
+
+    if is_end_to_end(context):
+        return squared(effects_of(context).weights)
 
     survey = survey_of(context)
     total = np.zeros((survey.steps, len(survey.layers)))

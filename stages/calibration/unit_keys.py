@@ -47,3 +47,26 @@ def gram_unit(source: str) -> str:
 def read_gram_unit(unit: str) -> str:
     """The layer that owns the input."""
     return unit.removeprefix("gram/")
+
+
+DIFFERENTIABLE = "differentiable"
+"""The unit of fisher that says whether a gradient can be carried through the pipeline's loop."""
+
+
+@dataclass(frozen=True)
+class SweepKey:
+    """A sweep: a batch of calibration captions and a draw of the direction, both by their index."""
+
+    batch: int
+    draw: int
+
+    @property
+    def unit(self) -> str:
+        """The unit of fisher that holds the sweep's effects."""
+        return f"sweep/{self.batch:03d}-{self.draw:03d}"
+
+
+def read_sweep_key(unit: str) -> SweepKey:
+    """The batch and draw in the name of a sweep's unit. Raises ValueError if the name has another form."""
+    batch, draw = unit.removeprefix("sweep/").split("-")
+    return SweepKey(int(batch), int(draw))

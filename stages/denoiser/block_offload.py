@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ class BlockOffload:
                 return real(*args, **kwargs)
 
         module.forward = forward
+
+    def present(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the module's tensors are on the device, whether its block is there already or not."""
+        return nullcontext() if module in self._here else self.on_device(module)
 
     @contextmanager
     def on_device(self, block: nn.Module) -> Iterator[None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from adatsq_pipe.stages.denoiser.pipeline_call import (
     describe,
     join_latents,
     pictures_of,
+    undecorated_call,
 )
 from adatsq_pipe.stages.denoiser.stand_in import Forward, LoopStopped, StandIn
 from adatsq_pipe.stages.runtime.clock import timestep_of
@@ -105,6 +107,9 @@ class Denoiser:
         self._decodes_often = source is not None and source.decodes_often
         self._condition = self._condition_argument()
         cache_prompt_encoding(self.pipe)
+        for component in self.pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False)
 
     def _check_sharing(self) -> None:
         """Raise NotTaken if another component (Z-Image's ControlNet) shares quantizable layers with the denoiser: it
@@ -129,10 +134,13 @@ class Denoiser:
                 return name
         raise StageError(f"{type(self.pipe).__name__} takes neither a prompt nor class_labels; it cannot be calibrated")
 
-    def _drive(self, conditions: Conditions, forward: Forward, *, decode: bool) -> tuple[Any, Any]:
+    def _drive(
+        self, conditions: Conditions, forward: Forward, *, decode: bool, differentiable: bool = False
+    ) -> tuple[Any, Any]:
         """Run the pipeline with `forward` in place of its denoisers.
 
         Returns (pictures, final latents): pictures are None if the loop stopped early, latents as they were decoded.
+        `differentiable` runs the loop under the caller's grad mode, and the latents keep their graph.
         """
         samples = len(conditions.prompts)
         prompts: Any = list(conditions.prompts)
@@ -141,14 +149,21 @@ class Denoiser:
             prompts = [int(prompt) for prompt in prompts]
         elif samples == 1:
             (prompts,), (generators,) = prompts, generators
-        stand_in = StandIn(forward=forward, micro=self.micro, decode=decode, decodes_often=self._decodes_often)
+        stand_in = StandIn(
+            forward=forward,
+            micro=self.micro,
+            decode=decode,
+            decodes_often=self._decodes_often,
+            keeps_graph=differentiable,
+        )
+        call = undecorated_call(self.pipe) if differentiable else self.pipe
         vae, pictures = getattr(self.pipe, "vae", None), None
         with stand_in.installed(self.parts, vae, self.pipe.scheduler), torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
             try:
                 arguments = {**self._call, **collated(conditions.inputs)}
                 arguments |= {self._condition: prompts, "generator": generators, "output_type": "np"}
-                pictures = pictures_of(self.pipe(**arguments), samples)
+                pictures = pictures_of(call(**arguments), samples)
             except LoopStopped:
                 pass
             except (StageError, StorageError, torch.OutOfMemoryError):
@@ -224,6 +239,21 @@ class Denoiser:
         pictures, latents = self._drive(conditions, forward, decode=decode)
         return latents, pictures
 
+    def differentiable(self, conditions: Conditions, answer: Callable[[int, Call], Output]) -> Any:
+        """Final latents with the autograd graph of the pipeline's loop; `answer(j, call)` is the output of call j.
+
+        A pipeline that turns its latents into numpy in its loop gives what has no graph, or raises.
+        """
+        real, place = self._forwards(), 0
+
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            nonlocal place
+            place += 1
+            return answer(place - 1, self._as_call(real, step, part, args, kwargs))
+
+        with torch.enable_grad():
+            return self._drive(conditions, forward, decode=False, differentiable=True)[1]
+
     def _forwards(self) -> Forwards:
         return {name: part.forward for name, part in self.parts.items()}
 
@@ -233,6 +263,10 @@ class Denoiser:
     def _as_call(self, real: Forwards, step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         timestep = self._timestep(real, part, args, kwargs)
         return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
+
+    def present(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the weights of a block's `module` are on the device."""
+        return nullcontext() if self.offload is None else self.offload.present(module)
 
     def run(self, call: Call) -> Output:
         """The real denoiser's output for `call`."""

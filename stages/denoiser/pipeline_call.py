@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,3 +174,9 @@ def join_latents(latents: list[Tensor], samples: int) -> Tensor:
         return torch.cat(latents, 2)
     shapes = sorted({tuple(part.shape) for part in latents})
     raise StageError(f"the pipeline decodes latents of several shapes, {shapes}, which cannot be joined")
+
+
+def undecorated_call(pipe: Any) -> Callable[..., Any]:
+    """The pipeline's `__call__` without `torch.no_grad` around it, bound to `pipe`."""
+    bound: Callable[..., Any] = inspect.unwrap(type(pipe).__call__).__get__(pipe)
+    return bound

@@ -36,6 +36,8 @@ class StandIn:
     """Whether the pipeline may decode; if not, the loop stops at the first decode (LoopStopped)."""
     decodes_often: bool
     """Whether the pipeline decodes inside its loop; then it always may, and every decode's latents are collected."""
+    keeps_graph: bool = False
+    """Whether the collected latents keep their autograd graph."""
     step: int = 0
     step_ended: bool = False
     latents: list[Tensor] = field(default_factory=list)
@@ -83,6 +85,6 @@ class StandIn:
     def _collect(self, latents: Tensor) -> None:
         if self.latents and not self.decodes_often:
             return
-        self.latents.append(latents.detach().clone())
+        self.latents.append(latents.clone() if self.keeps_graph else latents.detach().clone())
         if not (self.decode or self.decodes_often):
             raise LoopStopped

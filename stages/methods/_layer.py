@@ -68,8 +68,9 @@ def check_recipe(recipe: Recipe, model: Path) -> None:
                 raise StageError(f"{reason} (nothing was started)")
 
 
-def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> LayerSpec:
-    """How the layer of a survey row is stored under a recipe, in groups of `group` if that was searched for it.
+def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: int | None = None) -> LayerSpec:
+    """How the layer of a survey row is stored under a recipe, in groups of `group` and of `bits` weight bits if these
+    were chosen for it.
 
     Raises StageError if it cannot be.
     """
@@ -87,7 +88,7 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None) -> Laye
         )  # fmt: skip
     skipped = bool(recipe.smoothing_skip) and row.name.endswith(recipe.smoothing_skip)
     return LayerSpec(
-        weight_bits=recipe.weight_bits,
+        weight_bits=bits or recipe.weight_bits,
         group=of_weight,
         block=1 if recipe.transform == "none" else block_size(row.in_features, recipe.transform_block),
         symmetric_activations=recipe.activation_symmetric,

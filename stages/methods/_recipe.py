@@ -46,10 +46,16 @@ class Recipe(Settings):
     """Rank of the branch that runs beside the codes in full precision; 0 = none."""
     rank_rounds: int = Field(ge=1)
     """At most so many alternations of branch and residual."""
+    sensitivity: Literal["step", "trajectory"]
+    """What fisher measures: the effect of a layer on the denoiser's output at a step (the paper), or on the final
+    latents, by a gradient carried back through the pipeline's own loop."""
     temporal: bool
     """Hessians weighted by temporal Fisher information; false = all timesteps alike."""
     solver: Literal["rtn", "gptq"]
     weight_bits: Literal[2, 3, 4, 5, 6, 8]
+    weight_budget: float = Field(ge=0, le=8)
+    """Mean weight bits over parameters, divided among the layers by what rounding them does to the final latents; 0 =
+    weight_bits everywhere. A method that has one takes weight_bits where that is set alone."""
     weight_group: int = Field(ge=0)
     """Input channels a weight scale covers; 0 = per output channel."""
     group_fit: bool
@@ -74,9 +80,9 @@ class Recipe(Settings):
     min and max."""
     regions: bool
     """With time_groups: inputs after GELU, whose negative values are small, have a fixed finer grid for those."""
-    allocation: Literal["uniform", "trellis", "decoupled"]
-    """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), or by layer and kind of layer
-    (ViDiT-Q)."""
+    allocation: Literal["uniform", "trellis", "decoupled", "lagrangian"]
+    """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), by layer and kind of layer (ViDiT-Q), or
+    the exact division of the budget over timesteps and layers, by what `sensitivity` measures."""
     activation_bits: int = Field(ge=2, le=16)
     """Activation bits of a uniform allocation."""
 
@@ -90,10 +96,22 @@ class Recipe(Settings):
             raise ValueError("smoothing_fold is for one exponent and channels in their own order")
         if (self.regions or self.time_search) and not self.time_groups:
             raise ValueError("regions and time_search are for calibrated scales; they need time_groups")
+        if self.weight_budget and self.sensitivity != "trajectory":
+            raise ValueError(
+                "weight_budget divides bits by their effect on the final latents; it needs sensitivity = 'trajectory'"
+            )
+        if self.weight_budget and not 2 <= self.weight_budget <= 8:
+            raise ValueError(f"weight_budget is {self.weight_budget:g}; it is 0 or lies in 2..8")
+        if self.sensitivity == "trajectory" and (self.smoothing != "none" or self.rank or self.codebook):
+            raise ValueError(
+                "sensitivity = 'trajectory' rounds to nearest on a grid; it needs no smoothing, rank, codebook"
+            )
+        if self.sensitivity == "trajectory" and (self.permuted or self.time_groups or self.group_search):
+            raise ValueError("sensitivity = 'trajectory' needs no permuted channels, time_groups or group_search")
         return self
 
 
-NOT_OF_WEIGHTS = ("method", "temporal", "allocation", "activation_bits")
+NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
 
 
@@ -115,7 +133,10 @@ def resolve(table: Mapping[str, Any]) -> Recipe:
     if name not in methods():
         raise StageError(f"unknown recipe.method {name!r}; choose from {', '.join(methods())}")
     base: Recipe = importlib.import_module(f"adatsq_pipe.stages.methods.{name}").RECIPE
+    own = base.model_dump()
+    if base.weight_budget and "weight_bits" in table:
+        own["weight_budget"] = float(table["weight_bits"])
     try:
-        return Recipe.model_validate({**base.model_dump(), **table, "method": name})
+        return Recipe.model_validate({**own, **table, "method": name})
     except ValidationError as error:
         raise StageError(first_error(error, "recipe")) from None

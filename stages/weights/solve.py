@@ -36,6 +36,8 @@ class SolveSettings(Settings):
 
 
 CHOICE = "choice"
+BITS = "bits"
+"""Units that choose for all layers: the sizes of groups, and weight bits."""
 
 WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:Solve")
 
@@ -48,9 +50,11 @@ def _searched(rows: Iterable[LayerInfo]) -> list[LayerInfo]:
 def _waves(context: Context) -> list[list[str]]:
     """The stage's units in their order: with a search of groups the errors and the choice come first."""
     rows = survey_of(context).layers
-    before = []
+    before = list[list[str]]()
+    if context.settings[Recipe].weight_budget:
+        before = [[BITS]]
     if context.settings[Recipe].group_search:
-        before = [[f"sizes/{row.name}" for row in _searched(rows)], [CHOICE]]
+        before += [[f"sizes/{row.name}" for row in _searched(rows)], [CHOICE]]
     return [*before, [f"layer/{row.name}" for row in rows]]
 
 
@@ -65,6 +69,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 def _reads(settings: RunSettings, model: str) -> Plain:
     recipe = settings[Recipe]
     without_meaning = set() if recipe.time_groups else {"time_search"}
+    if not recipe.weight_budget:
+        without_meaning.add("weight_budget")
     weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
     if recipe.time_groups or recipe.group_search:
         weights["activation_bits"] = recipe.activation_bits

@@ -28,9 +28,9 @@ from adatsq_pipe.stages.numerics.gptq import Solution
 from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
-from adatsq_pipe.stages.weights import group_search, input_transform
+from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
 from adatsq_pipe.stages.weights.input_transform import Basis
-from adatsq_pipe.stages.weights.solve import CHOICE, SolveSettings, _searched
+from adatsq_pipe.stages.weights.solve import BITS, CHOICE, SolveSettings, _searched
 from adatsq_pipe.storage import tensors
 
 
@@ -57,6 +57,8 @@ class Solve:
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             if kind == CHOICE:
                 unit.value = group_search.chosen(self.context, self.recipe, _searched(self.rows.values()))
+            elif kind == BITS:
+                unit.value = bit_widths.widths_of(self.context, list(self.rows.values()))
             elif kind == "sizes":
                 with unit.timed("algebra"):
                     unit.value = group_search.errors_of(self.context, self.recipe, self.rows[name], self._weight(name))
@@ -70,7 +72,10 @@ class Solve:
         group = None
         if self.recipe.group_search and row.rounded:
             group = self.context.read("solve", CHOICE)[0].value[row.name]
-        return spec_of(self.recipe, row, group=group)
+        bits = None
+        if self.recipe.weight_budget and row.rounded:
+            bits = self.context.read("solve", BITS)[0].value[row.name]
+        return spec_of(self.recipe, row, group=group, bits=bits)
 
     def _solve(self, name: str, unit: Unit) -> None:
         row, recipe = self.rows[name], self.recipe

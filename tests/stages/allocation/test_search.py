@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adatsq_pipe.stages.allocation import search
-from adatsq_pipe.stages.allocation.batch_slices import digest_of
+from adatsq_pipe.stages.allocation.digest import digest_of
 from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.allocation.trellis import Trellis
 from adatsq_pipe.stages.base.errors import StageError

@@ -1,0 +1,124 @@
+"""Fisher's other worker: end-to-end effects of rounding, by the trajectory adjoint."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adatsq_pipe.stages.architecture.layers import quantizable_linears
+from adatsq_pipe.stages.architecture.memory import plan_of
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
+from adatsq_pipe.stages.base.survey import LayerInfo
+from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.calibration.effects import WIDTHS, FisherSettings
+from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE, SweepKey, read_sweep_key
+from adatsq_pipe.stages.denoiser.adjoint import Crossing, obstacle, sweep
+from adatsq_pipe.stages.denoiser.block_offload import blocks_of
+from adatsq_pipe.stages.denoiser.conditions import calibration_shards
+from adatsq_pipe.stages.denoiser.loading import denoiser_of
+from adatsq_pipe.stages.methods._layer import spec_of
+from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.numerics.effects import activation_effects, by_sample, weight_effects
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.transform import hadamard, rotate
+from adatsq_pipe.storage import tensors
+
+
+class Sweep(OutOfMemoryBackoff):
+    """The stage's worker for sweeps."""
+
+    stage: ClassVar[str] = "fisher"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context, self.settings = context, context.settings[FisherSettings]
+        self.recipe = context.settings[Recipe]
+        self.denoiser = denoiser_of(context, self.micro)
+        self.shards = calibration_shards(context)
+        self.survey = survey_of(context)
+        linears = quantizable_linears(self.denoiser.transformer)
+        self.layers = {row.name: linears[row.name] for row in self.survey.layers}
+        self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
+        plan = plan_of(context, self.survey)
+        again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
+        self.again = blocks_of(self.denoiser.parts) if again else []
+
+    def __call__(self, key: str) -> None:
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
+            if key == DIFFERENTIABLE:
+                run = read_trajectory(self.context, 0)
+                unit.value = {"obstacle": obstacle(self.denoiser, self.shards[0], run)}
+                return
+            at = read_sweep_key(key)
+            with unit.timed("model"):
+                found = self._swept(at)
+            tensors.write(unit.folder, found, {"widths": list(WIDTHS)})
+
+    def _swept(self, at: SweepKey) -> dict[str, Tensor]:
+        """The effects of one batch of captions and one direction."""
+        run, conditions = read_trajectory(self.context, at.batch), self.shards[at.batch]
+        captions, survey = len(conditions.prompts), self.survey
+        activations = torch.zeros(captions, survey.steps, len(survey.layers), len(WIDTHS), dtype=torch.float64)
+        weights = torch.zeros(captions, survey.steps, len(survey.layers), dtype=torch.float64)
+
+        def see(crossing: Crossing) -> None:
+            rounding, step = self.rounding[crossing.layer], crossing.call.step
+            of_activations, of_weight = rounding.effects(crossing)
+            weights[:, step, rounding.place] += by_sample(of_weight, crossing.samples, captions).cpu()
+            if of_activations is not None:
+                activations[:, step, rounding.place] += by_sample(of_activations, crossing.samples, captions).cpu()
+
+        sweep(self.denoiser, conditions, run, self._direction(at, run.latents), self.layers, see, recomputed=self.again)
+        for name, effects in (("activations", activations), ("weights", weights)):
+            if not effects.isfinite().all():
+                step, layer = (int(i) for i in (~effects.isfinite()).nonzero()[0][1:3])
+                raise StageError(
+                    f"NaN or infinity in the effects of {name} of layer {survey.layers[layer].name} at step {step} "
+                    f"(timestep {survey.timesteps[step]:g}); set compute.dtype to float32"
+                )
+        norms = run.latents.double().reshape(captions, -1).square().sum(1)
+        return {"activations": activations.float(), "weights": weights.float(), "latents": norms.cpu()}
+
+    def _direction(self, at: SweepKey, latents: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of the final latents."""
+        state = np.random.SeedSequence((self.settings.seed, at.draw, at.batch)).generate_state(1)[0]
+        return torch.randn(latents.shape, generator=torch.Generator().manual_seed(int(state)))
+
+
+class _Rounding:
+    """How a recipe rounds one layer: the basis, the grid of the weight, the grids of tokens."""
+
+    def __init__(self, recipe: Recipe, place: int, row: LayerInfo) -> None:
+        self.place, self.rounded, self.recipe = place, row.rounded, recipe
+        self.spec = spec_of(recipe, row)
+        self._grid: Grid | None = None
+
+    def effects(self, crossing: Crossing) -> tuple[Tensor | None, Tensor]:
+        """(effects of rounding the tokens [rows, widths], or None; effects of rounding the weight [rows])."""
+        h = hadamard(self.spec.block, dtype=torch.float32, device=crossing.x.device)
+        x = rotate(crossing.x.float(), h)
+        weight = rotate(crossing.weight.float(), h)
+        of_weight = weight_effects(x, crossing.output_gradient, self._error(weight))
+        if not self.rounded:
+            return None, of_weight
+        gradient = rotate(crossing.input_gradient.float(), h)
+        spec = self.spec
+        symmetric, group = spec.symmetric_activations, spec.activation_group
+        return activation_effects(x, gradient, WIDTHS, symmetric=symmetric, group=group), of_weight
+
+    def _error(self, weight_OI: Tensor) -> Tensor:
+        """Rounding to nearest less the weight, in the basis of the codes."""
+        if self._grid is None:
+            self._grid = weight_grid(
+                weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
+                symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
+            )  # fmt: skip
+        columns = self._grid.columns(weight_OI.shape[1])
+        return dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI)
