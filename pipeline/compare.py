@@ -108,6 +108,8 @@ def _row(
         max(activation, _SEARCH[3]["budget"]) if level == 3 and resolve(recipe).allocation == "trellis" else activation
     )
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
+    if resolve(recipe).allocation == "lagrangian":
+        widths = []
     sets += [f"search.bits={widths}", f"search.budget={float(budget)}"]
     config = load(sets)
     refused = ""

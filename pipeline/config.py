@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from adatsq_pipe.pipeline.captions import with_captions
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, check_budget
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import (
@@ -178,6 +179,10 @@ def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunCo
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
     filled["model"] = merged(sampling(model), filled["model"])
     parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())
+    try:
+        check_budget(parsed[SearchSettings], parsed[Recipe].allocation)
+    except StageError as error:
+        raise ConfigError(str(error)) from None
     world, images = parsed[ModelSettings].world, dict[str, Path]()
     for kind in (DataSettings, EvaluateSettings):
         captions, pictures = with_captions(parsed[kind], world)

@@ -144,7 +144,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="search",
-    version=2,
+    version=3,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,

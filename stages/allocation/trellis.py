@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from adatsq_pipe.stages.allocation.digest import digest_of
 from adatsq_pipe.stages.allocation.lagrangian import Costs
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import Settings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import survey_of
@@ -84,6 +85,16 @@ def widths_of(settings: SearchSettings, allocation: str) -> tuple[int, ...]:
     if settings.bits or allocation != "lagrangian":
         return settings.bits or (3, 4, 8)
     return (2, 3, 4, 5, 6, 8) if settings.budget < 3.5 else (3, 4, 5, 6, 8)
+
+
+def check_budget(settings: SearchSettings, allocation: str) -> None:
+    """Raise StageError if the smallest width is above the budget."""
+    least = widths_of(settings, allocation)[0]
+    if allocation != "uniform" and settings.budget < least - 1e-9:
+        raise StageError(
+            f"a budget of {settings.budget:g} mean bits cannot be met: the fewest of recipe.allocation = "
+            f"'{allocation}' is {least}; raise search.budget or set search.bits with a smaller width"
+        )
 
 
 class Trellis:

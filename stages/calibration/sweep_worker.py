@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -116,9 +117,10 @@ class _Rounding:
     def _error(self, weight_OI: Tensor) -> Tensor:
         """Rounding to nearest less the weight, in the basis of the codes."""
         if self._grid is None:
-            self._grid = weight_grid(
+            grid = weight_grid(
                 weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
                 symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
             )  # fmt: skip
+            self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
         columns = self._grid.columns(weight_OI.shape[1])
         return dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI)

@@ -13,7 +13,7 @@ from adatsq_pipe.pipeline.config import ClusterSettings
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import read_request, write_request
 from adatsq_pipe.pipeline.toml_tables import parse_set
-from adatsq_pipe.stages.allocation.trellis import SearchSettings
+from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.base.stage import all_stages
@@ -66,6 +66,16 @@ def test_presets_are_whole() -> None:
 
 
 PARTS: dict[str, dict[str, Any]] = {
+    "endpoint": {
+        "transform": "hadamard",
+        "transform_block": 128,
+        "sensitivity": "trajectory",
+        "temporal": True,
+        "solver": "gptq",
+        "weight_clip": True,
+        "weight_budget": 4.0,
+        "allocation": "lagrangian",
+    },
     "rtn": {},
     "smoothquant": {"smoothing": "smoothquant"},
     "quarot": {
@@ -305,3 +315,18 @@ def test_a_call_may_hold_lists_and_nothing(tmp_path: Path) -> None:
     assert again.settings[ModelSettings].call == call
     with pytest.raises(ConfigError, match=r"model\.call"):
         _load("model.call.x={a={b=1}}")
+
+
+def test_a_budget_below_the_fewest_widths_is_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"budget of 2\.9 mean bits cannot be met.*'trellis' is 3"):
+        _load("recipe.method=adatsq", "search.bits=[]", "search.budget=2.9")
+    assert _load("recipe.method=rtn", "search.bits=[]", "search.budget=2.9").settings[SearchSettings].budget == 2.9
+    made = _load("recipe.method=endpoint", "search.bits=[]", "search.budget=2.9")
+    assert widths_of(made.settings[SearchSettings], "lagrangian") == (2, 3, 4, 5, 6, 8)
+
+
+def test_weight_bits_set_alone_are_the_weight_budget_of_a_method_that_has_one() -> None:
+    assert _load("recipe.method=endpoint", "recipe.weight_bits=3").settings[Recipe].weight_budget == 3.0
+    both = _load("recipe.method=endpoint", "recipe.weight_bits=4", "recipe.weight_budget=0.0").settings[Recipe]
+    assert (both.weight_bits, both.weight_budget) == (4, 0.0)
+    assert _load("recipe.method=adatsq", "recipe.weight_bits=3").settings[Recipe].weight_budget == 0.0

@@ -7,6 +7,8 @@ worker must find. Its layers have the names and shapes of `made_store`, and it m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
@@ -65,6 +67,7 @@ class TwoLayerDenoiser:
         self.parts: dict[str, nn.Module] = {name: TwoLayers(seed).eval() for seed, name in enumerate(names)}
         self.transformer = several(self.parts)
         self.steps, self.guided = steps, guided
+        self.transformer.requires_grad_(False)
         self.device, self.micro, self.offload = "cpu", MicroBatch(), None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
@@ -142,6 +145,16 @@ class TwoLayerDenoiser:
 
         latents = self.loop(conditions, denoise)
         return latents, latents[..., :3] if decode else None
+
+    def differentiable(self, conditions: Conditions, answer: Callable[[int, Call], Tensor]) -> Tensor:
+        """Final latents with the graph of the loop; `answer(j, call)` is the output of call j."""
+        places = count()
+        with torch.enable_grad():
+            return self.loop(conditions, lambda call: answer(next(places), call))
+
+    def present(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The weights are always there."""
+        return nullcontext()
 
     def teleport(self, conditions: Conditions, outputs: Sequence[Tensor]) -> Call | Tensor:
         """Inputs of call `len(outputs)` after those outputs; the final latents if the run ends there."""

@@ -109,7 +109,10 @@ def test_the_weighted_mean_counts_every_layer_by_its_multiply_accumulates(parts:
         ({"bits": (3, 3)}, r"bits must rise"),
         ({"bits": (1, 4)}, r"lie in 2\.\.8"),
         ({"bits": (4, 9)}, r"lie in 2\.\.8"),
-        ({"budget": 2.9}, r"a budget of 2\.9 mean bits cannot be met: the fewest of search\.bits \[3, 4, 8\] is 3"),
+        (
+            {"bits": (3, 4, 8), "budget": 2.9},
+            r"a budget of 2\.9 mean bits cannot be met: the fewest of search\.bits \[3, 4, 8\] is 3",
+        ),
         ({"candidates": ((0.0, -0.1),)}, r"candidate \[0\.0, -0\.1\] must be two numbers of at least 0"),
         ({"candidates": ((-0.1, 0.0),)}, r"must be two numbers of at least 0"),
         ({"width": 0}, r"width"),

@@ -1,0 +1,129 @@
+"""End-to-end effects against autograd through the whole run, unrolled in plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adatsq_pipe.stages.base.settings import DataSettings
+from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of, is_end_to_end, obstacle_of, sweep_units
+from adatsq_pipe.stages.calibration.scores import fisher_scores
+from adatsq_pipe.stages.calibration.sweep_worker import Sweep
+from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
+from tests.stages.calibration.test_fisher import _captured, _net
+from tests.support import slow_math
+from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
+from tests.support.made_store import MadeStore
+from tests.support.plain_network import OneCall, output_of, seed_of
+from tests.support.two_layer_denoiser import TwoLayerDenoiser, TwoLayers, condition_of
+
+RECIPE: dict[str, Any] = {"method": "endpoint", "conditioning_group": 0}
+STEPS = 3
+
+
+Called = tuple[OneCall, dict[str, Tensor]]
+"""A call, and the zeros that were added to the layers' outputs."""
+
+
+def _unrolled(net: TwoLayers, prompt: str, seed: int, guided: bool) -> tuple[list[Called], Tensor]:
+    """One sample's run with its graph: (its calls, its final latents)."""
+    x = torch.randn(TOKENS, 16, generator=torch.Generator().manual_seed(seed))
+    calls = list[Called]()
+    for step in range(STEPS):
+        outputs = []
+        for text in [prompt, ""] if guided else [prompt]:
+            call = OneCall(x, 1000.0 - 300 * step, condition_of(text))
+            rows = {FIRST: TOKENS, SECOND: TOKENS, MODULATION: 1}
+            added = {name: torch.zeros(rows[name], SHAPES[name][0], requires_grad=True) for name in SHAPES}
+            calls.append((call, added))
+            outputs.append(output_of(net, call, added)[0])
+        v = outputs[1] + 2 * (outputs[0] - outputs[1]) if guided else outputs[0]
+        x = x - v / STEPS
+    return calls, x
+
+
+def _weight_error(w: Tensor, *, rotate: bool) -> Tensor:
+    """Rounding to nearest at 4 bits less the weight, in the basis of the codes."""
+    w = slow_math.rotated(w, 16) if rotate else w.double()
+    scale, zero = slow_math.grid(w, 4, clip=True)
+    return slow_math.values(slow_math.codes_of(w, scale, zero, 4), scale, zero).double() - w
+
+
+def _direction(store: MadeStore, batch: int, draw: int, samples: int) -> Tensor:
+    state = int(np.random.SeedSequence((7, draw, batch)).generate_state(1)[0])
+    return torch.randn(samples, TOKENS, 16, generator=torch.Generator().manual_seed(state))
+
+
+def _store(folder: Path, denoiser: TwoLayerDenoiser, patch: pytest.MonkeyPatch, **more: Any) -> MadeStore:
+    store = _captured(folder, denoiser, patch, recipe={**RECIPE, **more}, fisher={"draws": 2, "seed": 7})
+    return store
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["one call a step", "two calls a step"])
+@pytest.mark.parametrize("size", [None, 1], ids=["whole batches", "one sample at a time"])
+def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, size: int | None
+) -> None:
+    denoiser = TwoLayerDenoiser(guided=guided)
+    store, net = _store(tmp_path, denoiser, monkeypatch), _net(denoiser)
+    worker = Sweep(store.context)
+    worker.micro.size = size
+    worker.denoiser.micro = worker.micro
+    for unit in [DIFFERENTIABLE, *sweep_units(store.context)]:
+        worker(unit)
+    assert is_end_to_end(store.context)
+    found = effects_of(store.context)
+    assert found.activations.shape == (8, STEPS, 3, len(WIDTHS)) and found.weights.shape == (8, STEPS, 3)
+    prompts, at = store.context.settings[DataSettings].prompts, 0
+    weights = {name: dict(net.named_parameters())[f"{name}.weight"].detach() for name in SHAPES}
+    errors = {name: _weight_error(weights[name], rotate=name != MODULATION) for name in SHAPES}
+    for batch in range(2):
+        for draw in range(2):
+            directions = _direction(store, batch, draw, 2)
+            for sample in range(2):
+                caption = 2 * batch + sample
+                calls, latents = _unrolled(net, prompts[caption], seed_of(3, caption), guided)
+                (directions[sample] * latents).sum().backward()
+                assert found.latents[at] == pytest.approx(float(latents.detach().double().square().sum()), rel=1e-4)
+                for step in range(STEPS):
+                    here = calls[2 * step : 2 * step + 2] if guided else calls[step : step + 1]
+                    for layer, name in enumerate(SHAPES):
+                        of_weight, of_tokens = 0.0, np.zeros(len(WIDTHS))
+                        for call, added in here:
+                            g, x = added[name].grad.double(), call.inputs()[name].double()
+                            turned = x.detach() if name == MODULATION else slow_math.rotated(x.detach(), 16)
+                            of_weight += float((g * (turned.detach() @ errors[name].T)).sum())
+                            if name == MODULATION:
+                                continue
+                            towards = slow_math.rotated(g @ weights[name].double(), 16)
+                            for k, bits in enumerate(WIDTHS):
+                                rounded = slow_math.token_rounded(turned, bits)
+                                of_tokens[k] += float((towards * (rounded - turned)).sum())
+                        size_of = np.abs(found.weights[:, step, layer]).max()
+                        assert found.weights[at, step, layer] == pytest.approx(of_weight, rel=1e-3, abs=1e-4 * size_of)
+                        scale = np.abs(found.activations[:, step, layer]).max() or 1.0
+                        np.testing.assert_allclose(
+                            found.activations[at, step, layer], of_tokens, rtol=1e-3, atol=2e-4 * scale
+                        )
+                at += 1
+    wanted = np.pi / 2 * np.abs(found.weights).mean(0) ** 2
+    np.testing.assert_allclose(fisher_scores(store.context), wanted)
+
+
+def test_a_loop_that_cuts_the_gradient_off_is_an_obstacle_that_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = TwoLayerDenoiser()
+    store, real = _store(tmp_path, denoiser, monkeypatch), denoiser.loop
+    monkeypatch.setattr(denoiser, "loop", lambda *args: real(*args).detach())
+    Sweep(store.context)(DIFFERENTIABLE)
+    assert "cuts the final latents off" in obstacle_of(store.context) and not is_end_to_end(store.context)
+    monkeypatch.setattr(denoiser, "loop", lambda *args: torch.from_numpy(real(*args).numpy()))
+    store.context.manifest("fisher").discard(DIFFERENTIABLE)
+    Sweep(store.context)(DIFFERENTIABLE)
+    assert "numpy" in obstacle_of(store.context)
