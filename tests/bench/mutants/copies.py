@@ -40,7 +40,11 @@ PRELOADED = (
 )
 LIMIT = 900
 """Seconds after which tests that do not end count as failed."""
-OPTIONS = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", "-m", "not run and not extended and not gpu")
+OPTIONS = (
+    *("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line", "-m", "not run and not extended and not gpu"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
+"""The forked process has loaded libraries before pytest can rewrite their asserts; that is no reason to fail."""
 _FORKS = multiprocessing.get_context("fork")
 
 
