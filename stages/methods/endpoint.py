@@ -1,10 +1,12 @@
 """Endpoint (ours): bits where the final picture needs them, of activations by step and layer, of weights by layer.
 
-On AdaTSQ's weights (GPTQ under temporally weighted Hessians, block Hadamard), new are: sensitivities are effects on the
-*final* latents, from a gradient carried back through the pipeline's own sampling loop, where AdaTSQ takes Fisher scores
-of single steps; activation bits are the exact Lagrangian division of the budget over steps and layers; weight bits are
-divided by layer, since a weight's effects add up over steps with their signs. It rests on the adjoint of a discrete
-dynamic system (Pontryagin 1962; neural ODEs, 1806.07366) and on Lagrangian bit allocation (Shoham and Gersho 1988).
+New over AdaTSQ (GPTQ, block Hadamard, per-token activations): sensitivities are effects on the *final* latents, from a
+gradient carried back through the pipeline's own sampling loop, where AdaTSQ takes Fisher scores of single steps;
+activation bits are the exact Lagrangian division of the budget over steps and layers; weight bits are divided by layer,
+since a weight's effects add up over steps with their signs; timesteps are alike in the Hessian, because weights that
+errors of all steps share gained nothing from other weights (measured). It rests on the adjoint of a discrete dynamic
+system (Pontryagin 1962; neural ODEs, 1806.07366), on Lagrangian bit allocation (Shoham and Gersho 1988), and on GPTQ's
+own account of its error (2210.17323).
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from typing import Any
 
 from adatsq_pipe.stages.methods.adatsq import RECIPE as ADATSQ
 
-RECIPE = ADATSQ.model_copy(update={"sensitivity": "trajectory", "allocation": "lagrangian", "weight_budget": 4.0})
+RECIPE = ADATSQ.model_copy(
+    update={"sensitivity": "trajectory", "temporal": False, "allocation": "lagrangian", "weight_budget": 4.0}
+)
 
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"sensitivity": "step", "weight_budget": 0.0},
     {"weight_budget": 0.0},
     {"allocation": "uniform"},
     {"allocation": "uniform", "weight_budget": 0.0},
-    {"temporal": False},
+    {"temporal": True},
 )
-"""Every switch alone: sensitivities of single steps, uniform weight bits, uniform activation bits, both uniform,
-timesteps alike in the Hessian."""
+"""Every switch alone: sensitivities of single steps, uniform weight bits, uniform activation bits, both uniform, and
+Hessians whose timesteps are weighted by the same sweep."""

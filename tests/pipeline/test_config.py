@@ -70,7 +70,6 @@ PARTS: dict[str, dict[str, Any]] = {
         "transform": "hadamard",
         "transform_block": 128,
         "sensitivity": "trajectory",
-        "temporal": True,
         "solver": "gptq",
         "weight_clip": True,
         "weight_budget": 4.0,

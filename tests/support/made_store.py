@@ -130,6 +130,25 @@ class MadeStore:
                 tensors.write_stacked(manifest.open_unit(unit), parts, marks)
                 manifest.commit(unit)
 
+    def write_effects(self, obstacle: str = "") -> tuple[Tensor, Tensor]:
+        """Fisher's `differentiable` and one sweep a batch; (effects of activations [captions, T, L, 6 widths], of
+        weights [captions, T, L]), which fall by about half a bit's worth and keep their sign over steps."""
+        manifest, random = self.manifest("fisher"), torch.Generator().manual_seed(11)
+        manifest.open_unit("differentiable")
+        manifest.commit("differentiable", value={"obstacle": obstacle})
+        size, per_batch = (self.steps, len(self.names)), self.context.settings[DataSettings].batch
+        width = 4.0 ** -torch.arange(6)
+        found = []
+        for batch in range(self.batches):
+            by_step = (1 + torch.arange(self.steps))[:, None, None]
+            activations = torch.randn(per_batch, *size, 1, generator=random) * width * by_step
+            weights = torch.randn(per_batch, 1, size[1], generator=random).repeat(1, self.steps, 1) + 0.1
+            parts = {"activations": activations, "weights": weights, "latents": torch.full((per_batch,), 50.0)}
+            tensors.write(manifest.open_unit(f"sweep/{batch:03d}-000"), parts, {})
+            manifest.commit(f"sweep/{batch:03d}-000")
+            found.append((activations, weights))
+        return torch.cat([a for a, _ in found]), torch.cat([w for _, w in found])
+
     def write_trajectory(self, batch: int, outputs: Tensor, latents: Tensor) -> None:
         """Capture's `trajectory/<batch>` of a denoiser that returns one tensor: `outputs` [C, ...] of all calls."""
         manifest, unit = self.manifest("capture"), f"trajectory/{batch:03d}"
