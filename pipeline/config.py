@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from adatsq_pipe.pipeline.captions import with_captions
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
+from adatsq_pipe.stages.allocation.points import check_mean_bits
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, check_budget
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
@@ -181,6 +182,7 @@ def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunCo
     parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())
     try:
         check_budget(parsed[SearchSettings], parsed[Recipe].allocation)
+        check_mean_bits(parsed)
     except StageError as error:
         raise ConfigError(str(error)) from None
     world, images = parsed[ModelSettings].world, dict[str, Path]()

@@ -18,6 +18,7 @@ from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.samples import quantized_units, read_rows, samples
 from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quality, SearchCost, Size, Summary
+from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -74,10 +75,10 @@ def _stands(path: Path, fingerprint: str) -> bool:
 def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
     """The run in numbers."""
     drawn = samples(context)
-    front = context.manifest("search").read("front").value
+    point, found = point_of(context), context.manifest("search").read("front").value["front"]
     sizes = context.manifest("assemble").read("model").value
     return Summary(
-        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {front['mean_bits']:.2f}-bit activations",
+        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
         fingerprint=context.fingerprints["evaluate"],
         model=str(config.model),
         quality=Quality(
@@ -92,9 +93,9 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],
-            activations_mean=front["mean_bits"],
-            activations_mac_weighted=front["mac_weighted_bits"],
-            budget=config.settings[SearchSettings].budget,
+            activations_mean=point.mean_bits,
+            activations_mac_weighted=point.mac_weighted_bits,
+            budget=config.settings[AssembleSettings].mean_bits or config.settings[SearchSettings].budget,
         ),
         size=Size(
             layers=sizes["layers"],
@@ -105,7 +106,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
             layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
             transformer_ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         ),
-        search=SearchCost(**search_cost(context), front=front["front"], rollout_error=front["rollout_error"]),
+        search=SearchCost(**search_cost(context), front=found, rollout_error=point.rollout_error),
         facts=_facts(config, run, context),
         capture_over_bare_forwards=capture_cost(context),
         seconds=seconds(run, context),

@@ -59,7 +59,7 @@ class Bits:
     activations_mac_weighted: float
     """The same, weighted by multiply-accumulates."""
     budget: float
-    """The mean that the search may spend."""
+    """The mean that the policy may have: search.budget, or what was picked of the front."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
 NAME = "adatsq-pipe"
 ROOMS = ("adatsq_pipe.cluster", "adatsq_pipe.pipeline", "adatsq_pipe.stages", "adatsq_pipe.storage")
-SUBMITTED = ("run", "compare")
+SUBMITTED = ("run", "pick", "compare")
 LEFT = 130
 """Exit code of Ctrl-C while following. The job itself continues."""
 
@@ -48,7 +48,7 @@ _address = click.option(
     help="Install the requirements on the nodes [default], or use what is installed there.",
 )
 @click.option("--working-dir", default="none", show_default=True, help="Folder to upload and run in.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- run|compare ...")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- run|pick|compare ...")
 @user_errors
 @click.pass_context
 def submit(
@@ -60,7 +60,7 @@ def submit(
     working_dir: str,
     command: tuple[str, ...],
 ) -> None:
-    """Run `run` or `compare` on a cluster, as a Ray job.
+    """Run `run`, `pick` or `compare` on a cluster, as a Ray job.
 
     Uploads this package and follows the log. Ctrl-C stops following, not the job. The exit code is the job's.
     """
@@ -144,11 +144,12 @@ def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
     """The shell line that the job runs, after checking the command. Raises ConfigError or click's UsageError."""
     name = command[0] if command else ""
     if name not in SUBMITTED:
-        raise ConfigError(f"only {' and '.join(SUBMITTED)} can be submitted, after `--`; got {name or 'nothing'!r}")
+        known = f"{', '.join(SUBMITTED[:-1])} and {SUBMITTED[-1]}"
+        raise ConfigError(f"only {known} can be submitted, after `--`; got {name or 'nothing'!r}")
     arguments = list(command[1:])
     options = parent.commands[name].make_context(name, list(arguments)).params
-    sets = list(options["sets"])
-    if options["file"]:
+    sets = list(options.get("sets", ()))
+    if options.get("file"):
         arguments = _without(arguments, "--config")
         read = list(as_sets(read_toml(options["file"])))
         arguments, sets = [*(part for text in read for part in ("--set", text)), *arguments], [*read, *sets]
@@ -163,11 +164,11 @@ def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
         if named not in (None, "auto"):
             raise ConfigError(f"a submitted run joins the cluster it is submitted to; do not set the address {named!r}")
     _check_shared(
-        "--run-dir",
+        "RUN" if name == "pick" else "--run-dir",
         str(options["run_dir"]),
         "an absolute path that all nodes see, e.g. /mnt/shared/run, or s3://bucket/run",
     )
-    model = options["model"] or tables.get("model", {}).get("path") or ""
+    model = options.get("model") or tables.get("model", {}).get("path") or ""
     if model and model not in builtin_models():
         _check_shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
     for table in ("data", "evaluate"):

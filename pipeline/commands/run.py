@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import check_model, load_config, write_request
 from adatsq_pipe.pipeline.summary import read_summary
+from adatsq_pipe.stages.allocation.points import AssembleSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._layer import check_recipe
@@ -67,14 +68,15 @@ def run(
     with run_lock(place):
         write_request(place, config)
         place.add_prompt_images(config.images)
-        _run_locked(config, place, chosen)
+        run_locked(config, place, chosen)
 
 
-def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
+def run_locked(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
+    """Run what is missing of the stages `chosen`, and print what the finished run says. The caller holds the lock."""
     from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
     def work(executors: runner.Executors, screen: runner.Screen) -> tuple[bool, bool]:
-        steps, context, ran = runner.execute(config, place, chosen, executors, screen)
+        steps, context, ran = runner.execute(config, place, list(chosen), executors, screen)
         with executors.closing():
             return ran, report.write(config, place, steps, context)
 
@@ -82,12 +84,12 @@ def _run_locked(config: RunConfig, place: RunDir, chosen: list[str]) -> None:
     if not ran:
         click.echo("nothing to do: all requested stages are done")
     if finished:
-        _print_summary(place)
+        _print_summary(config, place)
     else:
         click.echo(f"next: adatsq-pipe run --run-dir {place.display()}   (the remaining stages)")
 
 
-def _print_summary(place: RunDir) -> None:
+def _print_summary(config: RunConfig, place: RunDir) -> None:
     summary = read_summary(place.report)
     quality, bits, size = summary.quality, summary.bits, summary.size
     click.echo(
@@ -102,10 +104,16 @@ def _print_summary(place: RunDir) -> None:
     click.echo(f"pictures  {place.display('report/side_by_side.png')}")
     click.echo("load      import adatsq_pipe.stages.runtime, diffusers")
     click.echo(f"          pipe = diffusers.DiffusionPipeline.from_pretrained({place.display('model')!r})")
-    click.echo(
-        f"next      adatsq-pipe run --run-dir {place.display()} --set search.budget=3.6   "
-        "(another budget, same weights)"
-    )
+    if picked := config.settings[AssembleSettings].mean_bits:
+        click.echo(f"picked    assemble.mean_bits={picked:g} of the search's front, in place of its own choice")
+        click.echo(f"next      adatsq-pipe pick {place.display()} --mean-bits 0   (back to what the search chose)")
+    elif config.settings[Recipe].allocation == "lagrangian":
+        click.echo(f"next      adatsq-pipe pick {place.display()} --mean-bits 3.6   (another budget, no new search)")
+    else:
+        click.echo(
+            f"next      adatsq-pipe run --run-dir {place.display()} --set search.budget=3.6   "
+            "(another budget, same weights)"
+        )
 
 
 def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:

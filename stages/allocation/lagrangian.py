@@ -32,8 +32,6 @@ class Costs:
 
         self.widths, self.rounded = widths, rounded
         self.end_to_end = is_end_to_end(context)
-        self.of_weights = 0.0
-        """What rounding the weights costs, as far as it is known."""
         places = [(t, i) for t, here in enumerate(rounded) for i in here]
         self._steps = np.array([t for t, _ in places])
         layers = np.array([i for _, i in places])

@@ -3,7 +3,8 @@
 The trellis of AdaTSQ (sec. 3.3): one level per scheduler step, a few candidate configurations a step, paths scored by
 (mean bits, summed error against the full-precision run). A hypothesis is its list of denoiser outputs, so its state at
 any step comes from teleporting through the pipeline's own loop. The survivors are re-scored by generating, and with
-them the paths that have the same candidate at every step (ours).
+them the paths that have the same candidate at every step (ours). A lagrangian allocation needs no trellis: its own path
+is rolled out, and once more with rounded weights alone.
 Units: `path/<digest>-<slice>` (an extension evaluated on a slice of the captions, and its outputs), `level/<step>`
 (what the beam was told), `rollout/<digest>-<slice>`, and `front` (the policy, and the whole Pareto front as Parquet).
 """
@@ -60,6 +61,8 @@ def search(executor: Executor, context: Context, report: Report) -> None:
         report(beam.level, len(beam.prices) + 1)
     survivors = [path.choices for path in beam.paths] if beam.finished else []
     survivors += [choices for choices in space.even if choices not in survivors]
+    if space.costs is not None:
+        survivors.append(space.weights_alone)
     rollouts = _evaluated(context, executor, "rollout", survivors, again)
     if not manifest.done("front"):
         write_front(context, space, beam, rollouts)
@@ -139,7 +142,8 @@ def _reads(settings: RunSettings, model: str) -> Plain:
         return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
     search = settings[SearchSettings]
     widths = {**search.identity(), "bits": list(widths_of(search, recipe.allocation))}
-    return {**settings.identity(ComputeSettings), "search": widths, "allocation": recipe.allocation}
+    alone = {"weights_alone": True} if recipe.allocation == "lagrangian" else {}
+    return {**settings.identity(ComputeSettings), "search": widths, "allocation": recipe.allocation, **alone}
 
 
 STAGE = Stage(

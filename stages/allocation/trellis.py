@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BEAM_FACTORS = (0.25, 4.0)
 """Multipliers of the beam's other candidates, relative to the allocation's own: more bits, and fewer."""
 
+WEIGHTS_ALONE = -1
+"""The candidate of no rounded activations."""
+
 
 class SearchSettings(Settings):
     """[search]"""
@@ -154,7 +157,15 @@ class Trellis:
         candidates = range(len(self.policies) if self.costs is None else 1)
         return [(c,) * len(self.rounded) for c in candidates]
 
+    @property
+    def weights_alone(self) -> Choices:
+        """The path whose activations are not rounded. It is no candidate of the beam."""
+        return (WEIGHTS_ALONE,) * len(self.rounded)
+
     def bits_of(self, step: int, candidate: int) -> tuple[int, ...]:
+        """Bits of the rounded layers of a step."""
+        if candidate == WEIGHTS_ALONE:
+            return (WEIGHT_ONLY,) * len(self.rounded[step])
         return self.policies[candidate][step]
 
     def whole_row(self, step: int, bits: tuple[int, ...]) -> tuple[int, ...]:
@@ -189,14 +200,16 @@ class Trellis:
         return spent / total
 
     def predicted(self, choices: Choices) -> float | None:
-        """The error that a path adds to the final latents, to first order; None where only steps were measured."""
+        """The error that the activations of a path add to the final latents, to first order; None where only steps were
+        measured."""
         if self.costs is None:
             return None
         index = {bits: k for k, bits in enumerate(self.costs.widths)}
         return self.costs.predicted([index[b] for row in self.rounded_bits(choices) for b in row])
 
     def all_budgets(self) -> list[dict[str, Any]]:
-        """Rows of the front that were not rolled out: the allocations at every tenth of a bit. Empty without costs."""
+        """Rows of the front that were not rolled out: the allocations at every tenth of a bit, `predicted_error` of the
+        activations alone. Empty without costs."""
         if self.costs is None:
             return []
         walk, found = self.costs.walk(self.settings.price), list[dict[str, Any]]()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from adatsq_pipe.stages.allocation.points import point_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
 
@@ -58,7 +59,7 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
     """Text of the card. `sizes` is what assemble counted, `quality` what evaluate measured (None: not evaluated)."""
     source = context.model.path
     inherited = front_matter(source)
-    front, _ = context.read("search", "front")
+    point = point_of(context)
     licence = inherited.get("license_name") or inherited.get("license")
     head = {"base_model": source.name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
     text = f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
@@ -71,8 +72,8 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
         else "Its licence is that of the original model.",
         layers=sizes["layers"],
         weight_bits=sizes["weight_bits"],
-        mean_bits=front.value["mean_bits"],
-        mac_bits=front.value["mac_weighted_bits"],
+        mean_bits=point.mean_bits,
+        mac_bits=point.mac_weighted_bits,
         ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
     )

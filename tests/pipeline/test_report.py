@@ -122,6 +122,24 @@ def _summary(store: MadeStore) -> dict[str, Any]:
     return asdict(report.summarize(_config(store), RunDir.at(store.context.run), store.context))
 
 
+def test_a_picked_point_of_the_front_is_what_the_summary_speaks_of(tmp_path: Path) -> None:
+    store = _store(tmp_path, recipe={"method": "endpoint"}, assemble={"mean_bits": 3.75})
+    manifest = store.manifest("search")
+    front = {"mean_bits": 4.25, "mac_weighted_bits": 4.1, "rollout_error": 0.003, "front": 2, "policy": store.bits}
+    own = [b for row in store.bits for b in row if b < 16]
+    rows = [
+        {"mean_bits": mean, "mac_weighted_bits": mean + 0.5, "predicted_error": 0.01, "rollout_error": error, "bits": b}
+        for mean, error, b in ((sum(own) / 6, 0.003, own), (3.5, None, [3, 4, 3, 4, 3, 4]))
+    ]
+    manifest.discard("front")
+    _commit(store.context, "search", "front", value=front, files={"front.parquet": rows})
+    found = _summary(store)
+    assert found["title"] == "tiny-flux: 4.38-bit weights, 3.50-bit activations"
+    bits = {name: found["bits"][name] for name in ("activations_mean", "activations_mac_weighted", "budget")}
+    assert bits == {"activations_mean": 3.5, "activations_mac_weighted": 4.0, "budget": 3.75}
+    assert (found["search"]["front"], found["search"]["rollout_error"]) == (2, None)
+
+
 def _error_of_mean(values: list[float]) -> float:
     """The standard deviation of a sample over the root of its size."""
     mean = sum(values) / len(values)

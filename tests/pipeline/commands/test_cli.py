@@ -19,7 +19,20 @@ from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.storage.rundir import RunDir
 
 FROZEN = Path(__file__).with_name("frozen_interface.json")
-ORDER = ["run", "status", "why", "sample", "compare", "export", "inspect", "settings", "verify", "submit", "attach"]
+ORDER = [
+    "run",
+    "pick",
+    "status",
+    "why",
+    "sample",
+    "compare",
+    "export",
+    "inspect",
+    "settings",
+    "verify",
+    "submit",
+    "attach",
+]
 ON_PURPOSE = (
     "The settings or the flags changed. If on purpose: write the new interface, which the test's message shows, to "
     "tests/pipeline/commands/frozen_interface.json, and add a line to the changelog. A changed default changes the "

@@ -20,9 +20,9 @@ THERE = ("run", "--run-dir", "/mnt/shared/run")
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), "only run and compare"),
-        (("status",), "only run and compare"),
-        (("submit", *THERE), "only run and compare"),
+        ((), "only run, pick and compare"),
+        (("status",), "only run, pick and compare"),
+        (("submit", *THERE), "only run, pick and compare"),
         (("run",), "--run-dir adatsq-run means nothing on another machine"),
         (("run", "--run-dir", "runs/mine"), "/mnt/shared/run"),
         ((*THERE, "--set", "data.prompts_file=captions.txt"), "data.prompts_file captions.txt means nothing"),
@@ -34,6 +34,7 @@ THERE = ("run", "--run-dir", "/mnt/shared/run")
         ((*THERE, "--set", "cluster.address=local"), "do not set the address 'local'"),
         ((*THERE, "--set", "serch.budget=3.5"), "did you mean 'search'"),
         ((*THERE, "--stages", "sarch"), "sarch"),
+        (("pick", "runs/mine", "--mean-bits", "3.6"), "RUN runs/mine means nothing on another machine"),
         ((*THERE, "--config", "nowhere.toml"), "nowhere.toml: there is no such file"),
         ((*THERE, "--colour", "blue"), "No such option"),
     ],
@@ -75,6 +76,11 @@ def test_the_job_joins_its_cluster_and_the_config_file_travels_before_the_sets(t
     assert parse_set(sets) == {
         "search": {"budget": 3.9}, "data": {"prompts": ["it's", "two\nlines # $HOME"]},
     }  # fmt: skip
+
+
+def test_a_pick_is_submitted_as_it_is() -> None:
+    line = entrypoint(main, ["pick", "/mnt/shared/run", "--bits-for", "40dB"])
+    assert shlex.split(line)[4:] == ["pick", "/mnt/shared/run", "--bits-for", "40dB", "--address", "auto"]
 
 
 def test_an_address_that_agrees_stays() -> None:

@@ -192,3 +192,16 @@ def test_a_portion_that_does_not_give_what_was_recorded_is_refused(
     worker, _ = made.open()
     with pytest.raises(StageError, match=r"captions 1 to 1 of a batch of 2 .* set search\.samples=0"):
         worker("path/1/1")
+
+
+def test_a_rollout_of_the_weights_alone_rounds_no_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path, monkeypatch, guided=False)
+    worker, _ = made.open()
+    logs = []
+    for caption in (2, 3):
+        x = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed_of(3, caption)))
+        for step in range(3):
+            _, x = step_of(made.solved, x, step, PROMPTS[caption], WHOLE, guided=False)
+        logs.append(math.log(made.relative([(x, made.walk(caption, None)[1][-1])])))
+    worker("rollout/2.2.2/0")
+    assert worker("rollout/-1.-1.-1/0") == pytest.approx(sum(logs) / 2, rel=1e-3), "after a policy of fewer bits"

@@ -270,3 +270,56 @@ def test_a_search_depends_on_its_settings_and_uniform_bits_on_nothing_but_themse
     assert found["allocation"] == "trellis" and found["search"]["budget"] == 4.5 and found["search"]["samples"] == 2
     uniform = make_store(tmp_path / "u", recipe={"method": "rtn", "activation_bits": 6}).context.settings
     assert reads(uniform, "model") == {"allocation": "uniform", "activation_bits": 6}
+
+
+def _lagrangian(folder: Path, obstacle: str = "", **search: object) -> MadeStore:
+    store = make_store(folder, recipe={"method": "endpoint"}, search={"budget": 4.5, "rollout_prompts": 2, **search})
+    store.write_survey()
+    store.write_effects(obstacle)
+    store.write_scores()
+    return store
+
+
+def _alone_or_not(path: Choices, place: int) -> float:
+    """Mean logarithms of errors: .004 of the weights alone, .009 of the policy."""
+    return math.log(0.004 if path == (-1, -1, -1) else 0.009)
+
+
+def test_a_lagrangian_allocation_rolls_out_its_own_path_and_the_weights_alone(tmp_path: Path) -> None:
+    store = _lagrangian(tmp_path)
+    executor = TableExecutor(_separable, _alone_or_not, [2])
+    _run(store, executor)
+    assert sorted(executor.asked) == ["rollout/-1.-1.-1/0", "rollout/0.0.0/0"], "two trajectories, and no trellis"
+    space, rows = Trellis(store.context), _rows(store)
+    assert space.costs is not None
+    value = store.manifest("search").read("front").value
+    assert value["weights_error"] == pytest.approx(0.004) and value["rollout_error"] == pytest.approx(0.009)
+    assert value["front"] == len(rows) and value["predicted_error"] == rows[0]["predicted_error"]
+    assert [row["rollout_error"] for row in rows] == [pytest.approx(0.009)] + [None] * (len(rows) - 1)
+    for row in rows:
+        added = space.costs.predicted([(3, 4, 5, 6, 8).index(b) for b in row["bits"]])
+        assert row["predicted_error"] == pytest.approx(0.004 + added), "measured of the weights, plus the activations"
+    assert len({tuple(row["bits"]) for row in rows}) == len(rows), "no policy twice"
+    budgets = {tuple(row["bits"]) for row in space.all_budgets()}
+    assert {tuple(row["bits"]) for row in rows} == budgets, "that of the budget of 4.5 is the path's own"
+    assert value["policy"] == [[*rows[0]["bits"][2 * t : 2 * t + 2], 16] for t in range(3)]
+
+
+def test_the_weights_alone_are_no_policy_of_the_front_however_near_they_come(tmp_path: Path) -> None:
+    store = _lagrangian(tmp_path)
+    _run(store, TableExecutor(_separable, lambda path, place: -9.0 if path == (-1, -1, -1) else -3.0, [2]))
+    assert all(max(row["bits"]) <= 8 for row in _rows(store))
+    assert max(b for row in policy_of(store.context).bits for b in row[:2]) <= 8
+
+
+def test_without_end_to_end_effects_nothing_is_predicted(tmp_path: Path) -> None:
+    store = _lagrangian(tmp_path, obstacle="RuntimeError: numpy")
+    _run(store, TableExecutor(_separable, _alone_or_not, [2]))
+    value = store.manifest("search").read("front").value
+    assert value["predicted_error"] is None and value["weights_error"] == pytest.approx(0.004)
+    assert {row["predicted_error"] for row in _rows(store)} == {None}
+
+
+def test_a_lagrangian_search_is_another_than_before_it_rolled_out_the_weights(tmp_path: Path) -> None:
+    found = all_stages()["search"].reads(_lagrangian(tmp_path).context.settings, "model")
+    assert isinstance(found, dict) and found["weights_alone"] is True

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adatsq_pipe.stages.allocation.points import AssembleSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -101,6 +102,27 @@ def test_codes_policy_and_scales_are_those_of_the_solved_units(store: MadeStore)
     assert torch.equal(written[f"{MODULATION}.bias"], torch.linspace(-3, 3, 16))
     for name in ("proj_out.weight", "proj_out.bias", f"{FIRST}.bias", f"{SECOND}.bias"):
         assert written[name].dtype == source[name].dtype and torch.equal(written[name], source[name])
+
+
+def test_a_picked_point_of_the_front_is_the_policy_of_the_folder_and_of_its_card(tmp_path: Path) -> None:
+    store = make_store(tmp_path, recipe={"method": "endpoint"}, assemble={"mean_bits": 3.9})
+    store.write_survey()
+    own = [b for row in store.bits for b in row if b < 16]
+    costs = {"mac_weighted_bits": 3.25, "predicted_error": 0.01, "rollout_error": None}
+    store.write_front(
+        [{"mean_bits": 5.0, "bits": own, **costs}, {"mean_bits": 3.5, "bits": [3, 4, 4, 3, 4, 3], **costs}]
+    )
+    _source(Path(store.context.model.path), {"transformer": _weights()})
+    for name in SHAPES:
+        _write_layer(store, name, name)
+    value, folder = _assembled(store)
+    written = load_file(folder / "transformer" / FILE)
+    assert [written[f"{name}.policy"].tolist() for name in SHAPES] == [[3, 4, 4], [4, 3, 3], [16, 16, 16]]
+    assert (
+        "activations: 3.50 bits on average over timesteps and layers, 3.25 weighted"
+        in (folder / "README.md").read_text()
+    )
+    assert value["policy_digest"] == sha256(repr(((3, 4, 16), (4, 3, 16), (4, 3, 16))).encode()).hexdigest()
 
 
 def test_a_folded_bias_has_the_dtype_that_the_source_stores(store: MadeStore) -> None:
@@ -214,5 +236,5 @@ def test_a_family_says_where_its_timestep_is(store: MadeStore) -> None:
 
 
 def test_the_folders_bytes_depend_on_the_call_and_the_world() -> None:
-    settings = RunSettings([ModelSettings(call={"height": 8}, world="scenes", path="x")])
+    settings = RunSettings([ModelSettings(call={"height": 8}, world="scenes", path="x"), AssembleSettings()])
     assert STAGE.reads(settings, "digest") == {"model": "digest", "call": {"height": 8}, "world": "scenes"}
