@@ -7,6 +7,7 @@ activations of two calls are held at once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.base.micro_batch import cut
 from adatsq_pipe.stages.denoiser.block_offload import checkpoint_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
-from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
+from adatsq_pipe.stages.denoiser.outputs import Output, leaves, of_samples, rebuild, structure
 
 
 class NotDifferentiable(Exception):
@@ -76,6 +76,8 @@ def obstacle(denoiser: Denoiser, conditions: Conditions, recorded: Trajectory) -
         torch.autograd.backward([latents], [torch.ones_like(latents)])
     except NotDifferentiable as error:
         return str(error)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a pipeline's own code raises under autograd
         return f"{type(error).__name__}: {error}".splitlines()[0][:300]
     return ""
@@ -115,7 +117,8 @@ class _Recorded(torch.autograd.Function):
                 torch.zeros_like(x) if needed else None for x, needed in zip(ctx.saved_tensors, wanted, strict=True)
             ]
         else:
-            through = ctx.adjoint.backward(ctx.call, ctx.saved_tensors, wanted, gradients)
+            output = ctx.adjoint.recorded.outputs[ctx.place]
+            through = ctx.adjoint.backward(ctx.call, output, ctx.saved_tensors, wanted, gradients)
         return None, None, None, None, *through
 
 
@@ -147,39 +150,51 @@ class _Adjoint:
         self.recomputed = recomputed
         self.dry = False
         self._anchor = torch.zeros((), requires_grad=True)
+        self._copies: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
 
     def replay(self, conditions: Conditions) -> Tensor:
         """The final latents, with the graph of the pipeline's loop."""
 
         def answer(place: int, call: Call) -> Output:
             output = self.recorded.outputs[place]
-            inputs = _float_leaves([call.args, call.kwargs])
+            inputs = [self._copy(x) for x in _float_leaves([call.args, call.kwargs])]
+            args, kwargs = _with_leaves([call.args, call.kwargs], (x.detach() for x in inputs))
+            call = replace(call, args=args, kwargs=kwargs)
             given: tuple[Tensor, ...] = _Recorded.apply(self, place, call, self._anchor, *inputs)  # type: ignore[no-untyped-call]
             return rebuild(structure(output), iter(given))
 
         latents = self.denoiser.differentiable(conditions, answer)
+        self._copies.clear()
         if not isinstance(latents, Tensor) or not latents.requires_grad:
             raise NotDifferentiable("the pipeline's loop cuts the final latents off from the denoiser's outputs")
         result: Tensor = latents
         return result
 
+    def _copy(self, x: Tensor) -> Tensor:
+        """A copy of a call's input, because loops (Kandinsky's) write into their latents; one copy serves all calls
+        that get the same tensor unchanged."""
+        if x.requires_grad:
+            return x.clone()
+        before = self._copies.get(id(x))
+        if before is None or before[0]() is not x or before[1] != x._version:
+            before = self._copies[id(x)] = (weakref.ref(x), x._version, x.clone())
+        return before[2]
+
     def backward(
-        self, call: Call, inputs: Sequence[Tensor], wanted: Sequence[bool], gradients: Sequence[Tensor | None]
+        self, call: Call, output: Output, inputs: Sequence[Tensor], wanted: Sequence[bool], gradients: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The gradients of a call's float inputs: the real denoiser runs once, in parts that fit."""
+        """The gradients of a call's float inputs, from those of its `output`: the real denoiser runs once, in parts
+        that fit."""
         with torch.enable_grad(), checkpoint_blocks(self.recomputed):
             sources = [x.detach().requires_grad_(needed) for x, needed in zip(inputs, wanted, strict=True)]
             args, kwargs = _with_leaves([call.args, call.kwargs], iter(sources))
             parts, start = self.denoiser.cut(replace(call, args=args, kwargs=kwargs)), 0
-            of = sum(size for _, size in parts)
+            of, along = sum(size for _, size in parts), rebuild(structure(output), iter(gradients))
             for part, size in parts:
                 with self._shown(call, range(start, start + size)):
                     outputs = leaves(self.denoiser.parts[part.part].forward(*part.args, **part.kwargs))
-                    pairs = [
-                        (output, cut(gradient, of, start, start + size) if len(parts) > 1 else gradient)
-                        for output, gradient in zip(outputs, gradients, strict=True)
-                        if gradient is not None and output.requires_grad
-                    ]
+                    own = leaves(of_samples(along, of, start, start + size)) if len(parts) > 1 else leaves(along)
+                    pairs = [(o, g) for o, g in zip(outputs, own, strict=True) if o.requires_grad]
                     torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
                 start += size
         return [x.grad if needed else None for x, needed in zip(sources, wanted, strict=True)]

@@ -32,6 +32,7 @@ from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.denoiser.pipeline_call import (
     PIPELINE_ERRORS,
+    ArraysOfGraphs,
     advice,
     cache_prompt_encoding,
     describe,
@@ -140,7 +141,8 @@ class Denoiser:
         """Run the pipeline with `forward` in place of its denoisers.
 
         Returns (pictures, final latents): pictures are None if the loop stopped early, latents as they were decoded.
-        `differentiable` runs the loop under the caller's grad mode, and the latents keep their graph.
+        `differentiable` runs the loop under the caller's grad mode, and latents keep their graph, as do the pictures
+        of a pipeline that has no latents.
         """
         samples = len(conditions.prompts)
         prompts: Any = list(conditions.prompts)
@@ -157,13 +159,15 @@ class Denoiser:
             keeps_graph=differentiable,
         )
         call = undecorated_call(self.pipe) if differentiable else self.pipe
+        arrays = ArraysOfGraphs()
         vae, pictures = getattr(self.pipe, "vae", None), None
         with stand_in.installed(self.parts, vae, self.pipe.scheduler), torch.random.fork_rng(devices=[]):
             torch.manual_seed(conditions.seeds[0])
             try:
                 arguments = {**self._call, **collated(conditions.inputs)}
                 arguments |= {self._condition: prompts, "generator": generators, "output_type": "np"}
-                pictures = pictures_of(call(**arguments), samples)
+                with arrays if differentiable else nullcontext():
+                    pictures = pictures_of(call(**arguments), samples)
             except LoopStopped:
                 pass
             except (StageError, StorageError, torch.OutOfMemoryError):
@@ -173,6 +177,8 @@ class Denoiser:
                     f"{type(self.pipe).__name__} fails as it is called here: {type(error).__name__}: {error}; "
                     f"called with {describe(arguments)}; {advice(error, self.pipe, samples)}"
                 ) from error
+        if arrays.last is not None and pictures is not None and arrays.last.shape == pictures.shape:
+            pictures = arrays.last
         return pictures, join_latents(stand_in.latents, samples) if stand_in.latents else pictures
 
     @torch.no_grad()

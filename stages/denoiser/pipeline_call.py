@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser.outputs import Output
@@ -180,3 +181,19 @@ def undecorated_call(pipe: Any) -> Callable[..., Any]:
     """The pipeline's `__call__` without `torch.no_grad` around it, bound to `pipe`."""
     bound: Callable[..., Any] = inspect.unwrap(type(pipe).__call__).__get__(pipe)
     return bound
+
+
+class ArraysOfGraphs(TorchFunctionMode):
+    """Inside, tensors with an autograd graph can be turned into arrays, which have none. `last` is the last of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> object:
+        if func is Tensor.numpy and args[0].requires_grad:
+            self.last = args[0]
+            args = (args[0].detach(), *args[1:])
+        return func(*args, **(kwargs or {}))

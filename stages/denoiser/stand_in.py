@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adatsq_pipe.stages.base.micro_batch import MicroBatch, joined
 from adatsq_pipe.stages.denoiser.outputs import Output
@@ -37,7 +38,7 @@ class StandIn:
     decodes_often: bool
     """Whether the pipeline decodes inside its loop; then it always may, and every decode's latents are collected."""
     keeps_graph: bool = False
-    """Whether the collected latents keep their autograd graph."""
+    """Whether the collected latents keep their autograd graph; decodes are then computed again in the backward pass."""
     step: int = 0
     step_ended: bool = False
     latents: list[Tensor] = field(default_factory=list)
@@ -77,7 +78,8 @@ class StandIn:
         def decode(latents: Tensor, *args: object, **kwargs: object) -> Output:
             self._collect(latents)
             ranges = self.micro.ranges(len(latents))
-            decoded = [decode_latents(vae, real, latents[start:stop], *args, **kwargs) for start, stop in ranges]
+            parts = [functools.partial(decode_latents, vae, real, latents[i:j], *args, **kwargs) for i, j in ranges]
+            decoded = [checkpoint(part, use_reentrant=False) if self.keeps_graph else part() for part in parts]
             return joined(decoded, [stop - start for start, stop in ranges])
 
         return decode

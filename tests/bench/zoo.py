@@ -193,7 +193,7 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
     from adatsq_pipe.stages.weights.solved import load_solved
 
     denoiser = Denoiser(
-        context.model.path,
+        str(context.model.path),
         dtype=context.settings[ComputeSettings].dtype,
         device="cpu",
         call=context.settings[ModelSettings].call,
