@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adatsq_pipe.pipeline.paired import DECIBELS, interval, is_baseline, with_gains
-from adatsq_pipe.pipeline.plots import pyplot
+from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.rundir import RunDir

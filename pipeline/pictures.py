@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adatsq_pipe.pipeline.plots import pyplot
+from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.pipeline.samples import quantized_units
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import arrays, tables

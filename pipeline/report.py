@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from adatsq_pipe.pipeline import pictures, plots
+from adatsq_pipe.pipeline import pictures
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
+from adatsq_pipe.pipeline.plots import front, policy, weight_bits
+from adatsq_pipe.pipeline.plots import steps as by_step
 from adatsq_pipe.pipeline.samples import quantized_units, read_rows, samples
 from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
+from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -30,11 +33,15 @@ from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.solve import SolveSettings
+from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 from adatsq_pipe.storage.tables import Row
+
+FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
+"""Names of the plots that only some recipes have."""
 
 
 def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
@@ -48,11 +55,23 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     run.report.mkdir(exist_ok=True)
     summary = summarize(config, run, context)
     pictures.draw(context, run.report / "side_by_side.png", summary.title)
-    plots.draw(context, run.report / "policy.png", run.report / "steps.png", summary)
+    _plot(run.report, context, summary)
     _publish(run, context, summary)
     write_text(path, json.dumps(asdict(summary), indent=1) + "\n")
     run.upload("report")
     return True
+
+
+def _plot(folder: Path, context: Context, summary: Summary) -> None:
+    """The plots. Those that say nothing of this recipe are removed, where another one has left them."""
+    policy.draw(context, folder / "policy.png")
+    by_step.draw(summary.quality.per_step, folder / "steps.png")
+    for name in (FRONT, WEIGHT_BITS):
+        (folder / name).unlink(missing_ok=True)
+    if front.has_front(context):
+        front.draw(context, folder / FRONT)
+    if context.settings[Recipe].weight_budget:
+        weight_bits.draw(weight_widths(context), folder / WEIGHT_BITS)
 
 
 def _publish(run: RunDir, context: Context, summary: Summary) -> None:
@@ -76,6 +95,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
     """The run in numbers."""
     drawn = samples(context)
     point, found = point_of(context), context.manifest("search").read("front").value["front"]
+    widths = weight_widths(context)
     sizes = context.manifest("assemble").read("model").value
     return Summary(
         title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
@@ -93,6 +113,8 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],
+            weights_mean=widths.mean,
+            weight_layers={str(bits): count for bits, count in widths.layers.items()},
             activations_mean=point.mean_bits,
             activations_mac_weighted=point.mac_weighted_bits,
             budget=config.settings[AssembleSettings].mean_bits or config.settings[SearchSettings].budget,
@@ -128,6 +150,7 @@ def _facts(config: RunConfig, run: RunDir, context: Context) -> Facts:
     survey = Survey.from_plain(context.manifest("capture").read("survey").value)
     damping = config.settings[SolveSettings].damping
     return Facts(
+        sensitivity=sensitivity_of(context),
         layers_not_called=list(survey.unused),
         layers_called_repeatedly_and_left_alone=list(survey.repeated),
         left_alone=left_of(context),

@@ -19,7 +19,7 @@ from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan
-from adatsq_pipe.pipeline.plots import pyplot
+from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report

@@ -54,6 +54,10 @@ class Bits:
 
     weights_with_scales: float
     """Mean bits of a quantized weight, with its scales and zero points."""
+    weights_mean: float
+    """Mean bits of a weight's code over the parameters of the layers whose inputs are rounded, without scales."""
+    weight_layers: Mapping[str, int]
+    """How many of those layers have each width of codes."""
     activations_mean: float
     """Over timesteps and layers."""
     activations_mac_weighted: float
@@ -93,6 +97,8 @@ class SearchCost:
 class Facts:
     """What a reader of the numbers should know: layers that are not quantized, fallbacks, memory."""
 
+    sensitivity: str
+    """What the sensitivities are effects on: "trajectory", "step", or "step, because ..."."""
     layers_not_called: Sequence[str]
     layers_called_repeatedly_and_left_alone: Sequence[str]
     left_alone: Sequence[Mapping[str, object]]

@@ -93,9 +93,14 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
     summary = read_summary(place.report)
     quality, bits, size = summary.quality, summary.bits, summary.size
     click.echo(
-        f"{bits.weights_with_scales:.2f}-bit weights, {bits.activations_mean:.2f}-bit activations, "
+        f"{bits.weights_with_scales:.2f}-bit weights, {bits.activations_mean:.2f}-bit activations "
+        f"({bits.activations_mac_weighted:.2f} weighted by MACs), "
         f"quantized layers {size.layer_ratio:.2f}x smaller; PSNR to full precision "
         f"{quality.psnr.mean:.1f} dB on {quality.captions} captions x {quality.seeds} seeds"
+    )
+    counts = ", ".join(f"{width} bits in {count}" for width, count in bits.weight_layers.items())
+    click.echo(
+        f"sensitivity of the {summary.facts.sensitivity}; layers' weights: {counts} (mean {bits.weights_mean:.2f})"
     )
     if scores := quality.asked_for:
         click.echo("pictures that show what the caption asks for: " + _scores(scores))

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from adatsq_pipe.stages.allocation.points import point_of
+from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.weights.widths import weight_widths
 
 INHERITED = ("license", "license_name", "license_link", "language")
 """What a card says of the original that holds for its copy."""
@@ -48,7 +50,10 @@ Against the full-precision pipeline, on {captions} captions x {seeds} seeds (mea
 
 ## What it does
 
-![Activation bits of every layer at every denoising step](policy.png)
+![Sensitivity and activation bits of every layer at every denoising step](policy.png)
+
+- sensitivity measured: {sensitivity}
+- weights of layers that see tokens, without scales: {widths}
 
 The policy follows the denoiser's own timestep: at other step counts each step takes the bits of the nearest calibrated
 noise level.
@@ -77,7 +82,10 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
         ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
     )
-    return text if quality is None else text + _SCORES.format(**quality, rows="\n".join(_rows(quality)))
+    if quality is None:
+        return text
+    facts = {"sensitivity": sensitivity_of(context), "widths": weight_widths(context)}
+    return text + _SCORES.format(**quality, **facts, rows="\n".join(_rows(quality)))
 
 
 def _rows(quality: Mapping[str, Any]) -> list[str]:

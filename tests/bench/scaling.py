@@ -103,7 +103,7 @@ def main(forward: float, per_unit: int, units: int, steps: int, workers: tuple[i
 
 
 def _draw(rows: dict[int, dict[str, float]], out: Path) -> None:
-    from adatsq_pipe.pipeline.report import pyplot
+    from adatsq_pipe.pipeline.plots.figures import pyplot
 
     plt, counts = pyplot(), list(rows)
     figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")

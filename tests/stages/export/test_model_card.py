@@ -53,6 +53,8 @@ def test_licence_and_language_are_inherited(text: str, found: dict[str, str], tm
 def store(tmp_path: Path) -> MadeStore:
     """A run whose policy has 4.567 bits on average, 5.125 weighted by MACs, and an original with a card."""
     store = make_store(tmp_path, recipe={"method": "quarot"})
+    store.write_survey()
+    store.write_layers(bits=3)
     store.manifest("search").open_unit("front")
     store.manifest("search").commit("front", value={"mean_bits": 4.567, "mac_weighted_bits": 5.125})
     model = Path(store.context.model.path)
@@ -105,7 +107,9 @@ def test_the_card_of_an_evaluated_model_has_a_row_per_measure(store: MadeStore) 
         "| SSIM of pictures | 0.988 +- 0.001 |",
         "| error of latents | 0.013 +- 0.001 |",
     ]
-    assert "![Activation bits of every layer at every denoising step](policy.png)" in body
+    assert "![Sensitivity and activation bits of every layer at every denoising step](policy.png)" in body
+    assert "- weights of layers that see tokens, without scales: 3 bits in 2 layers; 3.00 on average over" in body
+    assert "- sensitivity measured: step\n" in body
 
 
 def test_prompt_scores_of_both_models_are_shown(store: MadeStore) -> None:
