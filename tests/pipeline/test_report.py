@@ -17,6 +17,7 @@ from adatsq_pipe.pipeline import pictures, report
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.pipeline.summary import Mean, read_summary
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
 from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.drawn import pixels
@@ -83,6 +84,7 @@ def _store(folder: Path, **tables: Mapping[str, Any]) -> MadeStore:
         }
         _commit(c, "solve", f"layer/{name}", (1.0, 2.0, 4.0), value=value)
     store.write_scores()
+    _commit(c, "fisher", DIFFERENTIABLE, value={"obstacle": ""})
     _commit(c, "search", "level/000", (20.0, 0.0, 30.0, 2.0), value={})
     _commit(c, "search", "level/001", (10.0, 0.0, 15.0, 4.0), value={})
     _commit(c, "search", "rollout/a-000", (3.0, 0.0, 4.0, 99.0), value={"calls": 6, "samples": 2})
