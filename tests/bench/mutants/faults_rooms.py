@@ -63,9 +63,13 @@ FAULTS = [
     *faults(
         "pipeline/config.py",
         f"{PIPELINE}config.py",
+        ('merged(sampling(model), filled["model"])', 'merged(filled["model"], sampling(model))'),
+    ),
+    *faults(
+        "pipeline/captions.py",
+        f"{PIPELINE}config.py",
         ("lines[1 if held_out else 0 :: 2]", "lines[0::2]"),
         ('split = "held_out" if held_out else "train"', 'split = "train"'),
-        ('merged(sampling(model), filled["model"])', 'merged(filled["model"], sampling(model))'),
     ),
     *faults(
         "pipeline/paired.py",
@@ -82,11 +86,19 @@ FAULTS = [
         "pipeline/compare_table.py",
         f"{PIPELINE}compare_table.py",
         (
-            'row["latent_error_geometric"] < kept[key]["latent_error_geometric"]',
-            'row["latent_error_geometric"] > kept[key]["latent_error_geometric"]',
+            'row["latent_error_geometric"] < chosen[key]["latent_error_geometric"]',
+            'row["latent_error_geometric"] > chosen[key]["latent_error_geometric"]',
         ),
         ('-row["psnr"] if gain is None else -gain', '-row["psnr"]'),
         ("-10 * math.log10", "-20 * math.log10"),
+    ),
+    *faults(
+        "pipeline/commands/pick.py",
+        "tests/pipeline/commands/test_pick.py",
+        ("10 ** (-float(match[1]) / 10)", "10 ** (-float(match[1]) / 20)"),
+        (") != 1:", ") == 0:"),
+        ("        write_request(place, config)", "        pass"),
+        ("range(place - AROUND, place + AROUND + 1)", "range(place, place + AROUND + 1)"),
     ),
     *faults(
         "pipeline/compare.py",

@@ -75,8 +75,11 @@ FAULTS = [
         ("recipe.regions and timegroups", "not recipe.regions and timegroups"),
         ("found.scale_OG.bfloat16().float())", "found.scale_OG)"),
         ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
-        ("act_order=self.settings.act_order", "act_order=not self.settings.act_order"),
-        ("damping=self.settings.damping", "damping=10 * self.settings.damping"),
+        (
+            "grid, damping=self.settings.damping, act_order=self",
+            "grid, damping=self.settings.damping, act_order=not self",
+        ),
+        ("grid, damping=self.settings.damping", "grid, damping=10 * self.settings.damping"),
         ("rounds=recipe.rank_rounds", "rounds=1"),
     ),
     *faults(
@@ -98,8 +101,13 @@ FAULTS = [
         "tests/stages/allocation/test_trellis.py",
         ("b * m\n", "b\n"),
         ("return sum(map(sum, rows)) / sum(map(len, rows))", "return sum(map(sum, rows)) / len(rows)"),
-        ("len(self.rounded) / sum(map(len, self.rounded))", "1 / len(self.rounded[0])"),
+        ("per_layer = len(self.rounded) / sum(map(sum, weights))", "per_layer = 1 / sum(weights[0])"),
         ("self.policies[candidate][step]", "self.policies[0][step]"),
+    ),
+    *faults(
+        "stages/allocation/trellis.py",
+        "tests/stages/allocation/test_rollout.py",
+        ("return (WEIGHT_ONLY,) * len(self.rounded[step])", "return (8,) * len(self.rounded[step])"),
     ),
     *faults(
         "stages/allocation/decoupled_worker.py",
@@ -110,7 +118,7 @@ FAULTS = [
     *faults(
         "stages/allocation/decoupled.py",
         "tests/stages/allocation/test_decoupled.py",
-        ("settings.bits, settings.budget)", "settings.bits, settings.bits[-1])"),
+        ('"decoupled"), settings.budget)', '"decoupled"), 8.0)'),
         ('return "attention" if', 'return "rest" if'),
     ),
     *faults(
@@ -118,6 +126,20 @@ FAULTS = [
         SEARCH,
         ("math.exp(mean_log)", "mean_log"),
         ("best = min(tried", "best = max(tried"),
+        ("weights_error + added", "added"),
+        ('if tuple(row["bits"]) not in known:', "if True:"),
+    ),
+    *faults(
+        "stages/allocation/points.py",
+        "tests/stages/allocation/test_points.py",
+        ("if self.mean_bits else {}", "if True else {}"),
+        ("self.predicted_error if self.rollout_error is None else self.rollout_error", "self.predicted_error"),
+        ("point.mean_bits > least or point.rollout_error is not None", "True"),
+        ("if point.mean_bits <= bound + TOLERANCE", "if point.mean_bits < bound - TOLERANCE"),
+        ("inside[-1].mean_bits - TOLERANCE", "inside[0].mean_bits - TOLERANCE"),
+        ("(p.mean_bits, p.error or 0.0)", "(p.mean_bits, -(p.error or 0.0))"),
+        ("if point == self.chosen:", "if False:"),
+        ("-10 * math.log10(max(error", "-20 * math.log10(max(error"),
     ),
     *faults(
         "stages/export/assemble_worker.py",
