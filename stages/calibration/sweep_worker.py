@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -47,6 +49,9 @@ class Sweep(OutOfMemoryBackoff):
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row.name: linears[row.name] for row in self.survey.layers}
         self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
+        kept = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
+        self.room = _Room(sum(layer.weight.nbytes for layer in self.layers.values()) if kept else 0)
+        """On a GPU rounding a weight takes little of the time, and its error would take the memory."""
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
         self.again = blocks_of(self.denoiser.parts) if again else []
@@ -69,14 +74,32 @@ class Sweep(OutOfMemoryBackoff):
         activations = torch.zeros(captions, survey.steps, len(survey.layers), len(WIDTHS), dtype=torch.float64)
         weights = torch.zeros(captions, survey.steps, len(survey.layers), dtype=torch.float64)
 
+        shared = list[_Pass]()
+        """The latest crossings, as long as they are of layers with one input: it is rounded once for all of them."""
+
+        @torch.no_grad()
+        def finish() -> None:
+            if shared:
+                of_activations = shared[0].rounding.of_tokens(shared[0].x, [one.gradient for one in shared])
+                for one, effects in zip(shared, of_activations, strict=True):
+                    found = by_sample(effects, one.samples, captions).cpu()
+                    activations[:, one.step, one.rounding.place] += found
+                shared.clear()
+
         def see(crossing: Crossing) -> None:
             rounding, step = self.rounding[crossing.layer], crossing.call.step
-            of_activations, of_weight = rounding.effects(crossing)
+            of_weight = rounding.of_weight(crossing, self.room)
             weights[:, step, rounding.place] += by_sample(of_weight, crossing.samples, captions).cpu()
-            if of_activations is not None:
-                activations[:, step, rounding.place] += by_sample(of_activations, crossing.samples, captions).cpu()
+            if not rounding.rounded:
+                return
+            x, gradient = crossing.x.detach(), rounding.turned(crossing.input_gradient)
+            one = _Pass(rounding, step, crossing.samples, x, gradient)
+            if shared and not shared[0].shares_input(one):
+                finish()
+            shared.append(one)
 
         sweep(self.denoiser, conditions, run, self._direction(at, run.latents), self.layers, see, recomputed=self.again)
+        finish()
         for name, effects in (("activations", activations), ("weights", weights)):
             if not effects.isfinite().all():
                 step, layer = (int(i) for i in (~effects.isfinite()).nonzero()[0][1:3])
@@ -93,29 +116,49 @@ class Sweep(OutOfMemoryBackoff):
         return torch.randn(latents.shape, generator=torch.Generator().manual_seed(int(state)))
 
 
+@dataclass
+class _Room:
+    """Bytes left for the errors of weights that are kept."""
+
+    bytes: int
+
+    def take(self, size: int) -> bool:
+        fits = size <= self.bytes
+        self.bytes -= size if fits else 0
+        return fits
+
+
 class _Rounding:
     """How a recipe rounds one layer: the basis, the grid of the weight, the grids of tokens."""
 
     def __init__(self, recipe: Recipe, place: int, row: LayerInfo) -> None:
         self.place, self.rounded, self.recipe = place, row.rounded, recipe
         self.spec = spec_of(recipe, row)
+        self.basis = (self.spec.block, self.spec.symmetric_activations, self.spec.activation_group)
         self._grid: Grid | None = None
+        self._kept: Tensor | None = None
 
-    def effects(self, crossing: Crossing) -> tuple[Tensor | None, Tensor]:
-        """(effects of rounding the tokens [rows, widths], or None; effects of rounding the weight [rows])."""
-        h = hadamard(self.spec.block, dtype=torch.float32, device=crossing.x.device)
-        x = rotate(crossing.x.float(), h)
-        weight = rotate(crossing.weight.float(), h)
-        of_weight = weight_effects(x, crossing.output_gradient, self._error(weight))
-        if not self.rounded:
-            return None, of_weight
-        gradient = rotate(crossing.input_gradient.float(), h)
-        spec = self.spec
-        symmetric, group = spec.symmetric_activations, spec.activation_group
-        return activation_effects(x, gradient, WIDTHS, symmetric=symmetric, group=group), of_weight
+    def turned(self, x: Tensor) -> Tensor:
+        """`x` [..., in] in the basis of the codes, float32."""
+        return rotate(x.float(), _hadamard(self.spec.block, x.device))
 
-    def _error(self, weight_OI: Tensor) -> Tensor:
-        """Rounding to nearest less the weight, in the basis of the codes."""
+    def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Effects of rounding the tokens of the input `x`, [rows, widths], by turned gradient."""
+        symmetric, group = self.spec.symmetric_activations, self.spec.activation_group
+        return activation_effects(self.turned(x), gradients, WIDTHS, symmetric=symmetric, group=group)
+
+    def of_weight(self, crossing: Crossing, room: _Room) -> Tensor:
+        """Effects of rounding the weight, [rows]."""
+        error = self._kept
+        if error is None:
+            error = self._error(crossing.weight)
+            if room.take(error.nbytes):
+                self._kept = error
+        return weight_effects(crossing.x, crossing.output_gradient, error)
+
+    def _error(self, weight: Tensor) -> Tensor:
+        """Rounding to nearest less the weight, in the weight's own basis: the rotation is its own inverse."""
+        weight_OI = self.turned(weight)
         if self._grid is None:
             grid = weight_grid(
                 weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
@@ -123,4 +166,26 @@ class _Rounding:
             )  # fmt: skip
             self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
         columns = self._grid.columns(weight_OI.shape[1])
-        return dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI)
+        return self.turned(dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI))
+
+
+@functools.cache
+def _hadamard(block: int, device: torch.device) -> Tensor:
+    return hadamard(block, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A crossing of a layer whose tokens are rounded; `gradient` is the input's, in the basis of the codes."""
+
+    rounding: _Rounding
+    step: int
+    samples: range
+    x: Tensor
+    gradient: Tensor
+
+    def shares_input(self, other: _Pass) -> bool:
+        """Whether both layers have one input, rounded alike."""
+        a, b = self.x, other.x
+        same = a.data_ptr() == b.data_ptr() and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        return same and self.rounding.basis == other.rounding.basis

@@ -12,23 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics.grid import fake_quantize_tokens
+from adatsq_pipe.stages.numerics.grid import token_errors
 
 
 def activation_effects(
-    x_NI: Tensor, gradient_NI: Tensor, widths: Sequence[int], *, symmetric: bool, group: int
-) -> Tensor:
-    """The effect of rounding each row's tokens to each of `widths` bits, float64 [rows, widths].
+    x_NI: Tensor, gradients: Sequence[Tensor], widths: Sequence[int], *, symmetric: bool, group: int
+) -> list[Tensor]:
+    """The effect of rounding each row's tokens to each of `widths` bits, float64 [rows, widths], by gradient.
 
-    `x_NI` [rows, ..., in] is the layer's input and `gradient_NI` the scalar's gradient there, in the basis in which
-    tokens are rounded.
+    `x_NI` [rows, ..., in] is the input of one layer or several, and `gradients` hold the scalar's gradient there
+    through each of them, in the basis in which tokens are rounded.
     """
-    x, gradient = x_NI.float(), gradient_NI.float()
-    effects = []
-    for bits in widths:
-        error = fake_quantize_tokens(x, 2.0**bits - 1, symmetric=symmetric, group=group).sub_(x)
-        effects.append(error.mul_(gradient).flatten(1).sum(1).double())
-    return torch.stack(effects, 1)
+    found: list[list[Tensor]] = [[] for _ in gradients]
+    for error in token_errors(x_NI, widths, symmetric=symmetric, group=group):
+        for effects, gradient in zip(found[1:], gradients[1:], strict=True):
+            effects.append(-_by_row(error * gradient.float()))
+        found[0].append(-_by_row(error.mul_(gradients[0].float())))
+    return [torch.stack(effects, 1) for effects in found]
 
 
 def weight_effects(x_NI: Tensor, gradient_NO: Tensor, error_OI: Tensor) -> Tensor:
@@ -37,7 +37,12 @@ def weight_effects(x_NI: Tensor, gradient_NO: Tensor, error_OI: Tensor) -> Tenso
     `x_NI` [rows, ..., in] is the layer's input and `gradient_NO` [rows, ..., out] the scalar's gradient at its output.
     """
     changed = torch.nn.functional.linear(x_NI.float(), error_OI.float())
-    return changed.mul_(gradient_NO.float()).flatten(1).sum(1).double()
+    return _by_row(changed.mul_(gradient_NO.float()))
+
+
+def _by_row(products: Tensor) -> Tensor:
+    """The sum of every row [rows, ...], float64 [rows]."""
+    return products.flatten(1).sum(1).double()
 
 
 def by_sample(effects_R: Tensor, samples: range, of: int) -> Tensor:

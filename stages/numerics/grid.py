@@ -7,6 +7,7 @@ grid and back. Sources: QuaRot (2404.00456), sec. 5, for clipping; TQ-DiT (2502.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,18 @@ def fake_quantize_tokens(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool,
     return codes.mul_(scale).flatten(x_NI.ndim - 1).to(x_NI.dtype)
 
 
+def token_errors(x_NI: Tensor, widths: Sequence[int], *, symmetric: bool, group: int = 0) -> Iterator[Tensor]:
+    """`x_NI` less `fake_quantize_tokens` of it at each of `widths` bits, float32 [..., in], one after the other: ranges
+    are found once."""
+    x = x_NI.float()
+    if group:
+        x = x.unflatten(-1, (-1, group))
+    ranges = _token_ranges(x, symmetric)
+    for bits in widths:
+        codes, scale = _codes_in(x, ranges, 2.0**bits - 1)
+        yield torch.addcmul(x, codes, scale, value=-1, out=codes).flatten(x_NI.ndim - 1)
+
+
 def token_codes(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The grids of `fake_quantize_tokens` as (codes [..., in] in the dtype of `x_NI`, scale float32 [..., 1]).
 
@@ -154,13 +167,24 @@ def _token_codes(x_NI: Tensor, qmax: Tensor | float, symmetric: bool, group: int
     x = x_NI.float()
     if group:
         x = x.unflatten(-1, (-1, group))
+    return _codes_in(x, _token_ranges(x, symmetric), qmax)
+
+
+def _token_ranges(x: Tensor, symmetric: bool) -> tuple[Tensor, ...]:
+    """(largest magnitude,) of every row where grids are symmetric, else (lowest, highest) with 0 included."""
     if symmetric:
-        half = (qmax - 1) / 2
-        scale = x.abs().amax(-1, keepdim=True).div_(half).clamp_(min=1e-12)
+        return (x.abs().amax(-1, keepdim=True),)
+    return x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
+
+
+def _codes_in(x: Tensor, ranges: tuple[Tensor, ...], qmax: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Codes and scales of rows with these ranges."""
+    if len(ranges) == 1:
+        scale = ranges[0].div((qmax - 1) / 2).clamp_(min=1e-12)
         return torch.div(x, scale).round_(), scale
-    low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
-    scale = high.sub_(low).div_(qmax).clamp_(min=1e-12)
-    ceiling = low.div_(scale).round_().add_(qmax)
+    low, high = ranges
+    scale = high.sub(low).div_(qmax).clamp_(min=1e-12)
+    ceiling = low.div(scale).round_().add_(qmax)
     return torch.div(x, scale).round_().clamp_(max=ceiling), scale
 
 
