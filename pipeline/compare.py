@@ -29,13 +29,10 @@ from adatsq_pipe.storage.rundir import RunDir
 
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
 CALIBRATION = tuple(STAGES)[: list(STAGES).index("assemble")]
-_SEARCH = {
-    3: preset_tables("w3a3")["search"],
-    4: preset_tables("w4a4")["search"],
-    6: {"bits": [4, 6, 8]},
-    8: {"bits": [8]},
-}
-"""Bits of searched policies, by the least mean they are for."""
+_WIDTHS = {3: [3, 4, 8], 4: [3, 4, 8], 6: [4, 6, 8], 8: [8]}
+"""Activation widths of AdaTSQ's and ViDiT-Q's policies, by the least mean they are for."""
+_ABOVE_THREE = preset_tables("w3a3")["search"]["budget"]
+"""The mean bits of a search that is labelled w3a3: at 3 bits there would be nothing to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +94,18 @@ def _row(
     """A row; None for one that cannot be: only searched allocations have a mean that is no whole number."""
     recipe = {
         "method": method, "weight_bits": weight, "conditioning_bits": max(4, weight),
-        "activation_bits": int(activation), "group_fit": True, **change,
+        "activation_bits": int(activation), "group_fit": True,
+        **{key: value for key, value in change.items() if "." not in key},
     }  # fmt: skip
-    searched = resolve(recipe).allocation != "uniform"
-    if activation != int(activation) and not searched:
+    allocation = resolve(recipe).allocation
+    if activation != int(activation) and allocation == "uniform":
         return None
-    level = max(least for least in _SEARCH if least <= max(activation, 3))
-    widths = _SEARCH[level]["bits"]
-    budget = (
-        max(activation, _SEARCH[3]["budget"]) if level == 3 and resolve(recipe).allocation == "trellis" else activation
-    )
+    level = max(least for least in _WIDTHS if least <= max(activation, 3))
+    widths = [] if allocation == "lagrangian" else _WIDTHS[level]
+    budget = max(activation, _ABOVE_THREE) if level == 3 and allocation in ("trellis", "lagrangian") else activation
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
-    if resolve(recipe).allocation == "lagrangian":
-        widths = []
     sets += [f"search.bits={widths}", f"search.budget={float(budget)}"]
+    sets += [f"{key}={json.dumps(value)}" for key, value in change.items() if "." in key]
     config = load(sets)
     refused = ""
     try:

@@ -18,16 +18,21 @@ SAME_BITS = 0.25
 """Rows of a method whose weights differ by no more are one choice of its knob; others are different sizes."""
 
 
+ABLATED = ("adatsq", "endpoint")
+"""Methods whose changes are ablations, each a row of its own."""
+
+
 def best(results: Sequence[tables.Row]) -> list[tables.Row]:
     """Of every method at every pair of bits, the change of least geometric mean latent error, in the order of the rows.
 
-    Changes that make the model larger or smaller than the method as published stay, and so do AdaTSQ's ablations.
+    Changes that make the model larger or smaller than the method as published stay, and so do the ablations of
+    AdaTSQ and endpoint.
     """
     chosen: dict[tuple[str, str, str], tables.Row] = {}
     published = {(row["bits"], row["method"]): row["weight_bits"] for row in results if row["change"] == "{}"}
     for row in results:
         size = published.get((row["bits"], row["method"]), row["weight_bits"])
-        apart = row["method"] == "adatsq" or abs(row["weight_bits"] - size) > SAME_BITS
+        apart = row["method"] in ABLATED or abs(row["weight_bits"] - size) > SAME_BITS
         key = (row["bits"], row["method"], row["change"] if apart else "")
         if key not in chosen or row["latent_error_geometric"] < chosen[key]["latent_error_geometric"]:
             chosen[key] = row

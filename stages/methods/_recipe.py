@@ -18,7 +18,7 @@ class Recipe(Settings):
 
     table: ClassVar[str] = "recipe"
 
-    method: str = "adatsq"
+    method: str = "endpoint"
     """One of the files of stages/methods."""
 
     transform: Literal["none", "hadamard"]
@@ -123,7 +123,8 @@ def methods() -> list[str]:
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """What `compare` tries of a method: as published (no change), and with its main knob turned."""
+    """What `compare` tries of a method: as published (no change), and with its main knob turned. Keys are the recipe's,
+    or those of another table as "table.key"."""
     return [{}, *importlib.import_module(f"adatsq_pipe.stages.methods.{name}").VARIANTS]
 
 

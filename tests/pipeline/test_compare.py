@@ -49,6 +49,12 @@ def test_a_mean_that_is_no_whole_number_is_for_searched_policies() -> None:
 def test_sweeping_turns_the_main_knob() -> None:
     changes = [dict(row.change) for row in planned("smoothquant", "w4a4", sweep=True)]
     assert changes == [{}, {"smoothing_alpha": 0.3}, {"smoothing_alpha": 0.7}]
+    own = planned("endpoint", "w3a3.6", sweep=True)
+    assert [dict(row.change) for row in own][-1] == {"search.beam": True}
+    assert own[-1].config.settings[SearchSettings].beam and not own[0].config.settings[SearchSettings].beam
+    widths = [row.config.settings[SearchSettings].bits for row in own]
+    assert widths[0] == () and widths[-3] == (3, 4, 8)
+    assert [row.config.settings[Recipe].weight_budget for row in own][:3] == [3.0, 0.0, 0.0]
     ablations = planned("adatsq", "w4a4", sweep=True)
     assert [row.config.settings[Recipe].temporal for row in ablations] == [True, True, False, False, True]
 

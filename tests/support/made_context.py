@@ -23,7 +23,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"call": {"num_inference_steps": 3}},
     "data": {"prompts": ["a red circle", "a blue square", "two crosses", "a white star"], "batch": 2, "seed": 3},
     "capture": {"rows": 6, "block": 2},
-    "recipe": {"conditioning_group": 0},
+    "recipe": {"method": "adatsq", "conditioning_group": 0},
     "search": {"rollout_prompts": 2},
     "evaluate": {"prompts": ["a green ring", "a black dot"]},
 }

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench.mutants import faults_numerics, faults_rooms, faults_runtime, faults_stages, faults_storage
+from tests.bench.mutants import (
+    faults_effects,
+    faults_numerics,
+    faults_rooms,
+    faults_runtime,
+    faults_stages,
+    faults_storage,
+)
 from tests.bench.mutants.fault import Fault
 
 ROOT = Path(__file__).parents[3]
 FAULTS = [
     *faults_stages.FAULTS,
+    *faults_effects.FAULTS,
     *faults_numerics.FAULTS,
     *faults_runtime.FAULTS,
     *faults_rooms.FAULTS,

@@ -1,0 +1,84 @@
+"""Faults of end-to-end sensitivities and of what is divided by them."""
+
+from __future__ import annotations
+
+from tests.bench.mutants.fault import faults
+
+CALIBRATION = "tests/stages/calibration/test_sweep.py"
+ALLOCATION = "tests/stages/allocation/test_lagrangian.py"
+WEIGHTS = "tests/stages/weights/test_bit_widths.py"
+
+FAULTS = [
+    *faults(
+        "stages/denoiser/adjoint.py",
+        CALIBRATION,
+        ("range(start, start + size)):", "range(0, size)):"),
+        ("return [x.grad if needed", "return [2 * x.grad if needed"),
+        ("through = gradient @ weight", "through = gradient @ weight * 0.5"),
+        ("if not isinstance(latents, Tensor) or not latents.requires_grad:", "if not isinstance(latents, Tensor):"),
+        ("cut(gradient, of, start, start + size) if len(parts) > 1", "gradient[:size] if len(parts) > 1"),
+    ),
+    *faults(
+        "stages/numerics/effects.py",
+        CALIBRATION,
+        ("2.0**bits - 1", "2.0**bits"),
+        (".sub_(x)", ".sub_(x).abs_()"),
+        ("[sample % of for sample in samples]", "[0 for sample in samples]"),
+    ),
+    *faults(
+        "stages/calibration/sweep_worker.py",
+        CALIBRATION,
+        ("weights[:, step, rounding.place] +=", "weights[:, step, rounding.place] ="),
+        ("activations[:, step, rounding.place] +=", "activations[:, step, rounding.place] ="),
+        ("(self.settings.seed, at.draw, at.batch)", "(self.settings.seed, at.batch, at.draw)"),
+        ("grid.scale_OG.bfloat16().float()", "grid.scale_OG * 1.01"),
+        ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
+        ("gradient = rotate(crossing.input_gradient.float(), h)", "gradient = crossing.input_gradient.float()"),
+    ),
+    *faults(
+        "stages/calibration/effects.py",
+        f"{CALIBRATION} {ALLOCATION}",
+        ("math.pi / 2 * np.abs(effects_N).mean(0) ** 2", "(effects_N**2).mean(0)"),
+        ("np.exp(np.log(self.latents).mean())", "self.latents.sum()"),
+        ('== "trajectory" and not obstacle_of(context)', '== "trajectory"'),
+    ),
+    *faults(
+        "stages/numerics/lagrange.py",
+        "tests/stages/numerics/test_lagrange.py",
+        ("price = price / mean if mean > 0", "price = price if mean > 0"),
+        ("np.minimum.accumulate(cost_NW, axis=1)", "cost_NW"),
+        ("taken = slope > multiplier", "taken = slope > 2 * multiplier"),
+        ('side="right"', 'side="left") + 1 - int("0"'),
+        ("return self._filled(choice, left), ", "return choice, "),
+        ("fits = np.where(price <= left, rate, -1.0)", "fits = np.where(price <= 2 * left, rate, -1.0)"),
+    ),
+    *faults(
+        "stages/allocation/lagrangian.py",
+        ALLOCATION,
+        ("/ effects.scale", "* effects.scale"),
+        ("mean**across *", "mean *"),
+        ('self.macs_N if price == "macs" else None', "None"),
+        (".sum()) if self.end_to_end else None", ".sum())"),
+    ),
+    *faults(
+        "stages/weights/bit_widths.py",
+        WEIGHTS,
+        ("effects_of(context).weights.sum(1)", "abs(effects_of(context).weights).sum(1)"),
+        ("[chosen] * shares", "[chosen]"),
+        ("cost_N[:, None] * law, WEIGHT_WIDTHS, sizes)", "cost_N[:, None] * law, WEIGHT_WIDTHS)"),
+        (".at_budget(recipe.weight_budget)", ".at_budget(float(recipe.weight_bits))"),
+        ("if not is_end_to_end(context):", "if False:"),
+    ),
+    *faults(
+        "stages/weights/solve_worker.py",
+        WEIGHTS,
+        ("spec_of(self.recipe, row, group=group, bits=bits)", "spec_of(self.recipe, row, group=group)"),
+        ("gram = rotate_gram(self._gram(row), h)", "gram = self._gram(row)"),
+    ),
+    *faults(
+        "stages/numerics/gptq.py",
+        "tests/stages/numerics/test_gptq.py",
+        ("Hinv.diagonal().pow(-2)", "Hinv.diagonal().pow(-1)"),
+        ("whole = H.diagonal().sum() * (1 + used)", "whole = H.sum() * (1 + used)"),
+    ),
+]
