@@ -23,8 +23,8 @@ Index = npt.NDArray[np.int64]
 class Walk:
     """The hulls of all items, and their segments by falling gain per price.
 
-    `cost_NW` [items, widths] is what an item costs at each of `widths`, which rise; costs that rise with the width
-    count as those of the width below. `price_N` [items] is what one bit of an item costs, of mean 1.
+    `cost_NW` [items, widths] is what an item costs at each of `widths`, which rise. A width that costs more than a
+    smaller one is never taken. `price_N` [items] is what one bit of an item costs, of mean 1.
     """
 
     cost_NW: Array
@@ -39,7 +39,7 @@ class Walk:
             raise ValueError(f"costs of shape {cost_NW.shape} do not fit {len(price)} items at widths {list(widths)}")
         mean = price.mean()
         price = price / mean if mean > 0 else np.ones(len(price))
-        return cls(cost_NW=np.minimum.accumulate(cost_NW, axis=1), widths=tuple(widths), price_N=price)
+        return cls(cost_NW=cost_NW, widths=tuple(widths), price_N=price)
 
     @cached_property
     def _segments(self) -> tuple[Array, Index, Index]:

@@ -107,9 +107,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def tiny(run_dir: Path, model: Path, *more: str, executor: str = "inline") -> list[str]:
-    """Arguments of a tiny run."""
-    return ["run", "--run-dir", str(run_dir), "--model", str(model), "--executor", executor, *TINY, *more]
+def tiny(run_dir: Path, model: Path, *more: str, executor: str = "inline", method: str = "adatsq") -> list[str]:
+    """Arguments of a tiny run; by AdaTSQ, unless another `method` is named, because its search has the most units."""
+    recipe = ("--set", f"recipe.method={method}")
+    return ["run", "--run-dir", str(run_dir), "--model", str(model), "--executor", executor, *TINY, *recipe, *more]
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_a_pipeline_without_a_transformer(tmp_path: Path) -> None:
     [
         ("solve.dampin=0.1", ("dampin", "did you mean 'damping'")),
         ("serch.budget=3.5", ("serch", "did you mean 'search'")),
-        ("search.budget=2.5", ("2.5", "[3, 4, 8]", "raise search.budget")),
+        ("search.budget=1.5", ("1.5", "the fewest are 2")),
         ("search.budget='low'", ("search.budget", "low")),
         ("recipe.method=awq", ("awq", "adatsq", "rtn")),
         ("search.candidates=[[0.5,0.2,0.2]]", ("search.candidates",)),

@@ -46,7 +46,6 @@ FAULTS = [
         "stages/numerics/lagrange.py",
         "tests/stages/numerics/test_lagrange.py",
         ("price = price / mean if mean > 0", "price = price if mean > 0"),
-        ("np.minimum.accumulate(cost_NW, axis=1)", "cost_NW"),
         ("taken = slope > multiplier", "taken = slope > 2 * multiplier"),
         ('side="right"', 'side="left") + 1 - int("0"'),
         ("return self._filled(choice, left), ", "return choice, "),

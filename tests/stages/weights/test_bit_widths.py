@@ -57,17 +57,32 @@ def test_bits_are_those_of_least_effect_within_the_budget_counted_by_parameters(
         assert (found[FIRST], found[SECOND]) == best
 
 
-def test_effects_count_with_their_signs_over_steps(tmp_path: Path) -> None:
-    """FIRST's effects cancel over the steps, SECOND's do not: SECOND has the bits."""
-    store, _ = _store(tmp_path, 4.0)
-    effects = torch.ones(2, store.steps, 3)
-    effects[:, 0, 0], effects[:, 1:, 0] = float(store.steps - 1) + 1e-3, -1.0
-    parts = {"activations": torch.zeros(2, store.steps, 3, 6), "weights": effects, "latents": torch.ones(2)}
+def _rewritten(store: MadeStore, weights: torch.Tensor) -> None:
+    """Every sweep of the store with other effects of weights, [captions, steps, layers]."""
+    parts = {"activations": torch.zeros(2, store.steps, 3, 6), "weights": weights, "latents": torch.ones(2)}
     for batch in range(store.batches):
         unit = f"sweep/{batch:03d}-000"
         store.manifest("fisher").discard(unit)
         tensors.write(store.manifest("fisher").open_unit(unit), parts, {})
         store.manifest("fisher").commit(unit)
+
+
+def test_effects_count_with_their_signs_over_steps(tmp_path: Path) -> None:
+    """FIRST's effects cancel over the steps, SECOND's do not: SECOND has the bits."""
+    store, _ = _store(tmp_path, 4.0)
+    effects = torch.ones(2, store.steps, 3)
+    effects[:, 0, 0], effects[:, 1:, 0] = float(store.steps - 1) + 1e-3, -1.0
+    _rewritten(store, effects)
+    found = widths_of(store.context, survey_of(store.context).layers)
+    assert found[SECOND] == 8 and found[FIRST] == 2
+
+
+def test_of_equal_effects_the_layer_whose_error_the_solver_removes_has_fewer_bits(tmp_path: Path) -> None:
+    store, _ = _store(tmp_path, 4.0)
+    _rewritten(store, torch.ones(2, store.steps, 3))
+    store.manifest("solve").discard(f"share/{FIRST}")
+    store.manifest("solve").open_unit(f"share/{FIRST}")
+    store.manifest("solve").commit(f"share/{FIRST}", value=1e-7)
     found = widths_of(store.context, survey_of(store.context).layers)
     assert found[SECOND] == 8 and found[FIRST] == 2
 
