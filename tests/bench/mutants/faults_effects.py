@@ -16,7 +16,7 @@ FAULTS = [
         ("return [x.grad if needed", "return [2 * x.grad if needed"),
         ("through = gradient @ weight", "through = gradient @ weight * 0.5"),
         ("if not isinstance(latents, Tensor) or not latents.requires_grad:", "if not isinstance(latents, Tensor):"),
-        ("cut(gradient, of, start, start + size) if len(parts) > 1", "gradient[:size] if len(parts) > 1"),
+        ("of_samples(along, of, start, start + size)", "of_samples(along, of, 0, size)"),
     ),
     *faults(
         "stages/numerics/effects.py",
