@@ -25,7 +25,8 @@ cannot be differentiated (numerics/policy.bits_by_fisher)."""
 
 
 class Costs:
-    """What rounding costs at every (step, rounded layer) and width, in relative error of the final latents."""
+    """What rounding costs at every (step, rounded layer) and width: `cost_NW` is divided among them, in units of each
+    caption's own error, and `predicted` is the relative error of the final latents."""
 
     def __init__(self, context: Context, survey: Survey, rounded: list[list[int]], widths: tuple[int, ...]) -> None:
         import numpy as np
@@ -38,7 +39,9 @@ class Costs:
         if self.end_to_end:
             effects = effects_of(context)
             known = [WIDTHS.index(bits) for bits in widths]
-            self.cost_NW = squared(effects.activations)[self._steps, layers][:, known] / effects.scale
+            self.cost_NW = squared(effects.alike().activations)[self._steps, layers][:, known]
+            own = effects.activations[:, self._steps, layers][:, :, known]
+            self._errors_CNW = own**2 / effects.latents[:, None, None]
         else:
             self.cost_NW = _by_fisher(fisher_scores(context), rounded)[:, None] * [rounding_error(b) for b in widths]
         macs = np.array([float(survey.layers[i].macs or 0) for i in layers])
@@ -56,10 +59,14 @@ class Costs:
         return tuple(tuple(next(bits) for _ in here) for here in self.rounded)
 
     def predicted(self, choice_N: Sequence[int]) -> float | None:
-        """The expected relative error of the final latents that a choice adds; None of per-step scores."""
+        """The expected relative error of the final latents that a choice adds: the geometric mean over captions (and
+        draws) of the sum over places, as roundings are nearly independent. None of per-step scores."""
         import numpy as np
 
-        return float(self.cost_NW[np.arange(len(choice_N)), choice_N].sum()) if self.end_to_end else None
+        if not self.end_to_end:
+            return None
+        errors_C = self._errors_CNW[:, np.arange(len(choice_N)), choice_N].sum(1)
+        return float(np.exp(np.log(np.maximum(errors_C, 1e-300)).mean()))
 
 
 def _by_fisher(scores_TL: Array, rounded: list[list[int]]) -> Array:

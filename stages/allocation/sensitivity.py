@@ -29,10 +29,10 @@ def sensitivity_of(context: Context) -> str:
 def sensitivity_map(context: Context) -> npt.NDArray[np.float64]:
     """What rounding costs at every step and layer, [steps, layers in survey order].
 
-    End to end: the expected relative error of the final latents from rounding the layer's input at the step to MAP_BITS
-    bits; 0 for layers whose inputs are not rounded. Otherwise the Fisher scores.
+    End to end: the expected squared effect on the final latents of rounding the layer's input at the step to MAP_BITS
+    bits, as a share of rounding all of them; 0 for layers whose inputs are not rounded. Otherwise the Fisher scores.
     """
     if not is_end_to_end(context):
         return fisher_scores(context)
-    effects = effects_of(context)
-    return squared(effects.activations[..., WIDTHS.index(MAP_BITS)]) / effects.scale
+    effects = effects_of(context).alike()
+    return squared(effects.activations[..., WIDTHS.index(MAP_BITS)])

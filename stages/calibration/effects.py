@@ -8,7 +8,7 @@ square over directions is the squared distance that the final latents move.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -59,12 +59,18 @@ class Effects:
     latents: Array
     """[captions x draws]: squared norm of the final latents."""
 
-    @property
-    def scale(self) -> float:
-        """The squared norm of a caption's final latents, the geometric mean over captions."""
+    def alike(self) -> Effects:
+        """The same effects in units of each caption's own: of activations, of all roundings to 4 bits together; of
+        weights, of all layers together. Captions then count alike, as in a geometric mean of their errors."""
         import numpy as np
 
-        return float(np.exp(np.log(self.latents).mean()))
+        activations = np.sqrt((self.activations[..., WIDTHS.index(4)] ** 2).sum((1, 2)))
+        weights = np.sqrt((self.weights.sum(1) ** 2).sum(1))
+        return replace(
+            self,
+            activations=self.activations / np.maximum(activations, 1e-300)[:, None, None, None],
+            weights=self.weights / np.maximum(weights, 1e-300)[:, None, None],
+        )
 
 
 def effects_of(context: Context) -> Effects:

@@ -66,28 +66,6 @@ def inverse_cholesky(H_II: Tensor, damping: float) -> tuple[Tensor, float]:
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
 
 
-def expected_share(H_II: Tensor, *, damping: float, act_order: bool) -> float:
-    """What GPTQ is expected to leave of the output error of rounding to nearest, from 0 to 1.
-
-    If each column's rounding error is independent, of variance v, rounding to nearest leaves v tr(H); GPTQ leaves
-    v sum_i 1 / Hinv_ii^2, because it only pays for what later columns cannot make up (GPTQ, sec. 3.3, from OBS). Raises
-    ValueError if `H_II` cannot be factored.
-    """
-    H, _ = _ordered(H_II, act_order)
-    Hinv, used = inverse_cholesky(H, damping)
-    whole = H.diagonal().sum() * (1 + used)
-    return float(Hinv.diagonal().pow(-2).sum() / whole)
-
-
-def _ordered(H_II: Tensor, act_order: bool) -> tuple[Tensor, Tensor]:
-    """(H in the order of solving, float64; that order [in]); inputs that are always zero have the mean diagonal."""
-    H = H_II.double().clone()
-    dead = H.diagonal() == 0
-    H.diagonal()[dead] = H.diagonal().mean().clamp(min=1e-30)
-    perm = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(H))
-    return H[perm.unsqueeze(1), perm], perm
-
-
 def solve(W_OI: Tensor, H_II: Tensor, grid: Grid, *, damping: float, act_order: bool) -> Solution:
     """Codes on `grid` of `W_OI` (float [out, in]) that preserve X W^T for inputs of Gram matrix `H_II` (float64).
 
@@ -97,8 +75,12 @@ def solve(W_OI: Tensor, H_II: Tensor, grid: Grid, *, damping: float, act_order: 
     """
     width = W_OI.shape[1]
     scale, zero = (part.double() for part in grid.columns(width))
-    H, perm = _ordered(H_II, act_order)
+    H = H_II.double().clone()
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = H.diagonal().mean().clamp(min=1e-30)
+    perm = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
     invperm = torch.argsort(perm)
+    H = H[perm.unsqueeze(1), perm]
     Hinv, used = inverse_cholesky(H, damping)
     del H
     W = W_OI.double()[:, perm]

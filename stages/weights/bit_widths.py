@@ -1,8 +1,7 @@
 """Weight bits by layer, under a mean over parameters: where rounding a weight moves the final latents least, fewer.
 
 A weight is the same at every step, so its effects on the final latents add up over steps with their signs. Effects were
-measured of rounding to nearest at the recipe's weight bits. At b bits they go with the grid's step, 1 / (2^b - 1), and
-the solver leaves a share of their square that differs by layer (numerics/gptq.expected_share; units `share/<layer>`).
+measured of rounding to nearest at the recipe's weight bits. At b bits they go with the grid's step, 1 / (2^b - 1).
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def widths_of(context: Context, rows: Sequence[LayerInfo]) -> dict[str, int]:
     chosen = [i for i, row in enumerate(rows) if row.rounded]
     if not is_end_to_end(context):
         return {rows[i].name: recipe.weight_bits for i in chosen}
-    shares = np.array([float(context.read("solve", f"share/{rows[i].name}")[0].value) for i in chosen])
-    cost_N = squared(effects_of(context).weights.sum(1))[chosen] * shares
+    cost_N = squared(effects_of(context).alike().weights.sum(1))[chosen]
     law = np.array([rounding_error(b) / rounding_error(recipe.weight_bits) for b in WEIGHT_WIDTHS])
     sizes = np.array([float(rows[i].size) for i in chosen])
     choice, _ = Walk.of(cost_N[:, None] * law, WEIGHT_WIDTHS, sizes).at_budget(recipe.weight_budget)

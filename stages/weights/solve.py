@@ -43,17 +43,17 @@ WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:
 
 
 def _searched(rows: Iterable[LayerInfo]) -> list[LayerInfo]:
-    """The layers whose groups or weight bits are searched: those whose inputs are rounded."""
+    """The layers whose groups are searched: those whose inputs are rounded."""
     return [row for row in rows if row.rounded]
 
 
 def _waves(context: Context) -> list[list[str]]:
-    """The stage's units in their order. Before the layers come, where weight bits are divided among them, each layer's
-    share and the bits; where groups are searched, the errors of each size and the choice."""
+    """The stage's units in their order. Before the layers come the bits, where weight bits are divided among them, and
+    the errors of each size and the choice, where groups are searched."""
     rows = survey_of(context).layers
     before = list[list[str]]()
     if context.settings[Recipe].weight_budget:
-        before = [[f"share/{row.name}" for row in _searched(rows)], [BITS]]
+        before = [[BITS]]
     if context.settings[Recipe].group_search:
         before += [[f"sizes/{row.name}" for row in _searched(rows)], [CHOICE]]
     return [*before, [f"layer/{row.name}" for row in rows]]

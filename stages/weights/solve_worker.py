@@ -26,7 +26,6 @@ from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import gptq, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Solution
 from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
-from adatsq_pipe.stages.numerics.transform import hadamard, rotate_gram
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
@@ -58,9 +57,6 @@ class Solve:
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             if kind == CHOICE:
                 unit.value = group_search.chosen(self.context, self.recipe, _searched(self.rows.values()))
-            elif kind == "share":
-                with unit.timed("algebra"):
-                    unit.value = self._share(name)
             elif kind == BITS:
                 unit.value = bit_widths.widths_of(self.context, list(self.rows.values()))
             elif kind == "sizes":
@@ -68,15 +64,6 @@ class Solve:
                     unit.value = group_search.errors_of(self.context, self.recipe, self.rows[name], self._weight(name))
             else:
                 self._solve(name, unit)
-
-    def _share(self, name: str) -> float:
-        """What the solver is expected to leave of the layer's error of rounding to nearest."""
-        if self.recipe.solver == "rtn":
-            return 1.0
-        row = self.rows[name]
-        h = hadamard(spec_of(self.recipe, row).block, dtype=torch.float64, device=self.device)
-        gram = rotate_gram(self._gram(row), h)
-        return gptq.expected_share(gram, damping=self.settings.damping, act_order=self.settings.act_order)
 
     def _gram(self, row: LayerInfo) -> Tensor:
         """The Gram matrix of the layer's inputs, float64 [in, in]."""

@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.plots.figures import pyplot, save
 from adatsq_pipe.pipeline.request import load_config
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.survey import Survey
-from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of, is_end_to_end, squared
+from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of, is_end_to_end
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
@@ -45,9 +45,7 @@ class Prediction:
 
     mean_bits: float
     activations: float
-    """Predicted of rounding activations as the front has it: effects pooled over captions, summed over places."""
-    by_caption: float
-    """The same effects, squared and summed for each caption, then the geometric mean over captions as in `measured`."""
+    """Predicted of rounding activations, as the front has it."""
     weights: float
     """Measured with the weights alone rounded."""
     measured: float
@@ -60,11 +58,6 @@ class Prediction:
     def ratio(self) -> float:
         """Predicted over measured."""
         return self.predicted / self.measured
-
-    @property
-    def ratio_by_caption(self) -> float:
-        """The same of the prediction by caption."""
-        return (self.by_caption + self.weights) / self.measured
 
 
 def is_near(ratio: float) -> bool:
@@ -112,7 +105,6 @@ def predictions(context: Context, policies: Sequence[Policy], batch: int = 0) ->
         raise click.ClickException("the run has no end-to-end effects; run with recipe.method=endpoint")
     survey = survey_of(context)
     mask, effects = rounded_mask(survey), effects_of(context)
-    cost_TLW = squared(effects.activations) / effects.scale
     own_CTLW = effects.activations**2 / effects.latents[:, None, None, None]
     captions, wanted = calibration_shards(context)[batch], read_trajectory(context, batch).latents
     denoiser = denoiser_of(context, to_change=True)
@@ -127,14 +119,12 @@ def predictions(context: Context, policies: Sequence[Policy], batch: int = 0) ->
     for policy in policies:
         bits = np.array(policy.bits)[mask]
         place = (np.arange(len(bits)), np.searchsorted(WIDTHS, bits))
-        costs, own_C = cost_TLW[mask][place], own_CTLW[:, mask][:, *place].sum(1)
+        own_C = own_CTLW[:, mask][:, *place].sum(1)
+        predicted = float(np.exp(np.log(own_C).mean()))
+        measured = rolled_out(policy)
         found.append(
-            Prediction(
-                mean_bits=float(bits.mean()), activations=float(costs.sum()),
-                by_caption=float(np.exp(np.log(own_C).mean())), weights=weights,
-                measured=rolled_out(policy),
-            )
-        )  # fmt: skip
+            Prediction(mean_bits=float(bits.mean()), activations=predicted, weights=weights, measured=measured)
+        )
     return found
 
 
@@ -160,22 +150,16 @@ def plot(found: Sequence[Prediction], path: Path) -> None:
 def table(found: Sequence[Prediction]) -> list[str]:
     """A line for each policy, then what there is to say of all."""
     lines = [
-        "| mean bits | predicted | of it weights | measured | ratio | ratio by caption |",
-        "|---|---|---|---|---|---|",
+        "| mean bits | predicted | of it weights | measured | ratio |",
+        "|---|---|---|---|---|",
     ]
     for p in sorted(found, key=lambda p: p.mean_bits):
         cells = (f"{p.mean_bits:.2f}", *(f"{v:.3g}" for v in (p.predicted, p.weights, p.measured)))
-        lines.append(f"| {' | '.join(cells)} | {p.ratio:.2f} | {p.ratio_by_caption:.2f} |")
-    for name, ratios in (
-        ("ratio", [p.ratio for p in found]),
-        ("ratio by caption", [p.ratio_by_caption for p in found]),
-    ):
-        quantiles = zip(
-            ("least", "10 %", "50 %", "90 %", "most"), np.quantile(ratios, (0, 0.1, 0.5, 0.9, 1)), strict=True
-        )
-        near = f"within a factor of {FACTOR:g}: {sum(map(is_near, ratios))} of {len(found)}"
-        lines += ["", f"{name}: {', '.join(f'{q} {v:.2f}' for q, v in quantiles)}; {near}"]
-    return lines
+        lines.append(f"| {' | '.join(cells)} | {p.ratio:.2f} |")
+    ratios = [p.ratio for p in found]
+    quantiles = zip(("least", "10 %", "50 %", "90 %", "most"), np.quantile(ratios, (0, 0.1, 0.5, 0.9, 1)), strict=True)
+    near = f"within a factor of {FACTOR:g}: {sum(map(is_near, ratios))} of {len(found)}"
+    return [*lines, "", f"ratio: {', '.join(f'{q} {v:.2f}' for q, v in quantiles)}; {near}"]
 
 
 @click.command()

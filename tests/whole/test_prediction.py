@@ -26,12 +26,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Prediction]:
     return predictions(context, [random_policy(random, mask) for _ in range(POLICIES)])
 
 
-def test_effects_by_caption_predict_random_policies_within_a_factor_of_three(found: list[Prediction]) -> None:
-    assert [round(p.ratio_by_caption, 2) for p in found if not is_near(p.ratio_by_caption)] == []
-
-
-@pytest.mark.xfail(
-    reason="effects pooled over captions lie above the geometric mean over captions that is measured", strict=True
-)
-def test_the_front_s_predictions_of_random_policies_are_within_a_factor_of_three(found: list[Prediction]) -> None:
+def test_random_policies_are_predicted_within_a_factor_of_three(found: list[Prediction]) -> None:
+    assert len(found) == POLICIES
     assert [round(p.ratio, 2) for p in found if not is_near(p.ratio)] == []

@@ -39,7 +39,8 @@ FAULTS = [
         "stages/calibration/effects.py",
         f"{CALIBRATION} {ALLOCATION}",
         ("math.pi / 2 * np.abs(effects_N).mean(0) ** 2", "(effects_N**2).mean(0)"),
-        ("np.exp(np.log(self.latents).mean())", "self.latents.sum()"),
+        ("self.activations[..., WIDTHS.index(4)]", "self.activations[..., WIDTHS.index(8)]"),
+        ("(self.weights.sum(1) ** 2).sum(1)", "(self.weights ** 2).sum((1, 2))"),
         ('== "trajectory" and not obstacle_of(context)', '== "trajectory"'),
     ),
     *faults(
@@ -54,16 +55,16 @@ FAULTS = [
     *faults(
         "stages/allocation/lagrangian.py",
         ALLOCATION,
-        ("/ effects.scale", "* effects.scale"),
+        ("own**2 / effects.latents[:, None, None]", "own**2"),
+        ("np.exp(np.log(np.maximum(errors_C, 1e-300)).mean())", "errors_C.mean()"),
         ("mean**across *", "mean *"),
         ('self.macs_N if price == "macs" else None', "None"),
-        (".sum()) if self.end_to_end else None", ".sum())"),
+        ("if not self.end_to_end:\n            return None", "if False:\n            return None"),
     ),
     *faults(
         "stages/weights/bit_widths.py",
         WEIGHTS,
         ("effects_of(context).weights.sum(1)", "abs(effects_of(context).weights).sum(1)"),
-        ("[chosen] * shares", "[chosen]"),
         ("cost_N[:, None] * law, WEIGHT_WIDTHS, sizes)", "cost_N[:, None] * law, WEIGHT_WIDTHS)"),
         (".at_budget(recipe.weight_budget)", ".at_budget(float(recipe.weight_bits))"),
         ("if not is_end_to_end(context):", "if False:"),
@@ -72,12 +73,5 @@ FAULTS = [
         "stages/weights/solve_worker.py",
         WEIGHTS,
         ("spec_of(self.recipe, row, group=group, bits=bits)", "spec_of(self.recipe, row, group=group)"),
-        ("gram = rotate_gram(self._gram(row), h)", "gram = self._gram(row)"),
-    ),
-    *faults(
-        "stages/numerics/gptq.py",
-        "tests/stages/numerics/test_gptq.py",
-        ("Hinv.diagonal().pow(-2)", "Hinv.diagonal().pow(-1)"),
-        ("whole = H.diagonal().sum() * (1 + used)", "whole = H.sum() * (1 + used)"),
     ),
 ]

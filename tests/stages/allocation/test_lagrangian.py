@@ -26,26 +26,43 @@ def _store(folder: Path, obstacle: str = "", **search: object) -> tuple[MadeStor
     return store, activations.double().numpy()
 
 
-def test_costs_are_expected_squares_over_the_norm_of_the_latents(tmp_path: Path) -> None:
+def _alike(activations: np.ndarray) -> np.ndarray:
+    """Effects in units of what rounding every place to 4 bits comes to for the caption."""
+    whole = [math.sqrt(sum(p**2 for p in caption[..., WIDTHS.index(4)].ravel())) for caption in activations]
+    return activations / np.array(whole)[:, None, None, None]
+
+
+def test_costs_are_expected_squares_of_captions_that_count_alike(tmp_path: Path) -> None:
     store, activations = _store(tmp_path)
     rounded = [[0, 1]] * store.steps
     costs = Costs(store.context, survey_of(store.context), rounded, (3, 4, 8))
+    places = [(t, i) for t in range(store.steps) for i in (0, 1)]
     wanted = [
-        [math.pi / 2 * np.abs(activations[:, t, i, WIDTHS.index(b)]).mean() ** 2 / 50 for b in (3, 4, 8)]
-        for t in range(store.steps)
-        for i in (0, 1)
+        [math.pi / 2 * np.abs(_alike(activations)[:, t, i, WIDTHS.index(b)]).mean() ** 2 for b in (3, 4, 8)]
+        for t, i in places
     ]
     np.testing.assert_allclose(costs.cost_NW, wanted, rtol=1e-5)
-    choice = [0, 1, 2, 0, 1, 2]
-    assert costs.rows(choice) == ((3, 4), (8, 3), (4, 8))
-    assert costs.predicted(choice) == pytest.approx(sum(wanted[n][k] for n, k in enumerate(choice)), rel=1e-5)
+    assert costs.rows([0, 1, 2, 0, 1, 2]) == ((3, 4), (8, 3), (4, 8))
+
+
+def test_the_predicted_error_is_the_geometric_mean_over_captions_of_summed_squares(tmp_path: Path) -> None:
+    store, activations = _store(tmp_path)
+    costs = Costs(store.context, survey_of(store.context), [[0, 1]] * store.steps, (3, 4, 8))
+    bits = (3, 4, 8, 3, 4, 8)
+    places = [(t, i) for t in range(store.steps) for i in (0, 1)]
+    errors = [
+        sum(caption[t, i, WIDTHS.index(b)] ** 2 for (t, i), b in zip(places, bits, strict=True)) / 50
+        for caption in activations
+    ]
+    wanted = math.prod(errors) ** (1 / len(errors))
+    assert costs.predicted([0, 1, 2, 0, 1, 2]) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("multiplier", [3e-4, 1e-3, 5e-3])
 def test_the_policy_is_the_best_of_all_within_the_budget(tmp_path: Path, multiplier: float) -> None:
     """At a budget that the allocations of least cost + multiplier x bits reach; between those a budget is filled."""
     _, activations = _store(tmp_path)
-    squares = math.pi / 2 * np.abs(activations[:, :, :2]).mean(0) ** 2 / 50
+    squares = math.pi / 2 * np.abs(_alike(activations)[:, :, :2]).mean(0) ** 2
     cost = [[squares[t, i, WIDTHS.index(b)] for b in (3, 4, 8)] for t in range(3) for i in range(2)]
     corner = [min((3, 4, 8), key=lambda b: row[(3, 4, 8).index(b)] + multiplier * b) for row in cost]
     budget = sum(corner) / 6
