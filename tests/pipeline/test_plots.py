@@ -84,14 +84,17 @@ def test_the_policy_stands_beside_fisher_scores_of_the_same_steps_and_layers(tmp
     assert coloured(tmp_path / "policy.png") > 0.2
 
 
-def test_an_end_to_end_map_is_the_error_of_the_final_latents_from_four_bits(tmp_path: Path, seen: Seen) -> None:
+def test_an_end_to_end_map_is_the_squared_effect_of_four_bits_as_a_share_of_all_places(
+    tmp_path: Path, seen: Seen
+) -> None:
     store = make_store(tmp_path, recipe=TRAJECTORY)
     store.write_survey()
     store.write_front()
-    activations, latents = _sweeps(store)
+    activations, _ = _sweeps(store)
     policy.draw(store.context, tmp_path / "policy.png")
-    mean = activations[..., FOUR].abs().mean(0)
-    wanted = (math.pi / 2 * mean**2 / latents.log().mean().exp()).log10().T[:2]
+    four = activations[..., FOUR]
+    mean = (four / four.flatten(1).norm(dim=1)[:, None, None]).abs().mean(0)
+    wanted = (math.pi / 2 * mean**2).log10().T[:2]
     assert seen.images[0].tolist() == [pytest.approx(row) for row in wanted.tolist()]
 
 

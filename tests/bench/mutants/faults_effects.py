@@ -21,19 +21,19 @@ FAULTS = [
     *faults(
         "stages/numerics/effects.py",
         CALIBRATION,
-        ("2.0**bits - 1", "2.0**bits"),
-        (".sub_(x)", ".sub_(x).abs_()"),
+        ("found[1:], gradients[1:]", "found[1:], gradients[:-1]"),
+        ("effects.append(-_by_row(", "effects.append(_by_row("),
         ("[sample % of for sample in samples]", "[0 for sample in samples]"),
     ),
     *faults(
         "stages/calibration/sweep_worker.py",
         CALIBRATION,
         ("weights[:, step, rounding.place] +=", "weights[:, step, rounding.place] ="),
-        ("activations[:, step, rounding.place] +=", "activations[:, step, rounding.place] ="),
+        ("activations[:, one.step, one.rounding.place] +=", "activations[:, one.step, one.rounding.place] ="),
         ("(self.settings.seed, at.draw, at.batch)", "(self.settings.seed, at.batch, at.draw)"),
         ("grid.scale_OG.bfloat16().float()", "grid.scale_OG * 1.01"),
         ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
-        ("gradient = rotate(crossing.input_gradient.float(), h)", "gradient = crossing.input_gradient.float()"),
+        ("rounding.turned(crossing.input_gradient)", "crossing.input_gradient"),
     ),
     *faults(
         "stages/calibration/effects.py",
@@ -64,7 +64,7 @@ FAULTS = [
     *faults(
         "stages/weights/bit_widths.py",
         WEIGHTS,
-        ("effects_of(context).weights.sum(1)", "abs(effects_of(context).weights).sum(1)"),
+        ("alike().weights.sum(1)", "alike().weights.__abs__().sum(1)"),
         ("cost_N[:, None] * law, WEIGHT_WIDTHS, sizes)", "cost_N[:, None] * law, WEIGHT_WIDTHS)"),
         (".at_budget(recipe.weight_budget)", ".at_budget(float(recipe.weight_bits))"),
         ("if not is_end_to_end(context):", "if False:"),

@@ -22,7 +22,7 @@ FAULTS = [
         ("(torch.round(w / scale) + zero).clamp_(0, qmax)", "(torch.floor(w / scale) + zero).clamp_(0, qmax)"),
         ("(codes.to(scale.dtype) - zero) * scale", "codes.to(scale.dtype) * scale - zero"),
         ("better = error < least", "better = error > least"),
-        ("half = (qmax - 1) / 2", "half = (qmax + 1) / 2"),
+        ("ranges[0].div((qmax - 1) / 2)", "ranges[0].div((qmax + 1) / 2)"),
         (".clamp_(max=half - 1)", ".clamp_(max=half)"),
         (".clamp_(max=ceiling)", ""),
         ("torch.where(x < 0, below, above)", "torch.where(x < 0, above, below)"),
