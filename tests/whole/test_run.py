@@ -34,7 +34,11 @@ def test_outputs(undisturbed: Path) -> None:
     said = json.loads((undisturbed / "model" / "sampling.json").read_text())
     assert said["call"]["num_inference_steps"] == 4 and said["world"] == ""
     card = (undisturbed / "model" / "README.md").read_text()
-    assert card.startswith("---\nbase_model: ") and "| PSNR of pictures, dB |" in card and "![Activation bits" in card
+    assert (
+        card.startswith("---\nbase_model: ")
+        and "| PSNR of pictures, dB |" in card
+        and "![Sensitivity and activation bits" in card
+    )
     assert coloured(undisturbed / "model" / "policy.png") > 0.2
     assert coloured(undisturbed / "report" / "side_by_side.png") > 0.1
 

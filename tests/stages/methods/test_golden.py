@@ -17,7 +17,7 @@ pytestmark = pytest.mark.run
 
 QUICK = {
     "adatsq": 0.0629,
-    "endpoint": 0.0282,
+    "endpoint": 0.0368,
     "orbitquant": 0.0837,
     "ptq4dit": 0.239,
     "q_dit": 0.131,
