@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.run, pytest.mark.extended]
 def _submit(at: Head, run: Path, model: Path, *options: str) -> subprocess.Popen[str]:
     return at.command(
         "submit", "--address", at.address, "--no-pip", *options,
-        "--", "run", "--run-dir", str(run), "--model", str(model), *TINY, "--set", "recipe.method=adatsq", "--set", "cluster.workers=1",
+        "--", "run", "--run-dir", str(run), "--model", str(model), *TINY,
+        "--set", "recipe.method=adatsq", "--set", "cluster.workers=1",
     )  # fmt: skip
 
 
