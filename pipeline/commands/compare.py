@@ -72,7 +72,7 @@ def compare(
     if sys.stdout.isatty():
         # Only a terminal gets the table drawn.
         from rich.console import Console
-        from rich.markdown import Markdown
+        from rich.markdown import Markdown  # only on a terminal
 
         Console().print(Markdown(text))
     else:

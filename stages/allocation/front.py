@@ -23,7 +23,7 @@ def write_front(context: Context, space: Trellis, beam: Beam, rollouts: Mapping[
     A predicted error is that of the weights alone, measured, and what the activations add, to first order: the errors
     are independent, so their squares add up.
     """
-    from adatsq_pipe.storage import tables
+    from adatsq_pipe.storage import tables  # imports pyarrow
 
     errors: dict[Choices, float | None] = {path.choices: path.error for path in beam.front if path.choices}
     errors |= {choices: None for choices in space.even if choices not in errors}

@@ -29,7 +29,7 @@ class Costs:
     caption's own error, and `predicted` is the relative error of the final latents."""
 
     def __init__(self, context: Context, survey: Survey, rounded: list[list[int]], widths: tuple[int, ...]) -> None:
-        import numpy as np
+        import numpy as np  # status reads this module and needs no numpy
 
         self.widths, self.rounded = widths, rounded
         self.end_to_end = is_end_to_end(context)
@@ -49,7 +49,7 @@ class Costs:
 
     def walk(self, price: str) -> Walk:
         """All allocations; a bit is priced alike everywhere ("bits"), or by multiply-accumulates ("macs")."""
-        from adatsq_pipe.stages.numerics.lagrange import Walk
+        from adatsq_pipe.stages.numerics.lagrange import Walk  # imports numpy
 
         return Walk.of(self.cost_NW, self.widths, self.macs_N if price == "macs" else None)
 
@@ -61,7 +61,7 @@ class Costs:
     def predicted(self, choice_N: Sequence[int]) -> float | None:
         """The expected relative error of the final latents that a choice adds: the geometric mean over captions (and
         draws) of the sum over places, as roundings are nearly independent. None of per-step scores."""
-        import numpy as np
+        import numpy as np  # status reads this module and needs no numpy
 
         if not self.end_to_end:
             return None
@@ -71,7 +71,7 @@ class Costs:
 
 def _by_fisher(scores_TL: Array, rounded: list[list[int]]) -> Array:
     """Per-step scores of all (step, rounded layer), made comparable over steps."""
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
     within, across = SHARPNESS
     found = []

@@ -159,7 +159,7 @@ def decibels(error: float) -> float:
 
 def front_of(context: Context) -> Front:
     """The front of a lagrangian allocation. Raises StageError for a search that keeps no front of many budgets."""
-    from adatsq_pipe.storage import tables
+    from adatsq_pipe.storage import tables  # imports pyarrow
 
     marker, folder = context.read("search", "front")
     if context.settings[Recipe].allocation != "lagrangian":

@@ -234,6 +234,6 @@ class Trellis:
         return found
 
     def beam(self) -> Beam:
-        from adatsq_pipe.stages.numerics.beam import Beam
+        from adatsq_pipe.stages.numerics.beam import Beam  # only a search needs it
 
         return Beam(prices=self.prices, budget=self.settings.budget, width=self.settings.width)

@@ -62,7 +62,7 @@ class Effects:
     def alike(self) -> Effects:
         """The same effects in units of each caption's own: of activations, of all roundings to 4 bits together; of
         weights, of all layers together. Captions then count alike, as in a geometric mean of their errors."""
-        import numpy as np
+        import numpy as np  # status reads this module and needs no numpy
 
         activations = np.sqrt((self.activations[..., WIDTHS.index(4)] ** 2).sum((1, 2)))
         weights = np.sqrt((self.weights.sum(1) ** 2).sum(1))
@@ -75,9 +75,9 @@ class Effects:
 
 def effects_of(context: Context) -> Effects:
     """The stored effects, batches and draws in their order."""
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
-    from adatsq_pipe.storage import arrays
+    from adatsq_pipe.storage import arrays  # imports zarr
 
     found = [context.read("fisher", unit)[1] for unit in sweep_units(context)]
     parts = {name: [arrays.read(folder, name) for folder in found] for name in ("activations", "weights", "latents")}
@@ -87,7 +87,7 @@ def effects_of(context: Context) -> Effects:
 def squared(effects_N: Array) -> Array:
     """The expected square of effects, over their first axis, from the mean absolute value: E p^2 = pi / 2 (E |p|)^2 of
     a normal p. Steadier than the mean square, which a few captions rule."""
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
     found: Array = math.pi / 2 * np.abs(effects_N).mean(0) ** 2
     return found

@@ -20,9 +20,9 @@ def fisher_scores(context: Context) -> npt.NDArray[np.float64]:
     Of sweeps it is the expected square of the effect that rounding the layer's weight has at the step. Read without
     torch: the search's coordinator has no other use for it.
     """
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
-    from adatsq_pipe.storage import arrays
+    from adatsq_pipe.storage import arrays  # imports zarr
 
     if is_end_to_end(context):
         return squared(effects_of(context).weights)
@@ -42,9 +42,9 @@ def curvature_of(context: Context, layer: str) -> npt.NDArray[np.float64]:
 
     Only recipes with calibrated scales have it written.
     """
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
-    from adatsq_pipe.storage import arrays
+    from adatsq_pipe.storage import arrays  # imports zarr
 
     parts: dict[int, npt.NDArray[np.float64]] = {}
     for key in score_units(context):

@@ -76,7 +76,7 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: i
     """
     # Both import torch, which `run` checks a recipe without.
     from adatsq_pipe.stages.numerics.transform import block_size
-    from adatsq_pipe.stages.runtime.spec import LayerSpec
+    from adatsq_pipe.stages.runtime.spec import LayerSpec  # imports torch
 
     if reason := _layer.incompatibility(recipe, row):
         raise StageError(reason)

@@ -117,7 +117,7 @@ NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation
 
 def methods() -> list[str]:
     """Names of the methods there are."""
-    import adatsq_pipe.stages.methods as package
+    import adatsq_pipe.stages.methods as package  # its modules import this one
 
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 

@@ -22,9 +22,9 @@ def widths_of(context: Context, rows: Sequence[LayerInfo]) -> dict[str, int]:
 
     Without end-to-end effects it is the recipe's weight bits everywhere.
     """
-    import numpy as np
+    import numpy as np  # status reads this module and needs no numpy
 
-    from adatsq_pipe.stages.numerics.lagrange import Walk
+    from adatsq_pipe.stages.numerics.lagrange import Walk  # imports numpy
 
     recipe = context.settings[Recipe]
     chosen = [i for i, row in enumerate(rows) if row.rounded]

@@ -70,7 +70,7 @@ def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
     """The quantized transformer, or another denoiser, in bfloat16. Raises StageError if it does not load."""
     # The command line lists the formats without torch and diffusers.
     import diffusers
-    import torch
+    import torch  # only an export needs it
 
     import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
 
