@@ -24,12 +24,12 @@ def draw(context: Context, path: Path) -> None:
     """Draw log10 of the sensitivities and the activation bits to `path`; layers that are never rounded are left out."""
     plt = pyplot()
     bits = np.array(policy_of(context).bits).T
-    kept = [place for place, row in enumerate(bits) if row.min() < WEIGHT_ONLY]
-    used = bits[kept] < WEIGHT_ONLY
-    names = [survey_of(context).layers[place].name for place in kept]
-    cost = np.where(used, sensitivity_map(context).T[kept], 0.0)
+    rounded_layers = [place for place, row in enumerate(bits) if row.min() < WEIGHT_ONLY]
+    used = bits[rounded_layers] < WEIGHT_ONLY
+    names = [survey_of(context).layers[place].name for place in rounded_layers]
+    cost = np.where(used, sensitivity_map(context).T[rounded_layers], 0.0)
     logs = np.ma.log10(np.ma.masked_less_equal(cost, 0.0))
-    rounded = np.ma.masked_where(~used, bits[kept])
+    rounded = np.ma.masked_where(~used, bits[rounded_layers])
     widths = sorted(set(rounded.compressed().tolist()))
     colours = plt.get_cmap("viridis", len(widths)).with_extremes(bad=NOT_ROUNDED)
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(9.5, height_of(len(names))), layout="constrained")

@@ -60,9 +60,9 @@ class SliceReference:
 
     def forget(self, before: int) -> None:
         """Drop paths shorter than `before` steps."""
-        for kept in (self.outputs, self.arrived):
-            for old in [path for path in kept if len(path) < before]:
-                del kept[old]
+        for by_path in (self.outputs, self.arrived):
+            for old in [path for path in by_path if len(path) < before]:
+                del by_path[old]
 
 
 def cut(batch: Conditions, piece: BatchSlice) -> Conditions:

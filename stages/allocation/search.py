@@ -6,7 +6,8 @@ any step comes from teleporting through the pipeline's own loop. The survivors a
 them the paths that have the same candidate at every step (ours). A lagrangian allocation needs no trellis: its own path
 is rolled out, and once more with rounded weights alone.
 Units: `path/<digest>-<slice>` (an extension evaluated on a slice of the captions, and its outputs), `level/<step>`
-(what the beam was told), `rollout/<digest>-<slice>`, and `front` (the policy, and the whole Pareto front as Parquet).
+(the errors that the beam received), `rollout/<digest>-<slice>`, and `front` (the policy, and the whole Pareto front as
+Parquet).
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ def search(executor: Executor, context: Context, report: Report) -> None:
         level = f"level/{beam.level:03d}"
         paths = beam.ask()
         if manifest.done(level):
-            told = context.read("search", level)[0].value
+            errors = context.read("search", level)[0].value
         else:
-            told = _evaluated(context, executor, "path", paths, trellis)
+            errors = _evaluated(context, executor, "path", paths, trellis)
             with unit_of(context, "search", level) as unit:
-                unit.value = told
+                unit.value = errors
                 _count_in(context, unit, list(batch_slices.keys_of("path", paths, trellis).values()), trellis)
-        beam = beam.tell({path: told[digest_of(path)] for path in paths})
+        beam = beam.tell({path: errors[digest_of(path)] for path in paths})
         report(beam.level, len(beam.prices) + 1)
     survivors = [path.choices for path in beam.paths] if beam.finished else []
     survivors += [choices for choices in space.even if choices not in survivors]

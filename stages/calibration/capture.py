@@ -33,8 +33,8 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 
 def _reads(settings: RunSettings, model: str) -> Plain:
-    said = {"model": model, "call": settings[ModelSettings].identity()["call"], **_family.identity()}
-    return {**settings.identity(DataSettings, ComputeSettings, CaptureSettings), **said}
+    source = {"model": model, "call": settings[ModelSettings].identity()["call"], **_family.identity()}
+    return {**settings.identity(DataSettings, ComputeSettings, CaptureSettings), **source}
 
 
 STAGE = Stage(

@@ -158,7 +158,7 @@ class Capture(OutOfMemoryBackoff):
         layers = {row.name: self.layers[row.name] for row in survey.layers}
         owners = [layer.name for layer in survey.owners()]
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
-            kept: dict[str, list[Tensor]] = {}
+            rows_of: dict[str, list[Tensor]] = {}
             peaks: dict[str, list[Tensor]] = {}
             per_step = survey.calls_at(steps.start)
             for call in self._calls(shard, steps):
@@ -169,9 +169,9 @@ class Capture(OutOfMemoryBackoff):
                     rows, peak = sampled(name)
                     if not peak.isfinite().all():
                         raise _not_finite(name, call)
-                    kept.setdefault(name, []).append(rows)
+                    rows_of.setdefault(name, []).append(rows)
                     peaks.setdefault(name, []).append(peak)
-            stacked = {f"rows:{name}": torch.stack(equalize(rows)) for name, rows in kept.items()}
+            stacked = {f"rows:{name}": torch.stack(equalize(rows)) for name, rows in rows_of.items()}
             stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
             tensors.write_stacked(
                 unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}

@@ -78,8 +78,8 @@ class Fisher(OutOfMemoryBackoff):
                     f"NaN or infinity in the gradient of layer {list(self.layers)[layer]} at step {steps[step]} "
                     f"(timestep {self.survey.timesteps[steps[step]]:g}); set compute.dtype to float32"
                 )
-            kept = {f"curvature:{name}": c.float() for name, c in curvature.items()}
-            tensors.write(unit.folder, {"scores": scores, **kept}, {"start": steps.start, "stop": steps.stop})
+            curvatures = {f"curvature:{name}": c.float() for name, c in curvature.items()}
+            tensors.write(unit.folder, {"scores": scores, **curvatures}, {"start": steps.start, "stop": steps.stop})
 
     def _of_call(self, call: Call, seed: tuple[int, ...], curvature: Mapping[str, Tensor]) -> Tensor:
         """The scores of all layers at one call. In parts, as the noise of samples is independent, they add up."""

@@ -49,8 +49,8 @@ class Sweep(OutOfMemoryBackoff):
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row.name: linears[row.name] for row in self.survey.layers}
         self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
-        kept = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
-        self.room = _Room(sum(layer.weight.nbytes for layer in self.layers.values()) if kept else 0)
+        fits = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
+        self.room = _Room(sum(layer.weight.nbytes for layer in self.layers.values()) if fits else 0)
         """On a GPU rounding a weight takes little of the time, and its error would take the memory."""
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)

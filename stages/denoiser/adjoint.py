@@ -160,8 +160,8 @@ class _Adjoint:
             inputs = [self._copy(x) for x in _float_leaves([call.args, call.kwargs])]
             args, kwargs = _with_leaves([call.args, call.kwargs], (x.detach() for x in inputs))
             call = replace(call, args=args, kwargs=kwargs)
-            given: tuple[Tensor, ...] = _Recorded.apply(self, place, call, self._anchor, *inputs)  # type: ignore[no-untyped-call]
-            return rebuild(structure(output), iter(given))
+            tensors: tuple[Tensor, ...] = _Recorded.apply(self, place, call, self._anchor, *inputs)  # type: ignore[no-untyped-call]
+            return rebuild(structure(output), iter(tensors))
 
         latents = self.denoiser.differentiable(conditions, answer)
         self._copies.clear()
