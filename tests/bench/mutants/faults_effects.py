@@ -37,7 +37,7 @@ FAULTS = [
     ),
     *faults(
         "stages/calibration/effects.py",
-        f"{CALIBRATION} {ALLOCATION}",
+        f"{CALIBRATION} {ALLOCATION} tests/stages/calibration/test_effects.py",
         ("math.pi / 2 * np.abs(effects_N).mean(0) ** 2", "(effects_N**2).mean(0)"),
         ("self.activations[..., WIDTHS.index(4)]", "self.activations[..., WIDTHS.index(8)]"),
         ("(self.weights.sum(1) ** 2).sum(1)", "(self.weights ** 2).sum((1, 2))"),

@@ -64,28 +64,36 @@ def _rewritten(store: MadeStore, weights: torch.Tensor) -> None:
         store.manifest("fisher").commit(unit)
 
 
+def _cancelling(store: MadeStore) -> torch.Tensor:
+    """Effects of weights that cancel over the steps for FIRST alone: end to end it would have 2 bits, SECOND 8."""
+    effects = torch.ones(2, store.steps, 3)
+    effects[:, 0, 0], effects[:, 1:, 0] = float(store.steps - 1) + 1e-3, -1.0
+    return effects
+
+
 def test_effects_count_with_their_signs_over_steps(tmp_path: Path) -> None:
     """FIRST's effects cancel over the steps, SECOND's do not: SECOND has the bits."""
     store, _ = _store(tmp_path, 4.0)
-    effects = torch.ones(2, store.steps, 3)
-    effects[:, 0, 0], effects[:, 1:, 0] = float(store.steps - 1) + 1e-3, -1.0
-    _rewritten(store, effects)
+    _rewritten(store, _cancelling(store))
     found = widths_of(store.context, survey_of(store.context).layers)
     assert found[SECOND] == 8 and found[FIRST] == 2
 
 
 def test_without_end_to_end_effects_weights_have_the_recipes_bits(tmp_path: Path) -> None:
     store, _ = _store(tmp_path, 4.0, obstacle="RuntimeError: numpy")
+    _rewritten(store, _cancelling(store))
     assert widths_of(store.context, survey_of(store.context).layers) == {FIRST: 4, SECOND: 4}
 
 
 def test_a_layer_is_solved_at_its_own_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = _store(tmp_path, 4.0)
+    _rewritten(store, _cancelling(store))
     TwoLayerDenoiser().install(monkeypatch)
     store.write_grams()
     worker = Solve(store.context)
     worker(BITS)
     chosen = store.context.read("solve", BITS)[0].value
+    assert chosen == {FIRST: 2, SECOND: 8}
     assert chosen == widths_of(store.context, survey_of(store.context).layers)
     for name in (FIRST, SECOND, MODULATION):
         worker(f"layer/{name}")
