@@ -70,9 +70,8 @@ def compare(
         fail("no row finished; the reasons are above", 1)
     text = (place.path / "compare.md").read_text()
     if sys.stdout.isatty():
-        # Only a terminal gets the table drawn.
-        from rich.console import Console
-        from rich.markdown import Markdown  # only on a terminal
+        from rich.console import Console  # only a terminal gets the table drawn
+        from rich.markdown import Markdown  # as above
 
         Console().print(Markdown(text))
     else:

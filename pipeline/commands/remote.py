@@ -66,7 +66,7 @@ def submit(
     """
     # Both import Ray, which the other commands do without.
     from adatsq_pipe.cluster import dashboard
-    from adatsq_pipe.cluster import submit as jobs  # imports ray
+    from adatsq_pipe.cluster import submit as jobs
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
     sent = None if working_dir == "none" else Path(working_dir)
@@ -105,7 +105,7 @@ def attach(job: str, address: str) -> None:
     """Follow the job ID from the beginning of its log to its end. The exit code is the job's."""
     # Both import Ray, which the other commands do without.
     from adatsq_pipe.cluster import dashboard
-    from adatsq_pipe.cluster import submit as jobs  # imports ray
+    from adatsq_pipe.cluster import submit as jobs
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)
     try:

@@ -9,13 +9,10 @@ from pathlib import Path
 
 from adatsq_pipe.pipeline.plots.figures import pyplot, save
 from adatsq_pipe.pipeline.samples import samples
-from adatsq_pipe.stages.allocation.front import policy_of
+from adatsq_pipe.stages.allocation.points import FILE, decibels, point_of
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.storage import tables
 
-FILE = "front.parquet"
-"""Name of the table in search's unit `front`."""
 LEAST_ERROR = 1e-30
 """Errors count as at least so much: the logarithm of 0 has no place on an axis."""
 
@@ -23,11 +20,6 @@ LEAST_ERROR = 1e-30
 def has_front(context: Context) -> bool:
     """Whether the search kept a front: a uniform allocation has one policy only."""
     return (context.manifest("search").local_folder("front") / FILE).exists()
-
-
-def decibels(error: float) -> float:
-    """How far a relative squared error lies below what it is relative to, in dB."""
-    return -10 * math.log10(max(error, LEAST_ERROR))
 
 
 def draw(context: Context, path: Path) -> None:
@@ -50,20 +42,14 @@ def draw(context: Context, path: Path) -> None:
     values = [decibels(row["rollout_error"]) for row in tried]
     bits = [row["mean_bits"] for row in tried]
     axis.plot(bits, values, "o", color="tab:orange", label="rolled out, calibration captions")
-    chosen = chosen_error(context)
-    label = f"chosen, held-out captions: {decibels(chosen):.1f} dB at {chosen_bits(context):.2f} bits"
-    axis.plot([chosen_bits(context)], [decibels(chosen)], "*", color="tab:red", markersize=13, label=label)
+    chosen, mean_bits = chosen_error(context), point_of(context).mean_bits
+    label = f"chosen, held-out captions: {decibels(chosen):.1f} dB at {mean_bits:.2f} bits"
+    axis.plot([mean_bits], [decibels(chosen)], "*", color="tab:red", markersize=13, label=label)
     axis.set_xlabel("mean activation bits")
     axis.set_ylabel("final latents above their error, dB")
     axis.grid(color="0.92")
     axis.legend(fontsize=8, loc="lower right")
     save(figure, path)
-
-
-def chosen_bits(context: Context) -> float:
-    """Mean bits of the chosen policy over what is rounded."""
-    rounded = [bits for row in policy_of(context).bits for bits in row if bits < WEIGHT_ONLY]
-    return statistics.fmean(rounded)
 
 
 def chosen_error(context: Context) -> float:

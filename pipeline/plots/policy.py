@@ -40,7 +40,7 @@ def draw(context: Context, path: Path) -> None:
         image.set_clim(max(float(logs.min()), float(logs.max()) - DECADES), float(logs.max()))
     end_to_end = is_end_to_end(context)
     left.set_title("sensitivity", fontsize=10)
-    what = f"error of final latents from {MAP_BITS} bits here" if end_to_end else "Fisher score"
+    what = f"share of the effect of {MAP_BITS} bits everywhere" if end_to_end else "Fisher score"
     figure.colorbar(image, ax=left, extend="min", label=f"log10, {what}")
     places = np.searchsorted(widths, rounded.filled(widths[0]))
     image = right.imshow(

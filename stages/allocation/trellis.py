@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -190,14 +191,15 @@ class Trellis:
 
     def mac_weighted_bits(self, choices: Choices) -> float:
         """Mean bits of a path, every rounded layer weighted by its multiply-accumulates."""
-        macs = self._weights
+        return self._mac_mean(self.rounded_bits(choices))
+
+    def _mac_mean(self, rows: Sequence[Sequence[int]]) -> float:
+        """Mean of bits [step][rounded layer], weighted by multiply-accumulates."""
         spent: float = sum(
-            b * m
-            for row, weights in zip(self.rounded_bits(choices), macs, strict=True)
-            for b, m in zip(row, weights, strict=True)
+            b * m for row, weights in zip(rows, self._weights, strict=True) for b, m in zip(row, weights, strict=True)
         )
-        total: float = sum(map(sum, macs))
-        return spent / total
+        total: float = sum(map(sum, self._weights))
+        return spent / (total or 1)
 
     def predicted(self, choices: Choices) -> float | None:
         """The error that the activations of a path add to the final latents, to first order; None where only steps were
@@ -218,13 +220,12 @@ class Trellis:
             choice = walk.at_budget(tenths / 10)[0].tolist()
             rows = self.costs.rows(choice)
             bits = [b for row in rows for b in row]
-            macs = [m for row in self._weights for m in row]
             found.append(
                 {
                     "digest": digest_of(bits),
                     "choices": [],
                     "mean_bits": sum(bits) / len(bits),
-                    "mac_weighted_bits": sum(b * m for b, m in zip(bits, macs, strict=True)) / (sum(macs) or 1),
+                    "mac_weighted_bits": self._mac_mean(rows),
                     "trellis_error": None,
                     "predicted_error": self.costs.predicted(choice),
                     "rollout_error": None,

@@ -33,7 +33,7 @@ class FisherSettings(Settings):
     table: ClassVar[str] = "fisher"
 
     draws: int = Field(default=1, ge=1)
-    """Noise draws per (timestep, batch of captions)."""
+    """Random directions for each batch of captions; where single steps are measured, noise draws for each step."""
     seed: int = 0
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, one more forward. It is done anyway where the memory plan

@@ -1,7 +1,12 @@
-"""Fisher: how much the denoiser's output at each timestep depends on each layer's weights.
+"""Fisher: how much depends on each layer at each timestep, of a step's output or of the final latents.
 
-Label-free: L = 1/2 |v - sg(v) - eps|^2 with eps ~ N(0, I), so dL/dv = -eps and no data beyond the recorded runs is
-needed. Hooks on output gradients give `g`; |g^T x|^2 is reduced on the spot and no weight gradient is ever held.
+`recipe.sensitivity = "trajectory"` measures the final latents, by the trajectory adjoint (denoiser/adjoint.py). Units:
+`differentiable` says whether the pipeline's loop allows it, and `sweep/<batch>-<draw>` holds the signed effects of
+rounding (see effects.py). If the loop does not allow it, single steps are measured as below.
+
+`recipe.sensitivity = "step"` (AdaTSQ) measures the denoiser's output. Label-free: L = 1/2 |v - sg(v) - eps|^2 with
+eps ~ N(0, I), so dL/dv = -eps and no data beyond the recorded runs is needed. Hooks on output gradients give `g`;
+|g^T x|^2 is reduced on the spot and no weight gradient is ever held.
 Units: `scores/<block>-<shard>`, an array [steps of the block, layers] of mean squared gradients per sample.
 """
 

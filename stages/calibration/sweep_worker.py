@@ -50,7 +50,7 @@ class Sweep(OutOfMemoryBackoff):
         self.layers = {row.name: linears[row.name] for row in self.survey.layers}
         self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
         fits = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
-        self.room = _Room(sum(layer.weight.nbytes for layer in self.layers.values()) if fits else 0)
+        self.memory = _Memory(sum(layer.weight.nbytes for layer in self.layers.values()) if fits else 0)
         """On a GPU rounding a weight takes little of the time, and its error would take the memory."""
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
@@ -88,11 +88,11 @@ class Sweep(OutOfMemoryBackoff):
 
         def see(crossing: Crossing) -> None:
             rounding, step = self.rounding[crossing.layer], crossing.call.step
-            of_weight = rounding.of_weight(crossing, self.room)
+            of_weight = rounding.of_weight(crossing, self.memory)
             weights[:, step, rounding.place] += by_sample(of_weight, crossing.samples, captions).cpu()
             if not rounding.rounded:
                 return
-            x, gradient = crossing.x.detach(), rounding.turned(crossing.input_gradient)
+            x, gradient = crossing.x.detach(), rounding.rotated(crossing.input_gradient)
             one = _Pass(rounding, step, crossing.samples, x, gradient)
             if shared and not shared[0].shares_input(one):
                 finish()
@@ -117,8 +117,8 @@ class Sweep(OutOfMemoryBackoff):
 
 
 @dataclass
-class _Room:
-    """Bytes left for the errors of weights that are kept."""
+class _Memory:
+    """Bytes left for the weights' rounding errors, which are computed once where they fit."""
 
     bytes: int
 
@@ -136,29 +136,29 @@ class _Rounding:
         self.spec = spec_of(recipe, row)
         self.basis = (self.spec.block, self.spec.symmetric_activations, self.spec.activation_group)
         self._grid: Grid | None = None
-        self._kept: Tensor | None = None
+        self._weight_error: Tensor | None = None
 
-    def turned(self, x: Tensor) -> Tensor:
+    def rotated(self, x: Tensor) -> Tensor:
         """`x` [..., in] in the basis of the codes, float32."""
         return rotate(x.float(), _hadamard(self.spec.block, x.device))
 
     def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Effects of rounding the tokens of the input `x`, [rows, widths], by turned gradient."""
+        """Effects of rounding the tokens of the input `x`, [rows, widths], by rotated gradient."""
         symmetric, group = self.spec.symmetric_activations, self.spec.activation_group
-        return activation_effects(self.turned(x), gradients, WIDTHS, symmetric=symmetric, group=group)
+        return activation_effects(self.rotated(x), gradients, WIDTHS, symmetric=symmetric, group=group)
 
-    def of_weight(self, crossing: Crossing, room: _Room) -> Tensor:
+    def of_weight(self, crossing: Crossing, memory: _Memory) -> Tensor:
         """Effects of rounding the weight, [rows]."""
-        error = self._kept
+        error = self._weight_error
         if error is None:
             error = self._error(crossing.weight)
-            if room.take(error.nbytes):
-                self._kept = error
+            if memory.take(error.nbytes):
+                self._weight_error = error
         return weight_effects(crossing.x, crossing.output_gradient, error)
 
     def _error(self, weight: Tensor) -> Tensor:
         """Rounding to nearest less the weight, in the weight's own basis: the rotation is its own inverse."""
-        weight_OI = self.turned(weight)
+        weight_OI = self.rotated(weight)
         if self._grid is None:
             grid = weight_grid(
                 weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
@@ -166,7 +166,7 @@ class _Rounding:
             )  # fmt: skip
             self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
         columns = self._grid.columns(weight_OI.shape[1])
-        return self.turned(dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI))
+        return self.rotated(dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI))
 
 
 @functools.cache

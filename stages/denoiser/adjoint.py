@@ -69,8 +69,7 @@ def sweep(
 
 def obstacle(denoiser: Denoiser, conditions: Conditions, recorded: Trajectory) -> str:
     """Why no gradient can be carried through the pipeline's loop, or ""; costs no call of the denoiser."""
-    adjoint = _Adjoint(denoiser, recorded, {}, lambda crossing: None, ())
-    adjoint.dry = True
+    adjoint = _Adjoint(denoiser, recorded, {}, lambda crossing: None, (), dry=True)
     try:
         latents = adjoint.replay(conditions)
         torch.autograd.backward([latents], [torch.ones_like(latents)])
@@ -144,11 +143,11 @@ class _Adjoint:
 
     def __init__(
         self, denoiser: Denoiser, recorded: Trajectory, layers: Mapping[str, nn.Linear], see: See,
-        recomputed: Sequence[nn.Module],
+        recomputed: Sequence[nn.Module], *, dry: bool = False,
     ) -> None:  # fmt: skip
         self.denoiser, self.recorded, self.layers, self.see = denoiser, recorded, layers, see
-        self.recomputed = recomputed
-        self.dry = False
+        self.recomputed, self.dry = recomputed, dry
+        """Dry: no call of the denoiser, and zeros for its gradients."""
         self._anchor = torch.zeros((), requires_grad=True)
         self._copies: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
 

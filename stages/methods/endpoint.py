@@ -3,10 +3,9 @@
 New over AdaTSQ (GPTQ, block Hadamard, per-token activations): sensitivities are effects on the *final* latents, from a
 gradient carried back through the pipeline's own sampling loop, where AdaTSQ takes Fisher scores of single steps;
 activation bits are the exact Lagrangian division of the budget over steps and layers; weight bits are divided by layer,
-since a weight's effects add up over steps with their signs; timesteps are alike in the Hessian, because weights that
-errors of all steps share gained nothing from other weights (measured). It rests on the adjoint of a discrete dynamic
-system (Pontryagin 1962; neural ODEs, 1806.07366), on Lagrangian bit allocation (Shoham and Gersho 1988), and on GPTQ's
-own account of its error (2210.17323).
+since a weight's effects add up over steps with their signs. In the Hessian all timesteps count alike: `temporal = true`
+weighs them by the sweep's scores. It rests on the adjoint of a discrete dynamic system (Pontryagin 1962; neural ODEs,
+1806.07366) and on Lagrangian bit allocation (Shoham and Gersho 1988).
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ class Walk:
         return choice
 
     def at_budget(self, budget: float) -> tuple[Index, float]:
-        """(the choice of mean price at most `budget`, the multiplier of the last whole segment).
+        """(the choice of mean price at most `budget`, the multiplier at which its whole segments are the optimum).
 
+        The multiplier is the gain per price of the first segment that does not fit, or of the last one if all fit.
         Raises ValueError if the smallest width is above the budget.
         """
         bits = np.array(self.widths, dtype=np.float64)

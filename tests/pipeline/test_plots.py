@@ -127,7 +127,9 @@ def test_the_label_says_that_predictions_include_the_weights(tmp_path: Path, see
     manifest = store.manifest("search")
     row = {"mean_bits": 4.0, "predicted_error": 0.01, "rollout_error": None}
     tables.write(manifest.open_unit("front") / "front.parquet", [row])
-    manifest.commit("front", value={"policy": store.bits, "weights_error": 0.004})
+    manifest.commit(
+        "front", value={"policy": store.bits, "mean_bits": 4.0, "mac_weighted_bits": 4.0, "weights_error": 0.004}
+    )
     manifest = store.manifest("evaluate")
     tables.write(manifest.open_unit("quantized/000") / "samples.parquet", [{"latent_error": 0.01}])
     manifest.commit("quantized/000")

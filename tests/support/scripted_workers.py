@@ -24,6 +24,8 @@ class Script:
     fatal: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
     unopenable: bool = False
+    pause: float = 0.0
+    """Seconds that a task takes which does not misbehave."""
 
     def record(self, name: str) -> int:
         """Add a line, the process id, to a file. Returns its lines."""
@@ -67,6 +69,7 @@ class Recorder:
             time.sleep(3600)
         if key in script.kill and tries <= script.kills:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(script.pause)
         return key.upper()
 
 

@@ -33,7 +33,23 @@ FAULTS = [
         ("(self.settings.seed, at.draw, at.batch)", "(self.settings.seed, at.batch, at.draw)"),
         ("grid.scale_OG.bfloat16().float()", "grid.scale_OG * 1.01"),
         ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
-        ("rounding.turned(crossing.input_gradient)", "crossing.input_gradient"),
+        ("rounding.rotated(crossing.input_gradient)", "crossing.input_gradient"),
+    ),
+    *faults(
+        "stages/calibration/fisher.py",
+        "tests/stages/calibration/test_fisher_stage.py",
+        (', "rounding": recipe.model_dump(mode="json", include=ROUNDING)', ""),
+        ("return 1 + len(sweep_units(context))", "return len(sweep_units(context))"),
+    ),
+    *faults(
+        "stages/allocation/search.py",
+        ALLOCATION,
+        ('"bits": list(widths_of(search, recipe.allocation))', '"bits": []'),
+    ),
+    *faults(
+        "stages/weights/solve.py",
+        WEIGHTS,
+        ('without_meaning.add("weight_budget")', "pass"),
     ),
     *faults(
         "stages/calibration/effects.py",
@@ -47,6 +63,7 @@ FAULTS = [
         "stages/numerics/lagrange.py",
         "tests/stages/numerics/test_lagrange.py",
         ("price = price / mean if mean > 0", "price = price if mean > 0"),
+        ("float(slope[min(whole, len(slope) - 1)])", "float(slope[max(whole - 1, 0)])"),
         ("taken = slope > multiplier", "taken = slope > 2 * multiplier"),
         ('side="right"', 'side="left") + 1 - int("0"'),
         ("return self._filled(choice, left), ", "return choice, "),

@@ -99,7 +99,7 @@ FAULTS = [
     *faults(
         "stages/allocation/trellis.py",
         "tests/stages/allocation/test_trellis.py",
-        ("b * m\n", "b\n"),
+        ("b * m for row", "b for row"),
         ("return sum(map(sum, rows)) / sum(map(len, rows))", "return sum(map(sum, rows)) / len(rows)"),
         ("per_layer = len(self.rounded) / sum(map(sum, weights))", "per_layer = 1 / sum(weights[0])"),
         ("self.policies[candidate][step]", "self.policies[0][step]"),

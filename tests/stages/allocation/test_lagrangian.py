@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from adatsq_pipe.stages.allocation.lagrangian import Costs
+from adatsq_pipe.stages.allocation.search import STAGE
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, Trellis, widths_of
 from adatsq_pipe.stages.calibration.effects import WIDTHS
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
-from tests.support.made_context import FIRST, SECOND, SHAPES, TOKENS
+from tests.support.made_context import FIRST, SECOND, SHAPES, TOKENS, made_context
 from tests.support.made_store import MadeStore, make_store
 
 
@@ -130,3 +131,12 @@ def test_widths_follow_the_recipe_and_the_budget() -> None:
     assert widths_of(SearchSettings(budget=3.5), "lagrangian") == (3, 4, 5, 6, 8)
     assert widths_of(SearchSettings(budget=3.4), "lagrangian") == (2, 3, 4, 5, 6, 8)
     assert widths_of(SearchSettings(bits=(4, 8)), "lagrangian") == (4, 8)
+
+
+def test_a_search_depends_on_the_widths_that_it_chooses_from_not_on_who_named_them() -> None:
+    def reads(**search: object) -> object:
+        context = made_context(Path("run"), Path("model"), recipe={"method": "endpoint"}, search=search)
+        return STAGE.reads(context.settings, "digest")
+
+    assert reads(budget=4.0) == reads(budget=4.0, bits=(3, 4, 5, 6, 8))
+    assert reads(budget=4.0) != reads(budget=4.0, bits=(2, 3, 4, 5, 6, 8))

@@ -54,6 +54,10 @@ def test_a_budget_is_kept_and_at_its_corners_the_allocation_is_the_best_there_is
         bits, own = walk.mean(choice), float(cost[np.arange(5), choice].sum())
         assert bits <= budget + 1e-9 and multiplier >= 0
         least = min(c for b, c, _ in everything if b <= budget + 1e-9)
+        whole = walk.at_multiplier(multiplier)
+        assert (whole <= choice).all(), "its whole segments, before what is left is filled"
+        if budget in corners and budget < max(corners):
+            assert walk.mean(whole) == pytest.approx(budget), "a corner is reached by whole segments alone"
         if budget in corners:
             assert own == pytest.approx(least, rel=1e-9)
         lower = max(c for c in corners if c <= budget + 1e-9) if min(corners) <= budget else None

@@ -14,7 +14,7 @@ from adatsq_pipe.stages.weights.bit_widths import WEIGHT_WIDTHS, widths_of
 from adatsq_pipe.stages.weights.solve import BITS, STAGE
 from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
-from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES
+from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, made_context
 from tests.support.made_store import MadeStore, make_store
 from tests.support.two_layer_denoiser import TwoLayerDenoiser
 
@@ -100,3 +100,14 @@ def test_a_layer_is_solved_at_its_own_bits(tmp_path: Path, monkeypatch: pytest.M
         spec = store.context.read("solve", f"layer/{name}")[0].value["spec"]
         assert spec["weight_bits"] == chosen.get(name, 4)
     assert STAGE.expected(store.context) == 1 + 3
+
+
+def test_weights_depend_on_the_budget_and_without_one_as_before_there_were_budgets() -> None:
+    def recipe_of(**recipe: object) -> dict[str, object]:
+        context = made_context(Path("run"), Path("model"), recipe=recipe)
+        reads = STAGE.reads(context.settings, "digest")
+        assert isinstance(reads, dict)
+        return dict(reads["recipe"])  # type: ignore[arg-type]
+
+    assert recipe_of(method="endpoint")["weight_budget"] == 4.0
+    assert "weight_budget" not in recipe_of(method="adatsq")
