@@ -56,5 +56,5 @@ def _captions(table: PromptSettings, world: str) -> Sequence[str]:
 
         split = "held_out" if held_out else "train"
         return prompts.draw_prompts(table.count, world=world, split=split, seed=table.seed)
-    lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text().splitlines()
+    lines = (resources.files("adatsq_pipe.pipeline") / "presets" / "captions.txt").read_text("utf-8").splitlines()
     return lines[1 if held_out else 0 :: 2][: table.count]

@@ -7,7 +7,6 @@ nearest right one. `[cluster]` says where and how wide; it changes no byte of th
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
+from adatsq_pipe.storage.files import read_json_object
 
 PRESETS = ("w4a4", "w3a3")
 BUILT_IN = "scenes/flux-dev"
@@ -124,7 +124,7 @@ def model_folder(model: str) -> Path:
 
 def preset_tables(name: str) -> dict[str, Any]:
     """The tables of a preset that ships with the package."""
-    return tomllib.loads((resources.files("adatsq_pipe.pipeline") / "presets" / f"{name}.toml").read_text())
+    return tomllib.loads((resources.files("adatsq_pipe.pipeline") / "presets" / f"{name}.toml").read_text("utf-8"))
 
 
 def load(
@@ -207,7 +207,7 @@ def _parsed(kind: type[Settings], values: Mapping[str, object]) -> Settings:
 def sampling(model: Path) -> dict[str, Any]:
     """The model folder's sampling.json: the arguments of its call, and the world it draws. Empty without that file."""
     try:
-        values = json.loads((model / "sampling.json").read_text())
+        values = read_json_object(model / "sampling.json")
         return {"call": dict(values["call"]), "world": str(values.get("world", ""))}
     except FileNotFoundError:
         return {}

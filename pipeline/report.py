@@ -35,7 +35,7 @@ from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
-from adatsq_pipe.storage.files import clone_tree, write_text
+from adatsq_pipe.storage.files import clone_tree, read_json_object, write_text
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 from adatsq_pipe.storage.tables import Row
@@ -86,8 +86,8 @@ def _publish(run: RunDir, context: Context, summary: Summary) -> None:
 
 def _stands(path: Path, fingerprint: str) -> bool:
     try:
-        return bool(json.loads(path.read_text())["fingerprint"] == fingerprint)
-    except (ValueError, KeyError):
+        return bool(read_json_object(path).get("fingerprint") == fingerprint)
+    except ValueError:
         return False
 
 

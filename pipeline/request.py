@@ -14,6 +14,7 @@ from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -21,18 +22,25 @@ def read_request(run: Path) -> dict[str, Any] | None:
     """The request of the previous run in this directory; None if there was none."""
     path = run / "config.toml"
     try:
-        return tomllib.loads(path.read_text())
+        request = tomllib.loads(read_text(path))
     except FileNotFoundError:
         return None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not TOML ({error}); correct it, or give --preset to start from one") from None
+    tables = request.get("tables", {})
+    if not set(request) <= {"preset", "tables"} or not isinstance(tables, dict):
+        raise StorageError(
+            f'{path} holds {", ".join(request)}; it takes preset = "..." and settings as [tables.search] and so on; '
+            "correct it, or give --preset to start from one"
+        )
+    return request
 
 
 def write_request(run: RunDir, config: RunConfig) -> None:
     """Store the request in the run directory, so that later commands start from it."""
     text = tomli_w.dumps(config.request)
     path = run.path / "config.toml"
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         run.write("config.toml", text)
 
 
@@ -40,7 +48,7 @@ def load_config(
     run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
 ) -> RunConfig:
     """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
-    previous = read_request(run.path) if run.exists() else None
+    previous = read_request(run.path) if preset is None and run.exists() else None
     config = load(preset=preset, file=file, sets=sets, model=model, previous=previous)
     find_pipeline(config.model)
     return config

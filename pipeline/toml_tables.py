@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.storage.files import read_text
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
             parsed = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:
             parsed = value
+        except RecursionError:
+            raise ConfigError(f"--set {path.strip()}: its value is nested too deeply") from None
         for key in reversed(keys):
             parsed = {key: parsed}
         tables = merged(tables, parsed)
@@ -44,10 +47,10 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a `--config` file. Raises ConfigError if it is absent or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

@@ -5,11 +5,12 @@ zarr is imported on first use: `status` and a run with nothing to do read no arr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adatsq_pipe.storage.files import read_json_object
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,7 +49,7 @@ def read(folder: Path, name: str) -> npt.NDArray[Any]:
 
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Prefixes, relative to `folder`, of the files that hold the named tensors."""
-    members = json.loads((folder / GROUP / "zarr.json").read_text()).get("attributes", {}).get(MEMBERS)
+    members = read_json_object(folder / GROUP / "zarr.json").get("attributes", {}).get(MEMBERS)
     if members is None:
         return tuple(f"{GROUP}/{name}/" for name in names)
     stacks = sorted({members[name][0] for name in names})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,11 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
     try:
-        components = json.loads(index.read_text())
+        components = read_json_object(index)
     except FileNotFoundError:
         raise StorageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
     except ValueError as error:
-        raise StorageError(f"{index} is not JSON ({error}); restore the file") from None
+        raise StorageError(f"{index} is no JSON object ({error}); restore the file") from None
     if not components.get("transformer") or not (folder / "transformer").is_dir():
         names = ", ".join(sorted(k for k, v in components.items() if isinstance(v, list))) or "none"
         raise NoTransformer(f"{folder} has no transformer to quantize (its components: {names})")
@@ -84,7 +84,7 @@ def write_component(
     """Write the denoiser `part` of the pipeline at `source` to `target`, with `tensors` as its weights."""
     from safetensors.torch import save_file  # imports torch, which `status` does without
 
-    config = json.loads((source / part / "config.json").read_text())
+    config = read_json_object(source / part / "config.json")
     config.pop("quantization_config", None)
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 COPY_LIMIT = 2**20
 """Bytes up to which `clone_tree` copies a file. It hard-links larger ones."""
@@ -21,6 +23,34 @@ def is_safe_relative(name: str) -> bool:
         and not name.startswith("/")
         and ".." not in name.split("/")
     )
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, whatever the locale says, without a byte-order mark. Raises UnicodeDecodeError."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises FileNotFoundError, or ValueError for whatever else keeps it from being read."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, or ValueError for any other content."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {_kind(value)} in place of an object")
+    return value
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in JSON's own words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "a list" if isinstance(value, list) else "a text" if isinstance(value, str) else "a number"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, write_text
 
 Plain: TypeAlias = "bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] | None"
 """A value that JSON can hold."""
@@ -97,7 +97,7 @@ def folder_digest(folder: Path, cache: Path) -> str:
     `cache` (a JSON file) holds each file's size, mtime and digest, so that a large model is hashed once.
     """
     try:
-        cached = json.loads(cache.read_text())
+        cached = read_json_object(cache)
     except (OSError, ValueError):
         cached = {}
     entries: dict[str, tuple[int, int, str]] = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
 from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.remote import Remote
@@ -124,8 +124,8 @@ class Manifest:
         root, reasons = self.folder / "failures", dict[str, str]()
         for path in list_files(root) if root.is_dir() else []:
             try:
-                reasons[str(path.relative_to(root).with_suffix(""))] = str(json.loads(path.read_text())["reason"])
-            except (ValueError, KeyError, TypeError):
+                reasons[str(path.relative_to(root).with_suffix(""))] = str(read_json_object(path)["reason"])
+            except (ValueError, KeyError):
                 continue
         return reasons
 

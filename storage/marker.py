@@ -76,5 +76,5 @@ def _parse(path: str, stamp: tuple[int, int, int]) -> Marker | None:
         if not all(map(is_safe_relative, (*files, body["unit"]))):
             return None
         return Marker(files=files, **body)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -20,7 +20,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import is_safe_relative, symlink_atomically, write_bytes, write_text
+from adatsq_pipe.storage.files import (
+    is_safe_relative,
+    read_json_object,
+    symlink_atomically,
+    write_bytes,
+    write_text,
+)
 from adatsq_pipe.storage.fingerprint import Plain, canonical, list_files
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
@@ -29,6 +35,8 @@ from adatsq_pipe.storage.remote import Remote, is_url, open_remote
 FORMAT = 1
 SMALL_FILES = ("run.json", "config.toml", "log.jsonl", "model.json", "report/summary.json")
 """Files of a run directory at a URL that may change: they are downloaded whenever it is opened."""
+ENTRY = {"stage", "fingerprint", "wall"}
+"""What every entry of log.jsonl has."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ class RunDir:
             return
         current = {"assembled": assembled[:16], "evaluated": evaluated[:16]}
         try:
-            previous = json.loads((self.path / "model.json").read_text())
+            previous = read_json_object(self.path / "model.json")
         except (OSError, ValueError):
             previous = {}
         if previous == current or (not evaluated and previous.get("assembled") == current["assembled"]):
@@ -191,10 +199,10 @@ class RunDir:
         """Raise StorageError unless this is a run directory of this program's format."""
         path = self.path / "run.json"
         try:
-            version = json.loads(path.read_text())["format"]
+            version = read_json_object(path)["format"]
         except FileNotFoundError:
             raise StorageError(f"{self.display()} holds no run (no run.json); name the --run-dir of a run") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError):
             raise StorageError(
                 f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start a new run"
             ) from None
@@ -233,7 +241,7 @@ class RunDir:
                 yield
         except Timeout:
             try:
-                body = json.loads(path.read_text())
+                body = read_json_object(path)
                 holder = f"process {body['pid']} on {body['host']}"
             except (OSError, ValueError, KeyError):
                 holder = "another process"
@@ -243,28 +251,37 @@ class RunDir:
 
     def log(self, entry: Mapping[str, Plain]) -> None:
         """Append one line to log.jsonl, where reports look up wall times. Nothing else depends on it."""
-        with (self.path / "log.jsonl").open("a") as file:
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(canonical(entry) + "\n")
         self.upload("log.jsonl")
 
     def log_entries(self) -> Iterator[dict[str, Any]]:
-        """The entries of log.jsonl. A line torn by a kill is skipped."""
+        """The entries of log.jsonl that name a stage, its fingerprint and its wall time. Torn lines are skipped."""
         path = self.path / "log.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict):
+            if isinstance(entry, dict) and entry.keys() >= ENTRY and isinstance(entry["wall"], int | float):
                 yield entry
 
     def record_identity(self, stage: str, fingerprint: str, identity: Plain) -> None:
         """Write what a fingerprint is the digest of, once, so that a later change can be shown field by field."""
         name = f"{stage}/{fingerprint[:16]}/identity.json"
-        if not (self.path / name).exists():
+        if _identity(self.path / name) is None:
             self.write(name, json.dumps(identity, indent=1, sort_keys=True))
 
     def identities(self, stage: str) -> list[dict[str, Plain]]:
-        """The recorded identities of the stage, newest first."""
+        """The recorded identities of the stage, newest first. What is not as it was written is left out."""
         paths = sorted((self.path / stage).glob("*/identity.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-        return [json.loads(path.read_text()) for path in paths]
+        return [identity for path in paths if (identity := _identity(path)) is not None]
+
+
+def _identity(path: Path) -> dict[str, Plain] | None:
+    """A recorded identity; None if there is none that can be read."""
+    try:
+        return read_json_object(path)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from io import TextIOWrapper
 
 import click
 
@@ -35,6 +37,10 @@ class OrderedGroup(click.Group):
 @click.version_option(package_name="adatsq-pipe")
 def main() -> None:
     """Quantize a diffusion transformer, in stages that resume."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A caption or a path that the terminal's encoding cannot write must not end a run.
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 

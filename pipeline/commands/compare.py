@@ -21,6 +21,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 )
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.request import check_model, load_config
+from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -68,7 +69,7 @@ def compare(
         outcome = with_executors(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
     if not outcome.rows:
         fail("no row finished; the reasons are above", 1)
-    text = (place.path / "compare.md").read_text()
+    text = read_text(place.path / "compare.md")
     if sys.stdout.isatty():
         from rich.console import Console  # only a terminal gets the table drawn
         from rich.markdown import Markdown  # as above

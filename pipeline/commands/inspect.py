@@ -24,6 +24,7 @@ from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
+from adatsq_pipe.storage.files import read_json_object
 
 if TYPE_CHECKING:
     from adatsq_pipe.pipeline.commands.footprint import Footprint
@@ -80,8 +81,8 @@ def _bare_config(path: Path) -> Path | None:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return read_json_object(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not a transformer config ({error}); name its config.json") from None
 
 

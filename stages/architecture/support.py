@@ -7,7 +7,6 @@ the transformer from the headers of its files: `run` must start at once, in a pr
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from adatsq_pipe.stages.architecture.families._family import families
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
 from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
+from adatsq_pipe.storage.files import read_json_object
 
 VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
 CONVOLUTION = "a convolution, not nn.Linear"
@@ -55,7 +55,9 @@ def _sources() -> dict[str, Path]:
         *sorted((root / "models" / "unets").glob("*.py")),
         *sorted((root / "pipelines").rglob("pipeline*.py")),
     ]
-    return {name: file for file in files for name in re.findall(r"^class (\w+)\(", file.read_text(), re.MULTILINE)}
+    return {
+        name: file for file in files for name in re.findall(r"^class (\w+)\(", file.read_text("utf-8"), re.MULTILINE)
+    }
 
 
 def call_source(name: str) -> CallSource | None:
@@ -63,7 +65,7 @@ def call_source(name: str) -> CallSource | None:
     file = _sources().get(name)
     if file is None:
         return None
-    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
     own = next(node for node in classes if node.name == name)
     calls = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
     if not calls:
@@ -132,7 +134,7 @@ def check_pipeline(
             "and evaluate.prompts (nothing was started)"
         )
     for part in denoisers(index):
-        if config := json.loads((folder / part / "config.json").read_text()).get("quantization_config"):
+        if config := read_json_object(folder / part / "config.json").get("quantization_config"):
             raise NotTaken(
                 f"{folder} is quantized already ({config.get('quant_method')}); give the full-precision folder"
             )

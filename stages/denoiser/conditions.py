@@ -6,7 +6,6 @@ the original file changes nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import shards
+from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.rundir import RunDir
 
 
 def picture_mode(model: Path) -> str:
     """The picture mode of the pipeline in the folder `model`: RGB, or RGBA if its autoencoder has four channels."""
     try:
-        config = json.loads((model / "vae" / "config.json").read_text())
+        config = read_json_object(model / "vae" / "config.json")
     except (OSError, ValueError):
         return "RGB"
     return "RGBA" if 4 in (config.get("input_channels"), config.get("in_channels")) else "RGB"

@@ -121,7 +121,7 @@ def missing_package(error: Exception, pipeline: object) -> str:
     file = getattr(sys.modules.get(type(pipeline).__module__), "__file__", None)
     if not name or not file:
         return ""
-    return name if re.search(rf"^\s+import {re.escape(name)}$", Path(file).read_text(), re.MULTILINE) else ""
+    return name if re.search(rf"^\s+import {re.escape(name)}$", Path(file).read_text("utf-8"), re.MULTILINE) else ""
 
 
 def advice(error: Exception, pipeline: object, prompts: int) -> str:

@@ -22,6 +22,7 @@ from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.runtime.spec import FORMAT
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.checkpoint import read_transformer, write_component, write_pipeline
+from adatsq_pipe.storage.files import read_json_object, write_text
 from adatsq_pipe.storage.fingerprint import Plain
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Assemble:
             model = self.context.settings[ModelSettings]
             if model.call:
                 called = {"call": dict(model.call), "world": model.world}
-                (unit.folder / "sampling.json").write_text(json.dumps(called, indent=1) + "\n")
+                write_text(unit.folder / "sampling.json", json.dumps(called, indent=1) + "\n")
 
     def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Tensor], dict[str, Plain]]], dict[str, Plain]]:
         """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
@@ -101,7 +102,7 @@ class Assemble:
 
 def _timestep_of(source: Path, part: str) -> dict[str, str]:
     """What a family says of the timestep of the denoiser `part`, for the model's config; else nothing."""
-    kind = json.loads((source / part / "config.json").read_text()).get("_class_name", "")
+    kind = read_json_object(source / part / "config.json").get("_class_name", "")
     argument = families()[kind].timestep if kind in families() else ""
     return {"timestep": argument} if argument else {}
 

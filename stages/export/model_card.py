@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.weights.widths import weight_widths
+from adatsq_pipe.storage.files import read_json_object
 
 INHERITED = ("license", "license_name", "license_link", "language")
 """What a card says of the original that holds for its copy."""
@@ -69,7 +69,7 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
     head = {"base_model": source.name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
     text = f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
         name=source.name,
-        pipeline=json.loads((source / "model_index.json").read_text())["_class_name"],
+        pipeline=read_json_object(source / "model_index.json")["_class_name"],
         loading=LOADING,
         method=context.settings[Recipe].method,
         licence=f"Licence: {licence}, that of the original."
@@ -110,7 +110,7 @@ def front_matter(source: Path) -> dict[str, object]:
     path = source / "README.md"
     if not path.exists():
         return {}
-    parts = path.read_text(errors="replace").split("---", 2)
+    parts = path.read_text(encoding="utf-8-sig", errors="replace").split("---", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}
     try:

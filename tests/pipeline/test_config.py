@@ -11,7 +11,7 @@ import pytest
 from adatsq_pipe.pipeline import config
 from adatsq_pipe.pipeline.config import ClusterSettings
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.request import read_request, write_request
+from adatsq_pipe.pipeline.request import load_config, read_request, write_request
 from adatsq_pipe.pipeline.toml_tables import parse_set
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.run_settings import RunSettings
@@ -274,6 +274,28 @@ def test_a_previous_request_that_is_torn_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("preset = ")
     with pytest.raises(StorageError, match=r"config\.toml is not TOML"):
         read_request(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xfe\x00\x81", "is not TOML .*--preset"),
+        (b"a = " + b"[" * 100_000, "is not TOML"),
+        (b"[search]\nbudget = 3.5", r"holds search; it takes preset = .* \[tables\.search\]"),
+        (b"tables = 5", "holds tables"),
+    ],
+    ids=["random bytes", "a deep nest", "tables without their name", "a number"],
+)
+def test_a_stored_request_that_is_none_is_named_and_a_preset_replaces_it(
+    data: bytes, words: str, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    run.create()
+    (tmp_path / "config.toml").write_bytes(data)
+    with pytest.raises(StorageError, match=words):
+        load_config(run, None, None, None, ())
+    write_request(run, load_config(run, None, "w3a3", None, ()))
+    assert read_request(tmp_path) == {"preset": "w3a3", "tables": {}}
 
 
 def test_the_configuration_is_written_only_where_it_changed(tmp_path: Path) -> None:

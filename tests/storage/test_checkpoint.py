@@ -59,7 +59,7 @@ def test_a_folder_that_is_no_pipeline_is_refused_with_the_reason(model: Path, tm
     with pytest.raises(StorageError, match=r"has no model_index\.json"):
         find_pipeline(tmp_path)
     (model / "model_index.json").write_text("{")
-    with pytest.raises(StorageError, match="is not JSON"):
+    with pytest.raises(StorageError, match="is no JSON object"):
         find_pipeline(model)
 
 

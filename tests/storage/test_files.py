@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from adatsq_pipe.storage.files import clone_tree, is_safe_relative, symlink_atomically, write_bytes, write_text
+from adatsq_pipe.storage.files import (
+    clone_tree,
+    is_safe_relative,
+    read_json_object,
+    read_text,
+    symlink_atomically,
+    write_bytes,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -145,3 +153,28 @@ def test_a_clone_that_fails_leaves_the_old_one(tmp_path: Path, full_disk: None) 
     with pytest.raises(OSError, match="No space"):
         clone_tree(_tree(tmp_path / "source"), tmp_path / "target", {"new": b"x"})
     assert os.listdir(tmp_path / "target") == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"[1]", "it holds a list in place of an object"),
+        (b'"a"', "it holds a text in place of an object"),
+        (b"5.5", "it holds a number in place of an object"),
+        (b"null", "it holds null in place of an object"),
+        (b"true", "it holds true in place of an object"),
+        (b'{"a":' * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_a_file_that_holds_no_json_object_says_what_it_holds(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        read_json_object(tmp_path / "a.json")
+
+
+def test_text_is_utf_8_with_or_without_a_byte_order_mark(tmp_path: Path) -> None:
+    for data in ("Zürich 東京".encode(), "Zürich 東京".encode("utf-8-sig")):
+        (tmp_path / "a.txt").write_bytes(data)
+        assert read_text(tmp_path / "a.txt") == "Zürich 東京"

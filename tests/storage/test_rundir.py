@@ -15,6 +15,7 @@ import fsspec
 import pytest
 
 from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.remote import open_remote
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -192,14 +193,28 @@ def test_a_lock_in_a_store_is_held_there_and_swept_here(url: str) -> None:
 def test_the_log_has_one_canonical_line_per_entry_and_torn_lines_are_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert list(run.log_entries()) == []
-    run.log({"stage": "capture", "a": 1.5})
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"stage": "fis\n[1]\n')
-    run.log({"stage": "solve"})
-    assert (
-        tmp_path / "log.jsonl"
-    ).read_text() == '{"a":1.5,"stage":"capture"}\n{"stage": "fis\n[1]\n{"stage":"solve"}\n'
-    assert list(run.log_entries()) == [{"stage": "capture", "a": 1.5}, {"stage": "solve"}]
+    first: dict[str, Plain] = {"stage": "capture", "fingerprint": SHA, "wall": 1.5}
+    run.log(first)
+    strange = b'{"stage": "fis\n[1]\n{"stage": "solve"}\n\xff\xfe\n' + b"[" * 100_000 + b"\n"
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(strange)
+    run.log({**first, "stage": "solve", "wall": 2})
+    assert (tmp_path / "log.jsonl").read_bytes() == (
+        f'{{"fingerprint":"{SHA}","stage":"capture","wall":1.5}}\n'.encode()
+        + strange
+        + f'{{"fingerprint":"{SHA}","stage":"solve","wall":2}}\n'.encode()
+    )
+    assert list(run.log_entries()) == [first, {**first, "stage": "solve", "wall": 2}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000], ids=["empty", "torn", "a list", "a deep nest"])
+def test_an_identity_that_cannot_be_read_is_left_out_and_written_again(text: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.record_identity("solve", SHA, {"n": 1})
+    (tmp_path / "solve" / SHA[:16] / "identity.json").write_text(text)
+    assert run.identities("solve") == []
+    run.record_identity("solve", SHA, {"n": 1})
+    assert run.identities("solve") == [{"n": 1}]
 
 
 def test_the_log_is_uploaded_with_each_line(url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
+from adatsq_pipe.storage.files import read_json_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def export(name: str, source: Path, out: Path) -> str:
 
 def config_of(folder: Path, part: str = "transformer") -> dict[str, object] | None:
     """The quantization_config of a denoiser in the folder, None if it has none of ours."""
-    config = json.loads((folder / part / "config.json").read_text()).get("quantization_config")
+    config = read_json_object(folder / part / "config.json").get("quantization_config")
     return config if config and config.get("quant_method") == "adatsq" else None
 
 
@@ -74,7 +74,7 @@ def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
 
     import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
 
-    name = json.loads((folder / part / "config.json").read_text())["_class_name"]
+    name = read_json_object(folder / part / "config.json")["_class_name"]
     diffusers.utils.logging.disable_progress_bar()
     try:
         opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / part, dtype=torch.bfloat16)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.model_card import LOADING
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, read_text, write_text
 
 _OURS = "adatsq_pipe"
 MODULES = (
@@ -64,13 +64,13 @@ class Quantized{pipeline}({pipeline}):
 
 def export(source: Path, out: Path) -> str:
     shutil.copytree(source, out, dirs_exist_ok=True)
-    index = json.loads((out / "model_index.json").read_text())
+    index = read_json_object(out / "model_index.json")
     pipeline = index["_class_name"]
     write_text(out / "pipeline.py", code(pipeline))
     index["_class_name"] = ["pipeline", f"Quantized{pipeline}"]
     write_text(out / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     if (out / "README.md").exists():
-        write_text(out / "README.md", (out / "README.md").read_text().replace(LOADING, _LOADING))
+        write_text(out / "README.md", read_text(out / "README.md").replace(LOADING, _LOADING))
     return "load it with DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True); nothing of ours is needed"
 
 
@@ -90,7 +90,7 @@ def _body(module: str) -> tuple[str, list[str]]:
     """A module's text without its docstring and its imports of ours, and the names it defines."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
-    text = Path(spec.origin).read_text()
+    text = read_text(Path(spec.origin))
     tree, lines, names = ast.parse(text), text.splitlines(), list[str]()
     for i, node in enumerate(tree.body):
         docstring = i == 0 and isinstance(node, ast.Expr)

@@ -16,7 +16,7 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats._formats import config_of, transformer_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.runtime.model import quantized_layers
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, write_text
 
 
 def export(source: Path, out: Path) -> str:
@@ -24,7 +24,7 @@ def export(source: Path, out: Path) -> str:
     policy = projected({name: layer.policy.tolist() for name, layer in layers.items()})
     shutil.copytree(source, out, dirs_exist_ok=True)
     file = out / "transformer" / "config.json"
-    config = json.loads(file.read_text())
+    config = read_json_object(file)
     config["quantization_config"] = {**(config_of(source) or {}), "runtime": {"diffusion_step_policy": policy}}
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     first, last = policy["first_steps"]["count"], policy["last_steps"]["count"]

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from adatsq_pipe.stages.scenes.train.families import FAMILIES, Job, Plan
 from adatsq_pipe.stages.scenes.train.pipeline_folder import draw_samples, export, plan_history, write_history
 from adatsq_pipe.stages.scenes.train.training import make_deterministic
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import read_json_object, write_text
 
 ONLY_FOR = {
     "guidance_steps": ("flux-dev",),
@@ -33,7 +33,7 @@ def _check_plan(work: Path, plan: Plan) -> None:
     """Record the plan of the parts in `work`. Raises UsageError if they belong to another plan."""
     path, now = work / "plan.json", asdict(plan)
     if path.exists():
-        was = json.loads(path.read_text())
+        was = read_json_object(path)
         differing = [f"{key} {was.get(key)} (now {value})" for key, value in now.items() if was.get(key) != value]
         if differing:
             raise click.UsageError(f"{work} holds parts of another plan: {', '.join(differing)}; choose another --out")

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from adatsq_pipe.stages.scenes.train.families import Plan
 from adatsq_pipe.stages.scenes.world import captions, prompts
+from adatsq_pipe.storage.files import read_json, read_json_object, write_text
 
 
 def export(pipeline: DiffusionPipeline, call: dict[str, int | float], out: Path, *, world: str) -> None:
@@ -28,13 +29,13 @@ def export(pipeline: DiffusionPipeline, call: dict[str, int | float], out: Path,
     for part in (pipeline.transformer, pipeline.vae):
         part.register_to_config(_name_or_path="")
     pipeline.save_pretrained(out)
-    (out / "sampling.json").write_text(json.dumps({"call": call, "world": world}, indent=1) + "\n")
+    write_text(out / "sampling.json", json.dumps({"call": call, "world": world}, indent=1) + "\n")
 
 
 def draw_samples(folder: Path, count: int) -> None:
     """Write samples.png beside the weights: `count` held-out captions (or classes), drawn in one call."""
     plt.switch_backend("Agg")
-    sampling = json.loads((folder / "sampling.json").read_text())
+    sampling = read_json_object(folder / "sampling.json")
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     call = {**sampling["call"], "generator": torch.Generator().manual_seed(0), "output_type": "np"}
@@ -59,18 +60,18 @@ def plan_history(start: Path | None) -> list[dict[str, Any]]:
     """The plans that trained the weights in `start`, first to last."""
     if start is None or not (start / "training.json").exists():
         return []
-    return list(json.loads((start / "training.json").read_text()))
+    return list(read_json(start / "training.json"))
 
 
 def write_history(work: Path, out: Path, start: Path | None, plan: Plan) -> None:
     """Write loss curves and training.json beside the weights, each a continuation of those in `start`."""
-    (out / "training.json").write_text(json.dumps([*plan_history(start), asdict(plan)], indent=1) + "\n")
+    write_text(out / "training.json", json.dumps([*plan_history(start), asdict(plan)], indent=1) + "\n")
     for curve in sorted({path.name for path in [*work.glob("*_loss.csv"), *(start or work).glob("*_loss.csv")]}):
         rows: list[list[str]] = []
         for folder in [start, work] if start else [work]:
             if (folder / curve).exists():
                 last = int(rows[-1][0]) if rows else 0
-                with (folder / curve).open() as file:
+                with (folder / curve).open(encoding="utf-8") as file:
                     rows += [[str(last + int(step)), loss] for step, loss in list(csv.reader(file))[1:]]
-        with (out / curve).open("w", newline="") as file:
+        with (out / curve).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "loss"], *rows])

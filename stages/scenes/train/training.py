@@ -125,7 +125,7 @@ class _Curve:
             self.recent = []
 
     def write(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "loss"], *self.rows])
 
 
