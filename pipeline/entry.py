@@ -57,10 +57,16 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
         write_request(place, config)
         place.add_prompt_images(config.images)
         try:
-            steps, context, _ = runner.execute(config, place, list(STAGES), executors, screen)
+            runner.execute(
+                config,
+                place,
+                list(STAGES),
+                executors,
+                screen,
+                conclude=lambda steps, context: report.write(config, place, steps, context),
+            )
         finally:
             executors.close()
-        report.write(config, place, steps, context)
     return read_summary(place.report)
 
 

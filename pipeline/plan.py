@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from adatsq_pipe.pipeline import finished
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.context import Context
@@ -76,8 +77,8 @@ def _look(
     stage: Stage, identity: Mapping[str, Plain], fingerprint: str, context: Context, run: RunDir, ready: bool
 ) -> Step:
     manifest = run.manifest(stage.name, fingerprint)
-    units = list(manifest.units())
-    damaged = tuple(damage for unit in units if (damage := _damage(manifest, unit)))
+    units, noted = list(manifest.units()), manifest.notes.all()
+    damaged = tuple(damage for unit in units if (damage := _damage(manifest, unit, noted.get(unit))))
     complete = not damaged and _complete(manifest, units)
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []
@@ -101,7 +102,10 @@ def _expected(stage: Stage, context: Context) -> int | None:
         return None
 
 
-def _damage(manifest: Manifest, unit: str) -> tuple[str, str] | None:
+def _damage(manifest: Manifest, unit: str, noted: str | None) -> tuple[str, str] | None:
+    """The unit and what is wrong with it, by its marker, its files' sizes and what `verify` noted. None: nothing."""
+    if noted is not None:
+        return unit, noted
     try:
         if manifest.done(unit):
             return None
@@ -142,16 +146,33 @@ def choose(text: str) -> list[str]:
 
 
 def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
-    """Re-hash everything every stage folder vouches for: (units checked, (stage, unit, what is wrong) of the bad)."""
-    checked, wrong = 0, []
+    """Hash everything that the run vouches for: (units checked, (stage, unit, what is wrong) of the bad).
+
+    What is found is kept, so that the next run does it again.
+    """
+    checked, wrong = finished.verify(run)
     for manifest in run.manifests():
-        for unit in manifest.units():
-            checked += 1
-            try:
-                manifest.verify(unit)
-            except DamagedUnit as error:
-                wrong.append((manifest.stage, unit, error.what))
+        noted = manifest.notes.all()
+        for unit in manifest.vouched():
+            checked += unit != COMPLETE
+            if what := _altered(manifest, unit):
+                wrong.append((manifest.stage, unit, what))
+                manifest.notes.add(unit, what)
+            elif unit in noted:
+                manifest.notes.remove(unit)
+    wrong += [("given", name, "its file does not have the digest in its name") for name in run.damaged_images()]
     return checked, wrong
+
+
+def _altered(manifest: Manifest, unit: str) -> str:
+    """What is wrong with the unit's marker or files; "" if nothing is."""
+    try:
+        manifest.verify(unit)
+    except DamagedUnit as error:
+        return error.what
+    except KeyError:
+        return "its marker is missing, and the stage is marked finished"
+    return ""
 
 
 def as_json(steps: list[Step]) -> list[dict[str, Plain]]:

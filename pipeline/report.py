@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adatsq_pipe.pipeline import pictures
+from adatsq_pipe.pipeline import finished, pictures
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
@@ -35,23 +35,30 @@ from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
-from adatsq_pipe.storage.files import clone_tree, read_json_object, write_text
+from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
 from adatsq_pipe.storage.tables import Row
 
 FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
 """Names of the plots that only some recipes have."""
+FILES = (FILE, "side_by_side.png", "policy.png", "steps.png", FRONT, WEIGHT_BITS)
+"""What a report may consist of."""
 
 
 def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
-    """Write the report unless it stands already for this very run. False if evaluate has not finished."""
+    """Write the report unless it stands already for this very run. False if evaluate has not finished.
+
+    Raises DamagedUnit for a unit that it reads.
+    """
     done = {step.stage.name: step for step in steps}
     if not done["evaluate"].complete:
         return False
     path = run.report / FILE
-    if path.exists() and _stands(path, done["evaluate"].fingerprint):
+    if finished.stands(run, context.fingerprints):
         return True
+    _verify(context)
     run.report.mkdir(exist_ok=True)
     summary = summarize(config, run, context)
     pictures.draw(context, run.report / "side_by_side.png", summary.title)
@@ -59,7 +66,16 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
     _publish(run, context, summary)
     write_text(path, json.dumps(asdict(summary), indent=1) + "\n")
     run.upload("report")
+    fingerprints = context.fingerprints
+    PublishedModel(run.published_folder(fingerprints["assemble"], fingerprints["evaluate"])).vouch(run.report, FILES)
     return True
+
+
+def _verify(context: Context) -> None:
+    """Hash the files of the units that the report reads: what is published must be what was computed."""
+    for stage in ("search", "assemble", "reference", "evaluate"):
+        for unit in context.manifest(stage).units():
+            context.read(stage, unit)
 
 
 def _plot(folder: Path, context: Context, summary: Summary) -> None:
@@ -82,13 +98,6 @@ def _publish(run: RunDir, context: Context, summary: Summary) -> None:
     added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
     clone_tree(manifest.local_folder("model"), place, added)
     run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])
-
-
-def _stands(path: Path, fingerprint: str) -> bool:
-    try:
-        return bool(read_json_object(path).get("fingerprint") == fingerprint)
-    except ValueError:
-        return False
 
 
 def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:

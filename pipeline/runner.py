@@ -131,17 +131,21 @@ def execute(
     *,
     publish: bool = True,
     extra: Sequence[Stage] = (),
+    conclude: Callable[[list[Step], Context], object] = lambda steps, context: None,
 ) -> tuple[list[Step], Context, bool]:
     """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran.
 
     `publish` points the run directory's `model` to what was assembled. `stages` may name stages of `extra` too, which
-    are in no ordinary run.
+    are in no ordinary run. `conclude` is called when all are done; a unit that it finds damaged is done again.
     """
     ran = False
+    _withdraw_noted(run, screen)
     for _ in range(REPAIRS):
         try:
             ran = _once(config, run, stages, executors, screen, publish, extra) or ran
-            return *plan(config, run, extra), ran
+            steps, context = plan(config, run, extra)
+            conclude(steps, context)
+            return steps, context, ran
         except DamagedUnit as error:
             screen.say(f"{error}: it is withdrawn and done again")
             steps, context = plan(config, run, extra)
@@ -179,6 +183,14 @@ def _once(
         if name == "assemble" and publish:
             _publish(context, run)
     return ran
+
+
+def _withdraw_noted(run: RunDir, screen: Screen) -> None:
+    """Withdraw what `verify` found damaged, in the folders of other settings too."""
+    for manifest in run.manifests():
+        for unit, what in manifest.notes.all().items():
+            screen.say(f"unit {unit!r} of stage {manifest.stage} is damaged ({what}): it is done again")
+            manifest.withdraw(unit)
 
 
 def _withdraw_damaged(step: Step, context: Context, screen: Screen) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adatsq_pipe.storage.arrays import file_prefixes
+from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.files import read_json_object, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
@@ -37,6 +38,11 @@ class Manifest:
     stage: str
     folder: Path
     remote: Remote | None = None
+
+    @property
+    def notes(self) -> DamageNotes:
+        """What `verify` found."""
+        return DamageNotes(self.folder, self.remote)
 
     def unit_folder(self, unit: str) -> Path:
         """The folder of the unit's bytes, whether it exists or not."""
@@ -238,6 +244,18 @@ class Manifest:
     def withdraw(self, unit: str) -> None:
         """Remove the unit's marker and the stage's COMPLETE, so that both are computed again."""
         self._remove(self._marker(unit), self._marker(COMPLETE))
+        self.notes.remove(unit)
+
+    def vouched(self) -> list[str]:
+        """All that the folder's markers vouch for, sorted, COMPLETE first: units whose marker is lost too, if the stage
+        is marked finished."""
+        try:
+            complete = self.read(COMPLETE)
+        except DamagedUnit:
+            return [COMPLETE, *self.units()]
+        except KeyError:
+            return list(self.units())
+        return [COMPLETE, *sorted({*self.units(), *complete.value})]
 
     def discard(self, unit: str) -> None:
         """Remove a unit that is no longer needed: the marker first, then the bytes."""

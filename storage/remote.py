@@ -7,6 +7,7 @@ Credentials and endpoints come from fsspec and the store's own environment. They
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -103,6 +104,11 @@ class Remote:
                     (self.local / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(path, self.local / name)
         return missing
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file in the store, read without keeping it."""
+        with self.files.open(self._path(name), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def upload(self, names: Sequence[str]) -> None:
         """Copy the mirror's files of these names to the store in one request. Each appears whole or not at all."""

@@ -27,13 +27,14 @@ from adatsq_pipe.storage.files import (
     write_bytes,
     write_text,
 )
-from adatsq_pipe.storage.fingerprint import Plain, canonical, list_files
+from adatsq_pipe.storage.fingerprint import Plain, canonical, file_digest, list_files, list_names
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.published import MODEL_JSON, PublishedModel, StoredModel, files_of
 from adatsq_pipe.storage.remote import Remote, is_url, open_remote
 
 FORMAT = 1
-SMALL_FILES = ("run.json", "config.toml", "log.jsonl", "model.json", "report/summary.json")
+SMALL_FILES = ("run.json", "config.toml", "log.jsonl", MODEL_JSON, "report/summary.json")
 """Files of a run directory at a URL that may change: they are downloaded whenever it is opened."""
 ENTRY = {"stage", "fingerprint", "wall"}
 """What every entry of log.jsonl has."""
@@ -78,12 +79,24 @@ class RunDir:
         return open_remote(self.url) if self.url else None
 
     @property
+    def stored_model(self) -> StoredModel | None:
+        """At a URL: the model in the store."""
+        return StoredModel(self.remote) if self.remote is not None else None
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 
     def published_folder(self, assembled: str, evaluated: str) -> Path:
         """The folder of a model with its evaluation, by the fingerprints of the two stages."""
         return self.path / "published" / assembled[:16] / evaluated[:16]
+
+    def published_models(self) -> list[PublishedModel]:
+        """The published models that a marker vouches for. At a URL they are this mirror's, and count for nothing."""
+        if self.remote is not None:
+            return []
+        markers = sorted((self.path / "published").glob("*/*.json"))
+        return [PublishedModel(marker.with_suffix("")) for marker in markers]
 
     @property
     def report(self) -> Path:
@@ -139,17 +152,33 @@ class RunDir:
         self.remote.upload([str(path.relative_to(self.path)) for path in files])
 
     def prompt_image(self, digest: str) -> Path:
-        """The local file of an image that came with a prompt. Raises StorageError if the run does not have it."""
+        """The local file of an image that came with a prompt. Raises StorageError if the run does not have it as it
+        was."""
         name = f"given/{digest}"
+        path, again = self.path / name, "run again with the prompts file that named it"
         if not is_safe_relative(name) or (self.remote is not None and self.remote.download([name])):
-            raise StorageError(f"{self.display(name)} does not exist; run again with the prompts file that named it")
-        return self.path / name
+            raise StorageError(f"{self.display(name)} does not exist; {again}")
+        if not path.is_file():
+            raise StorageError(f"{self.display(name)} does not exist; {again}")
+        if self.remote is not None and file_digest(path) != digest:
+            self.remote.download([name], refresh=True)
+        if file_digest(path) != digest:
+            raise StorageError(f"{self.display(name)} is damaged: it does not have the digest in its name; {again}")
+        return path
+
+    def damaged_images(self) -> list[str]:
+        """Digests of the prompts' images whose files are not what they were."""
+        folder = self.path / "given"
+        if self.remote is not None:
+            self.remote.download(self.remote.list_prefix("given"))
+        return [name for name in list_names(folder) if file_digest(folder / name) != name]
 
     def add_prompt_images(self, images: Mapping[str, Path]) -> None:
         """Copy images that come with prompts into the run, under their digests, so that every machine has them."""
         for digest, path in images.items():
-            if not (self.path / "given" / digest).is_file():
-                write_bytes(self.path / "given" / digest, path.read_bytes())
+            copy = self.path / "given" / digest
+            if not copy.is_file() or file_digest(copy) != digest:
+                write_bytes(copy, path.read_bytes())
                 self.upload(f"given/{digest}")
 
     def publish(self, folder: Path, assembled: str, evaluated: str = "") -> None:
@@ -161,17 +190,16 @@ class RunDir:
             symlink_atomically(self.model, folder)
             return
         current = {"assembled": assembled[:16], "evaluated": evaluated[:16]}
-        try:
-            previous = read_json_object(self.path / "model.json")
-        except (OSError, ValueError):
-            previous = {}
-        if previous == current or (not evaluated and previous.get("assembled") == current["assembled"]):
+        stored = StoredModel(self.remote)
+        previous = stored.named
+        same = {key: previous.get(key) for key in current} == current
+        if (same or (not evaluated and previous.get("assembled") == current["assembled"])) and not stored.damage():
             return
         symlink_atomically(self.model, folder)
         stale = [n for n in self.remote.list_prefix("model") if not (self.path / n).is_file()]
-        self.remote.remove(["model.json", *stale])
+        self.remote.remove([MODEL_JSON, *stale])
         self.upload("model")
-        self.write("model.json", json.dumps(current))
+        self.write(MODEL_JSON, json.dumps({**current, "files": files_of(folder)}))
 
     def exists(self) -> bool:
         return (self.path / "run.json").is_file()

@@ -9,6 +9,8 @@ import click
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.export.formats import _formats
+from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.published import PublishedModel
 
 
 @click.command(
@@ -35,6 +37,8 @@ def export(run: Path, wanted: str, out: Path | None) -> None:
     if not of_run and not (run / "model_index.json").exists():
         raise ConfigError(f"{run} has no quantized model; finish the run with: adatsq-pipe run --run-dir {run}")
     source = run / "model" if of_run else run
+    if damaged := PublishedModel(source.resolve()).damage(thorough=True):
+        raise StorageError(f"{damaged}; restore it with: adatsq-pipe run --run-dir {run}")
     out = out or (run / "exports" / wanted if of_run else run.with_name(f"{run.name}-{wanted}"))
     if out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"--out {out} is inside the exported model; choose a folder outside it")

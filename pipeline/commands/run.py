@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from adatsq_pipe.pipeline import finished, runner
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline import runner
 from adatsq_pipe.pipeline.commands.shell import (
     cluster_options,
     cluster_overrides,
@@ -21,9 +21,11 @@ from adatsq_pipe.pipeline.commands.shell import (
 )
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import check_model, load_config, write_request
 from adatsq_pipe.pipeline.summary import read_summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings
+from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.methods._layer import check_recipe
@@ -76,14 +78,22 @@ def run_locked(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
     from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
     def work(executors: runner.Executors, screen: runner.Screen) -> tuple[bool, bool]:
-        steps, context, ran = runner.execute(config, place, list(chosen), executors, screen)
-        with executors.closing():
-            return ran, report.write(config, place, steps, context)
+        written = False
 
-    ran, finished = with_executors(config, place, work, f"adatsq-pipe run --run-dir {place.display()}")
+        def conclude(steps: list[Step], context: Context) -> None:
+            nonlocal written
+            if steps[-1].complete and (wrong := finished.damage(place, context.fingerprints)):
+                screen.say(f"what the run published is damaged ({wrong}): it is written again")
+            with executors.closing():
+                written = report.write(config, place, steps, context)
+
+        _, _, ran = runner.execute(config, place, list(chosen), executors, screen, conclude=conclude)
+        return ran, written
+
+    ran, complete = with_executors(config, place, work, f"adatsq-pipe run --run-dir {place.display()}")
     if not ran:
         click.echo("nothing to do: all requested stages are done")
-    if finished:
+    if complete:
         _print_summary(config, place)
     else:
         click.echo(f"next: adatsq-pipe run --run-dir {place.display()}   (the remaining stages)")

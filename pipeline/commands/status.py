@@ -7,19 +7,25 @@ from pathlib import Path
 
 import click
 
+from adatsq_pipe.pipeline import finished
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.shell import example, fail, options, run_dir_option, user_errors
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import load_config
 from adatsq_pipe.storage.rundir import RunDir
 
+PUBLISHED = "published"
+"""Stands in the place of a stage's name for the model and the report of a finished run."""
+
 
 def _plan_of(
     run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
-) -> list[Step]:
+) -> tuple[list[Step], str]:
+    """The plan, and what is wrong with the published model and report of a finished run ("" if nothing is)."""
     place = RunDir.open(run_dir)
     place.check()
-    return planning.plan(load_config(place, model, preset, file, sets), place)[0]
+    steps, context = planning.plan(load_config(place, model, preset, file, sets), place)
+    return steps, finished.damage(place, context.fingerprints) if steps[-1].complete else ""
 
 
 @click.command(
@@ -33,15 +39,20 @@ def status(
     run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...], as_json: bool
 ) -> None:
     """Show what is done. Reads the run directory alone: no torch, no cluster."""
-    steps = _plan_of(run_dir, model, preset, file, sets)
+    steps, published = _plan_of(run_dir, model, preset, file, sets)
     if as_json:
-        click.echo(json.dumps(planning.as_json(steps), indent=1))
+        row = [{"stage": PUBLISHED, "state": "damaged", "what": published}] if published else []
+        click.echo(json.dumps([*planning.as_json(steps), *row], indent=1))
         return
     for step in steps:
         of = f"/{step.expected}" if step.expected is not None else ""
         click.echo(f"{step.stage.name:9} {step.state:8} {step.done}{of} units   {step.fingerprint[:16]}")
         for unit, error in step.failed.items():
             click.echo(f"{'':9} {unit} failed: {error}")
+        for unit, what in step.damaged:
+            click.echo(f"{'':9} {unit} is damaged: {what}")
+    if published:
+        click.echo(f"{PUBLISHED:9} damaged  {published}; `adatsq-pipe run` writes it again")
 
 
 @click.command(
@@ -52,7 +63,7 @@ def status(
 @user_errors
 def why(run_dir: str, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]) -> None:
     """Show what `run` would do with these options, and which field causes it."""
-    steps = _plan_of(run_dir, model, preset, file, sets)
+    steps, published = _plan_of(run_dir, model, preset, file, sets)
     rerun: set[str] = set()
     for step in steps:
         name = step.stage.name
@@ -70,6 +81,8 @@ def why(run_dir: str, model: str | None, preset: str | None, file: Path | None, 
             of = f" of {step.expected}" if step.expected is not None else ""
             reasons.append(f"{step.done}{of} units are done" if step.done else "it has not run yet")
         click.echo(f"{name:9} would run: {'; '.join(reasons)}")
+    if published:
+        click.echo(f"{PUBLISHED:9} would be written again: {published}")
 
 
 @click.command(

@@ -86,7 +86,12 @@ class Made:
     def context(self) -> Context:
         return plan.plan(self.config(), self.run)[1]
 
-    def execute(self, *stages: str, publish: bool = True) -> bool:
+    def execute(
+        self,
+        *stages: str,
+        publish: bool = True,
+        conclude: Callable[[list[plan.Step], Context], object] = lambda steps, context: None,
+    ) -> bool:
         def get(share: float | None) -> str:
             assert share is None
             self.executors += 1
@@ -95,7 +100,7 @@ class Made:
         loaded = self.config()
         executors: Any = SimpleNamespace(get=get, config=loaded, memory_line="")
         steps, context, ran = runner.execute(
-            loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish
+            loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish, conclude=conclude
         )
         assert [step.stage.name for step in steps] == list(NEEDS) and context == self.context()
         return ran
@@ -171,6 +176,40 @@ def test_a_unit_found_damaged_while_a_later_stage_reads_it_is_done_again(made: M
     assert made.worked == ["first/a", "assemble/model"]
     assert len(made.screen.lines) == 1 and "it is withdrawn and done again" in made.screen.lines[0]
     assert made.screen.stages[-2:] == ["first", "assemble"]
+
+
+def test_what_verify_found_is_done_again_in_the_folders_of_other_settings_too(made: Made) -> None:
+    """Their sizes are right, so that no plan notices."""
+    made.execute()
+    current = made.context().manifest("second")
+    other = made.run.manifest("second", "0" * 64)
+    for unit in ("a", "b"):
+        (other.open_unit(unit) / "bytes").write_text(unit)
+        other.commit(unit)
+    for manifest in (current, other):
+        (manifest.unit_folder("b") / "bytes").write_text("x")
+    assert [entry[:2] for entry in plan.verify(made.run)[1]] == [("second", "b"), ("second", "b")]
+    made.worked.clear()
+    assert made.execute()
+    assert made.worked == ["second/b"] and (current.unit_folder("b") / "bytes").read_text() == "b"
+    assert list(other.units()) == ["a"], "it is computed again when its settings return"
+    assert len(made.screen.lines) == 2 and all("unit 'b' of stage second is damaged" in x for x in made.screen.lines)
+    assert plan.verify(made.run)[1] == []
+    assert not made.execute()
+
+
+def test_a_unit_that_the_report_finds_damaged_is_done_again(made: Made) -> None:
+    looks = list[int]()
+
+    def look(steps: list[plan.Step], context: Context) -> None:
+        looks.append(1)
+        context.read("second", "b")
+
+    made.execute()
+    (made.context().manifest("second").unit_folder("b") / "bytes").write_text("x")
+    made.worked.clear()
+    assert made.execute(conclude=look)
+    assert made.worked == ["second/b"] and len(looks) == 2
 
 
 def void(value: object) -> None:

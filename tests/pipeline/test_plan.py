@@ -209,11 +209,40 @@ def test_verify_counts_every_unit_and_names_those_whose_bytes_changed(made: Made
     solve = made.commit("solve", "layer/a")
     assert plan.verify(made.run) == (3, [])
     (fisher.unit_folder("scores/1") / "bytes").write_text("SCORES/1")
+    assert made.steps()["fisher"].state == "done", "a plan compares sizes, `verify` contents"
     (solve.unit_folder("layer/a") / "bytes").unlink()
     checked, wrong = plan.verify(made.run)
     assert checked == 3 and [entry[:2] for entry in wrong] == [("fisher", "scores/1"), ("solve", "layer/a")]
     assert "does not have the digest" in wrong[0][2] and "is missing" in wrong[1][2]
-    assert made.steps()["fisher"].state == "done", "a plan compares sizes, `verify` contents"
+    step = made.steps()["fisher"]
+    assert step.state == "damaged" and step.damaged == (("scores/1", wrong[0][2]),), "what `verify` found is kept"
+
+
+def test_a_file_that_is_put_back_is_sound_again_when_verify_has_looked(made: Made) -> None:
+    manifest = made.commit("fisher", "scores/0", complete=True)
+    path = manifest.unit_folder("scores/0") / "bytes"
+    path.write_text("SCORES/0")
+    plan.verify(made.run)
+    path.write_text("scores/0")
+    assert made.steps()["fisher"].state == "damaged"
+    assert plan.verify(made.run) == (1, []) and made.steps()["fisher"].state == "done"
+
+
+def test_verify_names_lost_and_torn_markers(made: Made) -> None:
+    manifest = made.commit("fisher", "scores/0", "scores/1", complete=True)
+    (manifest.folder / "markers" / "scores" / "1.json").unlink()
+    checked, wrong = plan.verify(made.run)
+    assert checked == 2
+    assert wrong == [("fisher", "scores/1", "its marker is missing, and the stage is marked finished")]
+    (manifest.folder / "markers" / "complete.json").write_text("torn")
+    assert [entry[:2] for entry in plan.verify(made.run)[1]] == [("fisher", "complete")]
+
+
+def test_verify_names_a_prompt_s_picture_that_was_damaged(made: Made) -> None:
+    name = hashlib.sha256(b"png").hexdigest()
+    (made.run.path / "given").mkdir()
+    (made.run.path / "given" / name).write_bytes(b"PNG")
+    assert [entry[:2] for entry in plan.verify(made.run)[1]] == [("given", name)]
 
 
 def test_a_plan_as_json_has_its_states_units_and_changes(made: Made) -> None:

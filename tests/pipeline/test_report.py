@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from adatsq_pipe.pipeline import pictures, report
+from adatsq_pipe.pipeline import finished, pictures, report
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.pipeline.summary import Mean, read_summary
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
 from adatsq_pipe.storage import tables, tensors
+from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.drawn import pixels
 from tests.support.made_context import FIRST, MODULATION, SECOND
@@ -342,9 +343,31 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     assert (run.model / "README.md").read_text() == "psnr 35.0"
     assert (run.model / "policy.png").read_bytes() == (run.report / "policy.png").read_bytes()
     assert (run.model / "model_index.json").read_text() == "{}"
-    path.write_text(json.dumps({"fingerprint": fingerprint, "kept": True}))
-    assert write(complete=True) and json.loads(path.read_text())["kept"]
-    for stale in (json.dumps({"fingerprint": "another"}), "{}", "not json"):
+    stamp = path.stat().st_mtime_ns
+    assert write(complete=True) and path.stat().st_mtime_ns == stamp
+    for stale in (json.dumps({"fingerprint": "another"}), "{}", "[1]", "not json", ""):
         path.write_text(stale)
         assert write(complete=True)
         assert json.loads(path.read_text())["title"] == whole.title
+    for damaged in ("model/README.md", "model/model_index.json", "model/policy.png", "report/steps.png"):
+        right = (run.path / damaged).read_bytes()
+        (run.path / damaged).write_bytes(bytes([right[0] ^ 1]) + right[1:])
+        assert finished.damage(run, context.fingerprints).startswith(str((run.path / damaged).resolve()))
+        assert write(complete=True) and (run.path / damaged).read_bytes() == right
+        assert finished.damage(run, context.fingerprints) == "" and finished.verify(run) == (1, [])
+    run.model.unlink()
+    assert "model is no link to" in finished.damage(run, context.fingerprints)
+    assert write(complete=True) and (run.model / "README.md").read_text() == "psnr 35.0"
+
+
+def test_what_is_published_are_the_bytes_that_were_computed(tmp_path: Path) -> None:
+    """A report that would copy a damaged unit raises DamagedUnit, so that the unit is done again."""
+    store = _store(tmp_path)
+    context, run = _drawn(store), RunDir.at(store.context.run)
+    manifest = context.manifest("assemble")
+    (manifest.open_unit("other") / "weights").write_text("right")
+    manifest.commit("other")
+    (manifest.unit_folder("other") / "weights").write_text("wrong")
+    steps: Any = [_Step("assemble", True, "a"), _Step("evaluate", True, context.fingerprints["evaluate"])]
+    with pytest.raises(DamagedUnit, match="does not have the digest"):
+        report.write(_config(store), run, steps, context)

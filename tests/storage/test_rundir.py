@@ -273,10 +273,14 @@ def test_pictures_of_prompts_are_kept_under_their_digests(tmp_path: Path) -> Non
 
 def test_pictures_of_prompts_come_from_the_store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cat.png").write_bytes(b"png")
-    RunDir.open(url).add_prompt_images({SHA: tmp_path / "cat.png"})
+    name = hashlib.sha256(b"png").hexdigest()
+    RunDir.open(url).add_prompt_images({name: tmp_path / "cat.png"})
     _machine(tmp_path / "other", monkeypatch)
     other = RunDir.open(url)
-    assert other.prompt_image(SHA).read_bytes() == b"png" and other.prompt_image(SHA).is_relative_to(tmp_path / "other")
+    copy = other.prompt_image(name)
+    assert copy.read_bytes() == b"png" and copy.is_relative_to(tmp_path / "other")
+    copy.write_bytes(b"PNG")
+    assert other.prompt_image(name).read_bytes() == b"png", "a damaged mirror is filled again"
     with pytest.raises(StorageError, match=f"{url}/given/nothing does not exist"):
         other.prompt_image("nothing")
 
@@ -349,7 +353,9 @@ def test_a_store_gets_a_copy_of_the_model_and_no_file_of_the_one_before(url: str
     run.publish(_folder(run, "published/c/d", weights="2"), "c" * 64)
     assert _there(run) == {
         "model/weights": b"2",
-        "model.json": json.dumps({"assembled": "c" * 16, "evaluated": ""}).encode(),
+        "model.json": json.dumps(
+            {"assembled": "c" * 16, "evaluated": "", "files": {"weights": [1, hashlib.sha256(b"2").hexdigest()]}}
+        ).encode(),
     }
 
 
@@ -377,3 +383,37 @@ def test_a_model_that_is_being_replaced_is_not_named(url: str, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         run.publish(_folder(run, "published/two", card="2"), "c" * 64, "d" * 64)
     assert "model.json" not in _there(run)
+
+
+def test_a_picture_of_a_prompt_that_was_damaged_is_refused_and_copied_again(tmp_path: Path) -> None:
+    run, picture = RunDir(tmp_path / "run"), tmp_path / "cat.png"
+    picture.write_bytes(b"png")
+    name = hashlib.sha256(b"png").hexdigest()
+    run.add_prompt_images({name: picture})
+    assert run.damaged_images() == []
+    (run.path / "given" / name).write_bytes(b"PNG")
+    assert run.damaged_images() == [name]
+    with pytest.raises(StorageError, match="is damaged: it does not have the digest in its name; run again with"):
+        run.prompt_image(name)
+    run.add_prompt_images({name: picture})
+    assert run.prompt_image(name).read_bytes() == b"png" and run.damaged_images() == []
+
+
+@pytest.mark.parametrize("data", [b"", b"2222", b"1"], ids=["missing", "longer", "of the same size"])
+def test_a_model_in_a_store_that_was_damaged_is_noticed_and_uploaded_again(data: bytes, url: str) -> None:
+    run = RunDir.open(url)
+    folder = _folder(run, "published/a/b", weights="2")
+    run.publish(folder, "a" * 64, "b" * 64)
+    stored, files = run.stored_model, fsspec.filesystem("memory")
+    assert stored is not None and stored.damage(thorough=True) == ""
+    path = url.removeprefix("memory:/") + "/model/weights"
+    if data:
+        files.pipe_file(path, data)
+    else:
+        files.rm(path)
+    run.refresh()
+    assert bool(stored.damage()) == (data != b"1"), "listing the store shows sizes alone"
+    assert "model/weights" in stored.damage(thorough=True)
+    stored.doubt()
+    run.publish(folder, "a" * 64, "b" * 64)
+    assert _there(run)["model/weights"] == b"2" and stored.damage(thorough=True) == ""
