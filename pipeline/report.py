@@ -18,7 +18,7 @@ from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
-from adatsq_pipe.pipeline.samples import quantized_units, read_rows, samples
+from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
 from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
@@ -127,6 +127,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
             activations_mean=point.mean_bits,
             activations_mac_weighted=point.mac_weighted_bits,
             budget=config.settings[AssembleSettings].mean_bits or config.settings[SearchSettings].budget,
+            activations_run=bits_run(context),
         ),
         size=Size(
             layers=sizes["layers"],

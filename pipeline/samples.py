@@ -17,6 +17,18 @@ def read_rows(context: Context, name: str) -> list[tables.Row]:
     return [row for unit in quantized_units(context) for row in tables.read(manifest.local_folder(unit) / name)]
 
 
+def bits_run(context: Context) -> float | None:
+    """Mean activation bits that the quantized model ran at, over all its pictures; None where nothing is rounded, or
+    where evaluate was done before it counted them."""
+    manifest, found = context.manifest("evaluate"), list[tuple[float, int]]()
+    for unit in quantized_units(context):
+        value = manifest.read(unit).value
+        if not isinstance(value, dict) or "activation_bits" not in value:
+            return None
+        found.append((value["activation_bits"], len(tables.read(manifest.local_folder(unit) / "samples.parquet"))))
+    return sum(bits * pictures for bits, pictures in found) / sum(pictures for _, pictures in found)
+
+
 def samples(context: Context) -> list[tables.Row]:
     """The measurements of every picture: all captions with the first seed, then with the next."""
     return read_rows(context, "samples.parquet")

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+SAME_BITS = 0.005
+"""Means of bits that differ by less are the same."""
 FILE = "summary.json"
 """Name of the file in the run directory's `report`."""
 
@@ -64,6 +66,14 @@ class Bits:
     """The same, weighted by multiply-accumulates."""
     budget: float
     """The mean that the policy may have: search.budget, or what was picked of the front."""
+    activations_run: float | None = None
+    """The mean over timesteps and layers at which the held-out pictures were drawn: `activations_mean`, unless their
+    runs have other steps than the calibration's. None where no input is rounded, or where it was not counted."""
+
+    @property
+    def ran_otherwise(self) -> bool:
+        """Whether the pictures were drawn at other mean bits than the policy has."""
+        return self.activations_run is not None and abs(self.activations_run - self.activations_mean) > SAME_BITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,11 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
         f"quantized layers {size.layer_ratio:.2f}x smaller; PSNR to full precision "
         f"{quality.psnr.mean:.1f} dB on {quality.captions} captions x {quality.seeds} seeds"
     )
+    if bits.ran_otherwise:
+        click.echo(
+            f"the pictures were drawn at {bits.activations_run:.2f} mean activation bits, where the policy has "
+            f"{bits.activations_mean:.2f}: the held-out runs have other steps than the calibration's"
+        )
     counts = ", ".join(f"{width} bits in {count}" for width, count in bits.weight_layers.items())
     click.echo(
         f"sensitivity of the {summary.facts.sensitivity}; layers' weights: {counts} (mean {bits.weights_mean:.2f})"

@@ -102,8 +102,9 @@ class Capture(OutOfMemoryBackoff):
             calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
             with unit.timed("model"):
                 seen, steps_of_component = self._surveyed(calls, samples)
+            noisiest = max if run.timesteps[0] >= run.timesteps[-1] else min
             times = [
-                max(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == step) for step in range(steps)
+                noisiest(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == step) for step in range(steps)
             ]
             unit.value = Survey(
                 layers=seen.layers,

@@ -10,6 +10,7 @@ with CFG, guidance, shifts and multi-step schedulers as the pipeline has them.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -40,18 +41,17 @@ from adatsq_pipe.stages.denoiser.pipeline_call import (
     pictures_of,
     undecorated_call,
 )
-from adatsq_pipe.stages.denoiser.stand_in import Forward, LoopStopped, StandIn
+from adatsq_pipe.stages.denoiser.stand_in import LoopStopped, StandIn
+from adatsq_pipe.stages.denoiser.step_clock import StepClock
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
 
-Forwards = dict[str, Callable[..., Output]]
-"""Real forwards by component."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Inputs of one denoiser call, the scheduler step it belongs to, and its timestep in the denoiser's unit."""
+    """Inputs of one denoiser call, the step it belongs to, and the timestep, in the denoiser's unit, of the tokens that
+    are denoised."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -59,6 +59,10 @@ class Call:
     timestep: float
     part: str = "transformer"
     """The pipeline's component that is called."""
+
+
+Answer = Callable[[Call], Output]
+"""What the pipeline gets in place of the denoiser's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +140,28 @@ class Denoiser:
         raise StageError(f"{type(self.pipe).__name__} takes neither a prompt nor class_labels; it cannot be calibrated")
 
     def _drive(
-        self, conditions: Conditions, forward: Forward, *, decode: bool, differentiable: bool = False
+        self,
+        conditions: Conditions,
+        answer: Answer,
+        *,
+        decode: bool,
+        differentiable: bool = False,
+        clock: StepClock | None = None,
     ) -> tuple[Any, Any]:
-        """Run the pipeline with `forward` in place of its denoisers.
+        """Run the pipeline with `answer` in place of its denoisers; `clock` counts its steps.
 
         Returns (pictures, final latents): pictures are None if the loop stopped early, latents as they were decoded.
         `differentiable` runs the loop under the caller's grad mode, and latents keep their graph, as do the pictures
         of a pipeline that has no latents.
         """
-        samples = len(conditions.prompts)
+        samples, clock = len(conditions.prompts), clock or StepClock()
+        real = self._forwards()
+
+        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+            timesteps = timestep_of(real[part], args, kwargs, timestep_name(self.parts[part]))
+            ordinal = clock.call(step, (float(timesteps.min()), float(timesteps.max())))
+            return answer(Call(args=args, kwargs=kwargs, step=ordinal, timestep=clock.timestep, part=part))
+
         prompts: Any = list(conditions.prompts)
         generators: Any = [torch.Generator("cpu").manual_seed(seed) for seed in conditions.seeds]
         if self._condition == "class_labels":
@@ -188,37 +205,34 @@ class Denoiser:
         """Run the real denoiser and keep its outputs; `see(j, call)` receives the inputs of call j."""
         outputs: list[Output] = []
         steps: list[int] = []
-        timesteps: list[float] = []
-        real = self._forwards()
+        clock, real = StepClock(), self._forwards()
 
-        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            call = self._as_call(real, step, part, args, kwargs)
+        def answer(call: Call) -> Output:
             if see is not None:
                 see(len(outputs), call)
-            output = self._through(real[part], call)
-            outputs.append(output)
-            steps.append(step)
-            timesteps.append(call.timestep)
-            return output
+            outputs.append(self._through(real[call.part], call))
+            steps.append(call.step)
+            return outputs[-1]
 
-        pictures, latents = self._drive(conditions, forward, decode=decode)
+        pictures, latents = self._drive(conditions, answer, decode=decode, clock=clock)
         return Trajectory(
-            outputs=tuple(outputs), steps=tuple(steps), timesteps=tuple(timesteps), latents=latents, pictures=pictures
+            outputs=tuple(outputs), steps=tuple(steps), timesteps=clock.timesteps, latents=latents, pictures=pictures
         )
 
     @torch.no_grad()
     def rehearse(self, conditions: Conditions) -> list[Call]:
         """Every call of the loop, at the cost of one per denoiser: its first output answers all its calls."""
-        real, calls, first = self._forwards(), list[Call](), dict[str, Output]()
+        real, calls, first, clock = self._forwards(), list[Call](), dict[str, Output](), StepClock()
 
-        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            calls.append(self._as_call(real, step, part, args, kwargs))
-            if part not in first:
-                first[part] = real[part](*args, **kwargs)
-            return rebuild(structure(first[part]), iter([leaf.clone() for leaf in leaves(first[part])]))
+        def answer(call: Call) -> Output:
+            calls.append(call)
+            if call.part not in first:
+                first[call.part] = real[call.part](*call.args, **call.kwargs)
+            output = first[call.part]
+            return rebuild(structure(output), iter([leaf.clone() for leaf in leaves(output)]))
 
-        self._drive(conditions, forward, decode=False)
-        return calls
+        self._drive(conditions, answer, decode=False, clock=clock)
+        return [replace(call, timestep=t) for call, t in zip(calls, clock.timesteps, strict=True)]
 
     @torch.no_grad()
     def replay(
@@ -233,16 +247,16 @@ class Denoiser:
 
         `see(j, call)` receives the inputs of call j.
         """
-        recorded, real, place = iter(outputs), self._forwards(), 0
+        recorded, place = iter(outputs), 0
 
-        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def answer(call: Call) -> Output:
             nonlocal place
             if see is not None:
-                see(place, self._as_call(real, step, part, args, kwargs))
+                see(place, call)
             place += 1
             return next(recorded)
 
-        pictures, latents = self._drive(conditions, forward, decode=decode)
+        pictures, latents = self._drive(conditions, answer, decode=decode)
         return latents, pictures
 
     def differentiable(self, conditions: Conditions, answer: Callable[[int, Call], Output]) -> Any:
@@ -250,25 +264,14 @@ class Denoiser:
 
         A pipeline that turns its latents into numpy in its loop gives what has no graph, or raises.
         """
-        real, place = self._forwards(), 0
-
-        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-            nonlocal place
-            place += 1
-            return answer(place - 1, self._as_call(real, step, part, args, kwargs))
-
+        places = itertools.count()
         with torch.enable_grad():
-            return self._drive(conditions, forward, decode=False, differentiable=True)[1]
+            drawn = self._drive(conditions, lambda call: answer(next(places), call), decode=False, differentiable=True)
+        return drawn[1]
 
-    def _forwards(self) -> Forwards:
+    def _forwards(self) -> dict[str, Callable[..., Output]]:
+        """The real forwards by component, from before a stand-in takes their place."""
         return {name: part.forward for name, part in self.parts.items()}
-
-    def _timestep(self, real: Forwards, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        return float(timestep_of(real[part], args, kwargs, timestep_name(self.parts[part])).max())
-
-    def _as_call(self, real: Forwards, step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        timestep = self._timestep(real, part, args, kwargs)
-        return Call(args=args, kwargs=kwargs, step=step, timestep=timestep, part=part)
 
     def present(self, module: nn.Module) -> AbstractContextManager[None]:
         """Inside, the weights of a block's `module` are on the device."""
@@ -301,16 +304,16 @@ class Denoiser:
     @torch.no_grad()
     def teleport(self, conditions: Conditions, outputs: Sequence[Output]) -> Call | Tensor:
         """Inputs of call `len(outputs)` after earlier calls returned `outputs`; the final latents if the loop ends."""
-        recorded, real = iter(outputs), self._forwards()
+        recorded = iter(outputs)
         arrived: list[Call] = []
 
-        def forward(step: int, part: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        def answer(call: Call) -> Output:
             for output in recorded:
                 return output
-            arrived.append(self._as_call(real, step, part, args, kwargs))
+            arrived.append(call)
             raise LoopStopped
 
-        _, latents = self._drive(conditions, forward, decode=False)
+        _, latents = self._drive(conditions, answer, decode=False)
         return arrived[0] if arrived else latents
 
     def state(self, arrived: Call | Tensor) -> list[Tensor]:

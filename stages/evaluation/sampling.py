@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.units import Unit
 from adatsq_pipe.stages.denoiser.conditions import Conditions, batched, conditions_of
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
+from adatsq_pipe.stages.evaluation.bits_run import BitsRun
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 
 
@@ -41,11 +42,16 @@ def drawn(
 
 
 def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[list[Tensor], Tensor]:
-    """Latents before every step and at the end, [samples, ...] each, and pictures, of the denoiser as it is."""
+    """Latents before every step and at the end, [samples, ...] each, and pictures, of the denoiser as it is.
+
+    Of a quantized model the unit's value says the mean activation bits that it ran at.
+    """
     runtime.execute(denoiser.transformer, "simulate")
     states: dict[int, Tensor] = {}
+    bits_run = BitsRun(denoiser.parts)
 
     def see(j: int, call: Call) -> None:
+        bits_run.see(call)
         if call.step not in states:
             found = denoiser.state(call)
             states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
@@ -57,4 +63,6 @@ def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[li
             f"{type(denoiser.pipe).__name__} draws an array of shape {list(run.pictures.shape)}, no picture or clip; "
             "leave evaluate out: --stages capture..assemble"
         )
+    if bits_run.mean is not None:
+        unit.value = {"activation_bits": bits_run.mean}
     return [states[t] for t in sorted(states)] + [run.latents.cpu()], run.pictures

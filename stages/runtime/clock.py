@@ -52,10 +52,22 @@ def monotonic(timesteps: Sequence[float]) -> bool:
     return all(a >= b for a, b in pairs) or all(a <= b for a, b in pairs)
 
 
-def nearest_step(timestep: Tensor, calibrated_T: Tensor) -> list[int]:
-    """Index of the calibrated timestep nearest to each value of `timestep` [n]: ascending, without repeats.
+def denoised_timesteps(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """The timestep of the tokens that are denoised, of every call of a run; `spans` has its (least, largest) timesteps.
 
-    Of two that are equally near the earlier step is taken.
+    A call may have a timestep for each sample, frame or token, and those of a given frame stand still, where nothing
+    is left to denoise. So the noisiest value counts: the largest of a run whose timesteps fall, the least of one whose
+    timesteps rise.
     """
-    nearest = (timestep.reshape(-1, 1) - calibrated_T.reshape(1, -1)).abs().argmin(1)
-    return sorted(set(nearest.tolist()))
+    (least, largest), (last_least, last_largest) = spans[0], spans[-1]
+    rises = (last_least - least) + (last_largest - largest) > 0
+    return [span[0 if rises else 1] for span in spans]
+
+
+def nearest_step(timestep: Tensor, calibrated_T: Tensor) -> int:
+    """The step of a call with the values `timestep` [n], among the calibrated timesteps of a run, in its order.
+
+    Each value has the step of the calibrated timestep nearest to it, of two equally near the earlier one. The call has
+    the earliest of these: that of its noisiest tokens (see `denoised_timesteps`).
+    """
+    return int((timestep.reshape(-1, 1) - calibrated_T.reshape(1, -1)).abs().argmin(1).min())

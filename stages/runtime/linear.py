@@ -111,17 +111,13 @@ class QuantizedLinear(nn.Module, StoredTensors):
         self._bits = bits
         self.qmax.fill_(2.0**bits - 1)
 
-    def set_step(self, steps: Sequence[int], policy: Sequence[int]) -> None:
-        """Set the bits and the calibrated scale for a call at calibrated `steps`: several if its timesteps are mixed.
-
-        The bits are the highest that `policy`, this layer's, has at these steps; the scale is the widest of theirs.
-        """
-        self.bits = max(policy[step] for step in steps)
+    def set_step(self, step: int, policy: Sequence[int]) -> None:
+        """Set the bits and the calibrated scale of the calibrated `step`; `policy` is this layer's."""
+        self.bits = policy[step]
         if self.spec.time_groups:
-            groups = [int(self.time_group[step]) for step in steps]
-            widest = max(groups, key=lambda group: float(self.step_scale[group]))
-            self.current_scale.copy_(self.step_scale[widest])
-            self.current_zero.copy_(self.step_zero[widest])
+            group = int(self.time_group[step])
+            self.current_scale.copy_(self.step_scale[group])
+            self.current_zero.copy_(self.step_zero[group])
 
     def set_tensors(self, stored: Mapping[str, Tensor]) -> None:
         """Copy a solved weight into the buffers: `codes` uint8 [out, in] not yet packed, other tensors as stored."""

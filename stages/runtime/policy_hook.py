@@ -32,8 +32,8 @@ def drop_shared_input(layer: QuantizedLinear) -> None:
 class PolicyHook:
     """Forward pre-hook of the denoiser: finds the step of a call and sets each layer's bits to those of its policy.
 
-    The step is the calibrated timestep nearest to the call's, so other step counts and schedulers work. A batch of
-    mixed timesteps takes the highest bits among its steps.
+    The step is the calibrated timestep nearest to the call's, so other step counts and schedulers work. A call with
+    several timesteps (of tokens, frames or samples) has the step of the noisiest: that of the tokens being denoised.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class PolicyHook:
         self._timestep_name = timestep_name
         self._layers = list(layers.values())
         self._policies: list[list[int]] = [layer.policy.tolist() for layer in self._layers]
-        self._steps: list[int] | None = None
+        self._step: int | None = None
         for layer, policy in zip(self._layers, self._policies, strict=True):
             rounded = {bits < WEIGHT_ONLY for bits in policy}
             layer.rounds = rounded.pop() if len(rounded) == 1 else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        steps = nearest_step(timestep_of(module.forward, args, kwargs, self._timestep_name), self.calibrated_T)
-        if steps != self._steps:
-            first, self._steps = self._steps is None, steps
+        step = nearest_step(timestep_of(module.forward, args, kwargs, self._timestep_name), self.calibrated_T)
+        if step != self._step:
+            first, self._step = self._step is None, step
             for layer, policy in zip(self._layers, self._policies, strict=True):
-                if first or layer.spec.time_groups or layer.bits != max(policy[step] for step in steps):
-                    layer.set_step(steps, policy)
+                if first or layer.spec.time_groups or layer.bits != policy[step]:
+                    layer.set_step(step, policy)
         for layer in self._layers[:1]:
             drop_shared_input(layer)
 

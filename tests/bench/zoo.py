@@ -2,7 +2,7 @@
 
 Some are given pictures with their prompts, by a manifest. Done means: the run ended, its folder loads with plain
 `from_pretrained`, and what it draws is what the model in memory draws that holds the solved weights and follows the
-searched policy (the largest difference is shown).
+searched policy (the largest difference is shown), at the mean bits that the policy says.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Outcome:
     inspected: int = 0
     """Layers that `inspect` said would be quantized."""
     difference: float = float("nan")
+    bits: tuple[float, float] = (0.0, 0.0)
+    """Mean activation bits of the policy, and those that the held-out draws ran at."""
     refused: str = ""
     traceback: str = ""
 
@@ -127,14 +129,15 @@ def try_one(name: str, below: Path) -> Outcome:
         line = said.getvalue().strip().splitlines()[-1].removeprefix("error: ").replace(f"{model}: ", "")
         line = line.replace(str(model), "the folder")
         return Outcome(name=name, pipeline=pipeline, seconds=time.perf_counter() - start, refused=line)
-    context = _context(run)
+    context, summary = _context(run), json.loads((run / "report" / "summary.json").read_text())
     loaded, wanted = drawn_by_folder(run / "model", context), drawn_in_memory(context)
     return Outcome(
         name=name,
         pipeline=pipeline,
         seconds=time.perf_counter() - start,
         inspected=told,
-        layers=json.loads((run / "report" / "summary.json").read_text())["size"]["layers"],
+        layers=summary["size"]["layers"],
+        bits=(summary["bits"]["activations_mean"], summary["bits"]["activations_run"]),
         difference=float((loaded.float() - wanted.float()).abs().max()),
     )
 
@@ -209,8 +212,11 @@ def drawn_in_memory(context: Context) -> torch.Tensor:
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes in Markdown."""
     done = [o for o in outcomes if not o.refused and not o.traceback]
-    lines = ["| pipeline | layers | difference | seconds |", "|---|---|---|---|"]
-    lines += [f"| {o.pipeline} ({o.name}) | {o.layers} | {o.difference:.1e} | {o.seconds:.0f} |" for o in done]
+    lines = ["| pipeline | layers | bits said | bits run | difference | seconds |", "|---|---|---|---|---|---|"]
+    for o in done:
+        said, ran = o.bits
+        figures = f"{o.layers} | {said:.3f} | {ran:.3f} | {o.difference:.1e} | {o.seconds:.0f}"
+        lines.append(f"| {o.pipeline} ({o.name}) | {figures} |")
     others = [o for o in outcomes if o.refused or o.traceback]
     if others:
         lines += ["", "| not taken | why |", "|---|---|"]
@@ -233,7 +239,8 @@ def main(names: tuple[str, ...], out: Path | None, trace: bool) -> None:
             shutil.rmtree(below)
         last = outcomes[-1]
         said = last.refused or (last.traceback if trace else "".join(last.traceback.strip().splitlines()[-1:]))
-        done = f"done, {last.layers} layers (inspect: {last.inspected}), {last.difference:.1e}"
+        bits = f"bits {last.bits[0]:.3f} said, {last.bits[1]:.3f} run"
+        done = f"done, {last.layers} layers (inspect: {last.inspected}), {last.difference:.1e}, {bits}"
         click.echo(f"{name:18} {last.seconds:5.1f} s  {said or done}")
     text = table(outcomes)
     click.echo(text)

@@ -101,8 +101,8 @@ def _store(folder: Path, **tables: Mapping[str, Any]) -> MadeStore:
         "weight_bits": 4.375,
     }
     _commit(c, "assemble", "model", (0.0, 0.0, 2.0), value=sizes)
-    _commit(c, "evaluate", "quantized/000", (1.0, 0.0, 3.0), files=_samples([0, 1]))
-    _commit(c, "evaluate", "quantized/001", (1.0, 0.0, 3.0), files=_samples([2, 3]))
+    _commit(c, "evaluate", "quantized/000", (1.0, 0.0, 3.0), files=_samples([0, 1]), value={"activation_bits": 4.0})
+    _commit(c, "evaluate", "quantized/001", (1.0, 0.0, 3.0), files=_samples([2, 3]), value={"activation_bits": 5.0})
     _commit(c, "evaluate", "other", (1.0, 0.0, 3.0))
     run = RunDir.at(c.run)
     for stage, wall, facts in (
@@ -146,6 +146,20 @@ def test_a_picked_point_of_the_front_is_what_the_summary_speaks_of(tmp_path: Pat
     bits = {name: found["bits"][name] for name in ("activations_mean", "activations_mac_weighted", "budget")}
     assert bits == {"activations_mean": 3.5, "activations_mac_weighted": 4.0, "budget": 3.75}
     assert (found["search"]["front"], found["search"]["rollout_error"]) == (2, None)
+
+
+def test_bits_that_were_not_counted_are_not_guessed(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    manifest = store.manifest("evaluate")
+    manifest.withdraw("quantized/001")
+    _commit(store.context, "evaluate", "quantized/001", files=_samples([2, 3]))
+    assert _summary(store)["bits"]["activations_run"] is None
+
+
+@pytest.mark.parametrize(("run", "otherwise"), [(4.2, False), (4.204, False), (4.3, True), (8.0, True), (None, False)])
+def test_a_run_at_other_bits_than_the_policy_has_is_noticed(run: float | None, otherwise: bool, tmp_path: Path) -> None:
+    bits = report.summarize(_config(store := _store(tmp_path)), RunDir.at(store.context.run), store.context).bits
+    assert replace(bits, activations_run=run).ran_otherwise is otherwise
 
 
 def _error_of_mean(values: list[float]) -> float:
@@ -192,6 +206,7 @@ def test_bits_sizes_and_facts_are_those_of_the_units(tmp_path: Path) -> None:
         "activations_mean": 4.2,
         "activations_mac_weighted": 4.1,
         "budget": 4.25,
+        "activations_run": 4.5,
     }
     assert found["size"] == {
         "layers": 3,

@@ -28,6 +28,7 @@ def test_outputs(undisturbed: Path) -> None:
     summary = json.loads((undisturbed / "report" / "summary.json").read_text())
     assert set(summary["seconds"]) == {*STAGES}
     assert 3 <= summary["bits"]["activations_mean"] <= summary["bits"]["budget"]
+    assert summary["bits"]["activations_run"] == pytest.approx(summary["bits"]["activations_mean"])
     assert summary["size"]["layer_ratio"] > 2
     config = json.loads((undisturbed / "model" / "transformer" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "adatsq"

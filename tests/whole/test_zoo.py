@@ -18,6 +18,7 @@ UNLIKE = {
     "auraflow": "two lists of blocks",
     "wan2.2": "two denoisers, for early and late steps",
     "ltx": "a video, a timestep for every token",
+    "cosmos2-image": "a timestep for every frame, of which one is given",
     "ltx2-guided": "calls of two sizes in a step, a copy of the scheduler for sound",
     "ltx-image": "a picture to move, by a manifest",
     "cosmos": "a scheduler that moves twice in a step",
@@ -30,6 +31,7 @@ def test_done(name: str, tmp_path: Path) -> None:
     outcome = zoo.try_one(name, tmp_path)
     assert not outcome.traceback and not outcome.refused, outcome
     assert outcome.layers == outcome.inspected > 5 and outcome.difference < 1e-5
+    assert outcome.bits[0] == pytest.approx(outcome.bits[1]), "mean bits said are mean bits run"
 
 
 REFUSED = {
@@ -54,8 +56,8 @@ def test_refused_once_it_is_opened(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_done_from_refused() -> None:
-    done = zoo.Outcome(name="a", pipeline="APipeline", seconds=1.0, layers=3, difference=0.0)
+    done = zoo.Outcome(name="a", pipeline="APipeline", seconds=1.0, layers=3, difference=0.0, bits=(4.0, 4.0))
     refused = zoo.Outcome(name="b", pipeline="BPipeline", seconds=1.0, refused="because")
     text = zoo.table([done, refused])
-    assert "| APipeline (a) | 3 | 0.0e+00 | 1 |" in text and "| BPipeline (b) | because |" in text
+    assert "| APipeline (a) | 3 | 4.000 | 4.000 | 0.0e+00 | 1 |" in text and "| BPipeline (b) | because |" in text
     assert text.endswith("1 done, 1 not")

@@ -70,6 +70,7 @@ def test_each_has_its_policy_where_it_is_called(model: Path, run: Path) -> None:
     assert used["transformer"][0] and used["transformer_2"][-1]
     summary = json.loads((run / "report" / "summary.json").read_text())
     assert 3 <= summary["bits"]["activations_mean"] <= 4
+    assert summary["bits"]["activations_run"] == pytest.approx(summary["bits"]["activations_mean"])
     told = harness.run("inspect", str(model), "--json")
     assert [one["component"] for one in json.loads(told.stdout)["denoisers"]] == ["transformer", "transformer_2"]
     refused = harness.run("export", str(run), "--format", "auto-round")

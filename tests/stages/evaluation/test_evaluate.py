@@ -146,6 +146,9 @@ def test_samples_and_steps_are_what_numpy_makes_of_the_two_draws(shard: int, mod
         assert steps[step]["error"] == pytest.approx(_relative(quantized, reference), rel=1e-3)
         assert steps[step]["psnr"] == pytest.approx(_psnr(quantized, reference, _span(reference)), abs=0.01)
     layers = quantized_layers(models.quantized.transformer)
+    unrounded = {"activation_bits": 16.0}
+    assert models.store.manifest("evaluate").read(f"quantized/{shard:03d}").value == unrounded, "no policy is followed"
+    assert models.store.manifest("reference").read(f"draw/{shard:03d}").value is None
     assert len(layers) == 3 and {layer.execution for layer in layers.values()} == {"simulate"}
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.runtime.clock import monotonic, nearest_step, timestep_argument, timestep_of
+from adatsq_pipe.stages.runtime.clock import (
+    denoised_timesteps,
+    monotonic,
+    nearest_step,
+    timestep_argument,
+    timestep_of,
+)
 
 CALIBRATED = [1.0, 0.7, 0.3, 0.05]
 
@@ -21,24 +27,39 @@ def nearest_by_hand(value: float) -> int:
 
 @pytest.mark.parametrize("value", [2.0, 1.0, 0.86, 0.84, 0.51, 0.49, 0.3, 0.18, 0.17, 0.05, -1.0])
 def test_the_step_is_that_of_the_nearest_calibrated_timestep(value: float) -> None:
-    assert nearest_step(torch.tensor([value]), torch.tensor(CALIBRATED)) == [nearest_by_hand(value)]
+    assert nearest_step(torch.tensor([value]), torch.tensor(CALIBRATED)) == nearest_by_hand(value)
 
 
 def test_the_step_is_found_when_timesteps_rise() -> None:
     rising = torch.tensor([0.0, 0.4, 0.8])
-    assert [nearest_step(torch.tensor([t]), rising) for t in (0.1, 0.5, 0.9)] == [[0], [1], [2]]
+    assert [nearest_step(torch.tensor([t]), rising) for t in (0.1, 0.5, 0.9)] == [0, 1, 2]
 
 
 def test_of_two_equally_near_the_earlier_step_is_taken() -> None:
-    assert nearest_step(torch.tensor([0.75]), torch.tensor([1.0, 0.5, 0.0])) == [0]
-    assert nearest_step(torch.tensor([0.25]), torch.tensor([1.0, 0.5, 0.0])) == [1]
-    assert nearest_step(torch.tensor([3.5]), torch.tensor([3.5, 3.5, 3.5])) == [0]
+    assert nearest_step(torch.tensor([0.75]), torch.tensor([1.0, 0.5, 0.0])) == 0
+    assert nearest_step(torch.tensor([0.25]), torch.tensor([1.0, 0.5, 0.0])) == 1
+    assert nearest_step(torch.tensor([3.5]), torch.tensor([3.5, 3.5, 3.5])) == 0
 
 
-def test_timesteps_per_token_give_each_of_their_steps_once_and_in_order() -> None:
-    mixed = torch.tensor([0.31, 0.98, 0.29, 0.98])
-    assert nearest_step(mixed, torch.tensor(CALIBRATED)) == [0, 2]
-    assert nearest_step(mixed.reshape(2, 2), torch.tensor(CALIBRATED)) == [0, 2]
+@pytest.mark.parametrize("now", range(4))
+def test_the_tokens_of_a_given_frame_do_not_change_the_step(now: int) -> None:
+    """Wan2.2-TI2V: 0 for the tokens of the picture it is given, the step's own timestep for all others."""
+    tokens = torch.tensor([[0.0, 0.0, CALIBRATED[now], CALIBRATED[now]]])
+    assert nearest_step(tokens, torch.tensor(CALIBRATED)) == now
+    rising = 1 - torch.tensor(CALIBRATED)
+    assert nearest_step(1 - tokens, rising) == now, "where 1 is a clean picture"
+
+
+def test_of_samples_at_several_steps_the_noisiest_counts() -> None:
+    assert nearest_step(torch.tensor([0.31, 0.71, 0.05]), torch.tensor(CALIBRATED)) == 1
+
+
+def test_the_denoised_timestep_is_the_one_that_moves_from_noise_to_picture() -> None:
+    assert denoised_timesteps([(0.0, 1.0), (0.0, 0.6), (0.0, 0.1)]) == [1.0, 0.6, 0.1]
+    assert denoised_timesteps([(0.0, 1.0), (0.4, 1.0), (0.9, 1.0)]) == [0.0, 0.4, 0.9], "timesteps that rise"
+    assert denoised_timesteps([(900.0, 999.0), (500.0, 900.0)]) == [999.0, 900.0], "frames that follow each other"
+    assert denoised_timesteps([(0.2, 0.2), (0.6, 0.6)]) == [0.2, 0.6]
+    assert denoised_timesteps([(0.0, 0.7)]) == [0.7]
 
 
 def flux(hidden_states: Tensor, timestep: Tensor | None = None, guidance: Tensor | None = None) -> None: ...

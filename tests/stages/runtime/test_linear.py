@@ -72,7 +72,7 @@ def test_the_reference_is_plain_maths(parts: dict[str, Any], step: int) -> None:
     made = random_tensors(spec, 32, 6, 5)
     layer, x = layer_of(spec, made), tokens(5, 32)
     layer.execution = "reference"
-    layer.set_step([step], POLICY)
+    layer.set_step(step, POLICY)
     assert layer.bias is not None
     wanted = output_by_hand(spec, made, layer.bias, x, bits=POLICY[step], group=GROUP[step])
     assert torch.allclose(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
@@ -99,7 +99,7 @@ def test_bfloat16_is_the_same_maths_to_its_precision(parts: dict[str, Any], exec
     made = random_tensors(spec, 32, 6, 5)
     layer, x = layer_of(spec, made), tokens(7, 32).bfloat16()
     assert layer.bias is not None
-    layer.set_step([2], POLICY)
+    layer.set_step(2, POLICY)
     wanted = output_by_hand(spec, made, layer.bias.bfloat16(), x, bits=8, group=1)
     layer.bias.data = layer.bias.data.bfloat16()
     layer.execution = execution
@@ -116,7 +116,7 @@ def test_packed_in_bfloat16_sums_integers_exactly_and_scales_last(parts: dict[st
     layer, x = layer_of(spec, made), tokens(9, 64).bfloat16()
     assert layer.bias is not None
     layer.bias.data = layer.bias.data.bfloat16()
-    layer.set_step([2], POLICY)
+    layer.set_step(2, POLICY)
     layer.execution = "packed"
     got = layer(x)
     for n, token in enumerate(x.float()):
@@ -170,7 +170,7 @@ def cases(draw: st.DrawFn) -> tuple[LayerSpec, int, int, Tensor, int]:
 def test_every_execution_agrees_with_the_reference(case: tuple[LayerSpec, int, int, Tensor, int]) -> None:
     spec, width, out, x, step = case
     layer, found = random_layer(spec, width, out, 7), {}
-    layer.set_step([step], POLICY)
+    layer.set_step(step, POLICY)
     for execution in EXECUTIONS:
         layer.execution = execution
         found[execution] = layer(x)
@@ -183,7 +183,7 @@ def test_every_execution_agrees_with_the_reference(case: tuple[LayerSpec, int, i
 @by_parts
 def test_packed_in_float32_gives_the_bits_of_simulate(parts: dict[str, Any]) -> None:
     layer, x, got = random_layer(spec_with(**parts), 64, 24, seed=5), tokens(3, 7, 64), {}
-    layer.set_step([2], POLICY)
+    layer.set_step(2, POLICY)
     for execution in ("simulate", "packed"):
         execute(layer, execution)
         got[execution] = layer(x)
@@ -205,16 +205,9 @@ def test_packed_computes_rows_in_parts_to_the_same_end(monkeypatch: pytest.Monke
 def test_a_step_takes_its_bits_and_the_scale_of_its_group() -> None:
     layer = random_layer(spec_with(time_groups=2), 16, 4, 1)
     for step, (bits, group) in enumerate(zip(POLICY, GROUP, strict=True)):
-        layer.set_step([step], POLICY)
+        layer.set_step(step, POLICY)
         assert (layer.bits, float(layer.qmax)) == (bits, 2**bits - 1)
         assert layer.current_scale == layer.step_scale[group] and layer.current_zero == layer.step_zero[group]
-
-
-def test_several_steps_take_the_highest_bits_and_the_widest_scale() -> None:
-    layer = random_layer(spec_with(time_groups=2), 16, 4, 1)
-    layer.step_scale.copy_(torch.tensor([0.5, 0.25]))
-    layer.set_step([0, 2], POLICY)
-    assert (layer.bits, float(layer.current_scale), float(layer.current_zero)) == (8, 0.5, 2.0)
 
 
 @pytest.mark.parametrize("weight_bits", WEIGHT_BITS)

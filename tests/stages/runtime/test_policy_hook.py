@@ -61,11 +61,11 @@ def test_other_timesteps_take_the_bits_of_the_nearest_step_in_any_order() -> Non
     assert [row[0] for row in run(denoiser, 0.0, 0.39, 0.41, 0.79, 0.81, 5.0, 0.6, 0.6)] == [8, 8, 16, 16, 3, 3, 16, 16]
 
 
-def test_a_batch_of_mixed_timesteps_takes_the_highest_bits_of_its_steps() -> None:
+def test_tokens_of_a_given_frame_do_not_raise_the_bits() -> None:
+    """They have the timestep 0, nearest to the last step, at every call."""
     denoiser = Denoiser()
     attach_policy_hook(denoiser, TIMESTEPS)
-    assert run(denoiser, [1.0, 0.2], [0.2, 0.6]) == [[8, 8, 16, 4], [16, 4, 16, 4]]
-    assert run(denoiser, 1.0, [1.0, 0.2]) == [[3, 8, 16, 4], [8, 8, 16, 4]]
+    assert run(denoiser, [0.0, 1.0], [0.0, 0.6], [0.0, 0.2]) == [[3, 8, 16, 4], [16, 4, 16, 4], [8, 4, 16, 4]]
 
 
 def test_the_first_call_sets_the_bits_whatever_they_were() -> None:
@@ -104,7 +104,7 @@ def test_a_calibrated_scale_changes_with_the_step_though_the_bits_do_not() -> No
     denoiser.q = layer
     attach_policy_hook(denoiser, TIMESTEPS)
     scales = []
-    for timestep in (1.0, 0.6, 0.2, [1.0, 0.2], 1.0):
+    for timestep in (1.0, 0.6, 0.2, [0.6, 0.2], 1.0):
         run(denoiser, timestep)
         scales.append((float(layer.current_scale), float(layer.current_zero)))
     first, second = (float(layer.step_scale[0]), 2.0), (float(layer.step_scale[1]), 3.0)

@@ -65,7 +65,7 @@ def test_a_layer_gives_the_same_in_chunks(
     assert layer.bias is not None
     bias = layer.bias.to(dtype)
     layer.bias.data = bias.data
-    layer.set_step([2], [3, 16, 8])
+    layer.set_step(2, [3, 16, 8])
     layer.execution = execution
     x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
     wanted = output_by_hand(spec, made, bias, x.reshape(15, 32), bits=8, group=1).reshape(3, 5, 6)
