@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from adatsq_pipe.storage.errors import NoTransformer, StorageError
-from adatsq_pipe.storage.files import read_json_object, write_text
+from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.model_index import component_config, is_component, read_index
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,19 +35,17 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
 
     Raises StorageError if the folder is no local pipeline, NoTransformer if the pipeline has no transformer.
     """
-    index = folder / "model_index.json"
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
     try:
-        components = read_json_object(index)
+        index = read_index(folder)
     except FileNotFoundError:
         raise StorageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
-    except ValueError as error:
-        raise StorageError(f"{index} is no JSON object ({error}); restore the file") from None
-    if not components.get("transformer") or not (folder / "transformer").is_dir():
-        names = ", ".join(sorted(k for k, v in components.items() if isinstance(v, list))) or "none"
+    components = [name for name, value in index.items() if is_component(value)]
+    if not index.get("transformer") or not (folder / "transformer").is_dir():
+        names = ", ".join(sorted(components)) or "none"
         raise NoTransformer(f"{folder} has no transformer to quantize (its components: {names})")
-    return dict(components)
+    return index
 
 
 def write_pipeline(
@@ -84,7 +83,7 @@ def write_component(
     """Write the denoiser `part` of the pipeline at `source` to `target`, with `tensors` as its weights."""
     from safetensors.torch import save_file  # imports torch, which `status` does without
 
-    config = read_json_object(source / part / "config.json")
+    config = component_config(source, part)
     config.pop("quantization_config", None)
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)
@@ -122,7 +121,7 @@ def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
     Reads the headers of safetensors files only, and skips variants (`x.fp16.safetensors`) as loading does.
     Raises StorageError for a damaged file.
     """
-    loaded = {name for name, kind in find_pipeline(source).items() if isinstance(kind, list) and kind[0] is not None}
+    loaded = {name for name, kind in find_pipeline(source).items() if is_component(kind) and kind[0] is not None}
     sizes: dict[str, dict[str, int]] = {}
     for path in sorted(source.glob("*/*.safetensors")):
         if path.parent.name not in loaded or not _DEFAULT_WEIGHTS.fullmatch(path.name):

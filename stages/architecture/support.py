@@ -19,7 +19,7 @@ from adatsq_pipe.stages.architecture.families._family import families
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
 from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
-from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.model_index import INDEX, check_configs, component_config, is_component
 
 VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
 CONVOLUTION = "a convolution, not nn.Linear"
@@ -101,7 +101,7 @@ def _is_true(value: ast.expr) -> bool:
 
 def denoisers(index: Mapping[str, object]) -> list[str]:
     """Names of the components that denoise: the transformers of a model_index that are present."""
-    named = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    named = [name for name, value in index.items() if is_component(value) and value != [None, None]]
     return sorted(name for name in named if "transformer" in name.split("_"))
 
 
@@ -128,16 +128,22 @@ def check_pipeline(
     The error gives the reason in one line. StorageError if the folder is no pipeline.
     """
     index = find_pipeline(folder)
+    if not index.get("_class_name"):
+        raise NotTaken(f"{folder / INDEX} names no pipeline class (_class_name); copy the model folder again")
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):
         raise NotTaken(
             f"{index['_class_name']} takes class labels, and {wrong[0]!r} is none; give whole numbers in data.prompts "
             "and evaluate.prompts (nothing was started)"
         )
     for part in denoisers(index):
-        if config := read_json_object(folder / part / "config.json").get("quantization_config"):
+        config = component_config(folder, part).get("quantization_config")
+        if config is not None:
+            how = config.get("quant_method") if isinstance(config, dict) else config
             raise NotTaken(
-                f"{folder} is quantized already ({config.get('quant_method')}); give the full-precision folder"
+                f"{folder} is quantized already ({part}/config.json has a quantization_config: {how}); "
+                "give the full-precision folder"
             )
+    check_configs(folder, index)
     if reason := refusal(index, weight_shapes(folder), prompt_arguments, call):
         raise NotTaken(f"{folder}: {reason} (nothing was started)")
 

@@ -22,8 +22,9 @@ from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.runtime.spec import FORMAT
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.checkpoint import read_transformer, write_component, write_pipeline
-from adatsq_pipe.storage.files import read_json_object, write_text
+from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.storage.model_index import component_config
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class Assemble:
 
 def _timestep_of(source: Path, part: str) -> dict[str, str]:
     """What a family says of the timestep of the denoiser `part`, for the model's config; else nothing."""
-    kind = read_json_object(source / part / "config.json").get("_class_name", "")
+    kind = component_config(source, part).get("_class_name", "")
     argument = families()[kind].timestep if kind in families() else ""
     return {"timestep": argument} if argument else {}
 

@@ -13,7 +13,7 @@ import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
-from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.model_index import component_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,8 +62,8 @@ def export(name: str, source: Path, out: Path) -> str:
 
 def config_of(folder: Path, part: str = "transformer") -> dict[str, object] | None:
     """The quantization_config of a denoiser in the folder, None if it has none of ours."""
-    config = read_json_object(folder / part / "config.json").get("quantization_config")
-    return config if config and config.get("quant_method") == "adatsq" else None
+    config = component_config(folder, part).get("quantization_config")
+    return config if isinstance(config, dict) and config.get("quant_method") == "adatsq" else None
 
 
 def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
@@ -74,10 +74,10 @@ def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:
 
     import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
 
-    name = read_json_object(folder / part / "config.json")["_class_name"]
+    name = component_config(folder, part).get("_class_name", "")
     diffusers.utils.logging.disable_progress_bar()
     try:
         opened: nn.Module = getattr(diffusers, name).from_pretrained(folder / part, dtype=torch.bfloat16)
-    except (ValueError, OSError) as error:
-        raise StageError(f"{folder / part} does not load: {error}") from None
+    except Exception as error:
+        raise StageError(f"{folder / part} does not load: {error}") from error
     return opened

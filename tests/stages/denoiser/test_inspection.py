@@ -137,6 +137,16 @@ def test_a_quantized_folder_and_another_model_are_refused(tiny_flux: Path, tmp_p
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "adatsq"}}))
     with pytest.raises(NotTaken, match="quantized already"):
         support.check_pipeline(copy)
+    for value in (4, 0, "bitsandbytes", "", [], {}, {"quant_method": 5}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": value}))
+        with pytest.raises(NotTaken, match=r"transformer/config\.json has a quantization_config"):
+            support.check_pipeline(copy)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": None}))
+    support.check_pipeline(copy)
+    index = copy / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": ""}))
+    with pytest.raises(NotTaken, match="names no pipeline class"):
+        support.check_pipeline(copy)
     with pytest.raises(NotTaken, match="'BertModel' is no model of the installed diffusers"):
         inspection.on_meta({"_class_name": "BertModel"}, "there")
 
