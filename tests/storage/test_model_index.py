@@ -75,7 +75,7 @@ def test_a_component_of_another_type_is_named(value: object, key: str, write: Wr
 
 
 def test_a_version_of_another_type_is_named(write: Write) -> None:
-    with pytest.raises(StorageError, match="_diffusers_version is 0.39, not a version"):
+    with pytest.raises(StorageError, match=r"_diffusers_version is 0\.39, not a version"):
         find_pipeline(write(_diffusers_version=0.39))
 
 
@@ -94,7 +94,7 @@ def test_the_class_name_of_a_denoiser_s_config_is_a_text(value: object, write: W
     path = write() / "transformer" / "config.json"
     assert component_config(write(), "transformer") == {"_class_name": "Any"}
     path.write_text(json.dumps({"_class_name": value}))
-    with pytest.raises(StorageError, match="_class_name is .*not the name of a class"):
+    with pytest.raises(StorageError, match=r"_class_name is .*not the name of a class"):
         component_config(write(), "transformer")
     path.unlink()
     with pytest.raises(StorageError, match=r"transformer has no config\.json"):
