@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from adatsq_pipe.pipeline.summary import FILE
 from adatsq_pipe.storage.files import read_json_object
@@ -53,8 +54,10 @@ def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
         report = run.report if run.model.resolve() == model.folder.resolve() else None
         if what := model.damage(report=report, thorough=True):
             wrong.append(("published", model.unit, what))
-            model.doubt()
+            with suppress(OSError):
+                model.doubt()
     if (stored := run.stored_model) is not None and (what := stored.damage(thorough=True)):
         wrong.append(("published", "model", what))
-        stored.doubt()
+        with suppress(OSError):
+            stored.doubt()
     return len(models) + (stored is not None), wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from adatsq_pipe.pipeline import finished
@@ -157,9 +158,13 @@ def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
             checked += unit != COMPLETE
             if what := _altered(manifest, unit):
                 wrong.append((manifest.stage, unit, what))
-                manifest.notes.add(unit, what)
-            elif unit in noted:
-                manifest.notes.remove(unit)
+            if what == noted.get(unit, ""):
+                continue
+            with suppress(OSError):  # a run directory that cannot be written is verified too
+                if what:
+                    manifest.notes.add(unit, what)
+                else:
+                    manifest.notes.remove(unit)
     wrong += [("given", name, "its file does not have the digest in its name") for name in run.damaged_images()]
     return checked, wrong
 
@@ -172,6 +177,8 @@ def _altered(manifest: Manifest, unit: str) -> str:
         return error.what
     except KeyError:
         return "its marker is missing, and the stage is marked finished"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     return ""
 
 

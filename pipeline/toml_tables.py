@@ -52,6 +52,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read ({error.strerror})") from None
 
 
 def as_sets(tables: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[str]:

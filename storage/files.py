@@ -13,6 +13,11 @@ from typing import Any
 COPY_LIMIT = 2**20
 """Bytes up to which `clone_tree` copies a file. It hard-links larger ones."""
 
+PARTIAL = ".partial-"
+"""How names of files begin that are being written."""
+UNFINISHED = ".unfinished"
+"""How names of folders end that are being written."""
+
 
 def is_safe_relative(name: str) -> bool:
     """Whether a relative name, read from a file or a store, stays below the folder that it is joined to."""
@@ -59,7 +64,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Nothing is flushed to disk. A file torn by a power cut does not match its digest, so its unit is computed again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -94,7 +99,7 @@ def clone_tree(source: Path, target: Path, extra_files: Mapping[str, bytes]) -> 
     Small files are copied; large ones are hard-linked where the file system allows it, and copied otherwise.
     The old `target` is replaced only when the new tree is complete.
     """
-    unfinished = target.with_name(target.name + ".unfinished")
+    unfinished = target.with_name(target.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     for path in sorted(source.rglob("*")):
         copy = unfinished / path.relative_to(source)

@@ -38,12 +38,14 @@ def difference(folder: Path, files: Files, *, hashed_before: int | None) -> str:
         path = folder / name
         try:
             stat = path.stat()
+            if stat.st_size != size:
+                return f"{path} has {stat.st_size} bytes, its marker says {size}"
+            if (hashed_before is None or stat.st_mtime_ns > hashed_before) and file_digest(path) != sha:
+                return f"{path} does not have the digest in its marker"
         except FileNotFoundError:
             return f"{path} is missing"
-        if stat.st_size != size:
-            return f"{path} has {stat.st_size} bytes, its marker says {size}"
-        if (hashed_before is None or stat.st_mtime_ns > hashed_before) and file_digest(path) != sha:
-            return f"{path} does not have the digest in its marker"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
     return ""
 
 

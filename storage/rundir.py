@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import (
+    PARTIAL,
+    UNFINISHED,
     is_safe_relative,
     read_json_object,
     symlink_atomically,
@@ -207,28 +210,32 @@ class RunDir:
     def create(self) -> None:
         """Make the directory, or `check` an existing one. Raises StorageError if it holds something else."""
         if not self.exists():
-            if self._is_occupied():
-                raise StorageError(f"{self.display()} is not empty and holds no run; name another --run-dir")
+            self._check_place()
             try:
                 self.write("run.json", json.dumps({"format": FORMAT}))
-            except FileNotFoundError as error:
-                raise StorageError(f"{self.display()} cannot be written ({error}); create the bucket first") from None
-            except PermissionError as error:
-                raise StorageError(f"{self.display()} cannot be written ({error}); check its permissions") from None
+            except OSError as error:
+                advice = "check its permissions" if self.remote is None else "create the bucket first"
+                raise StorageError(f"{self.display()} cannot be written ({error}); {advice}") from None
         self.check()
 
-    def _is_occupied(self) -> bool:
-        """Whether the directory holds anything. At a URL only the store counts, not its mirror."""
+    def _check_place(self) -> None:
+        """Raise StorageError where no new run can be: below a file, or in a folder that holds something else. At a URL
+        only the store counts, not its mirror."""
         if self.remote is not None:
-            return bool(self.remote.sizes)
-        return self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir())
+            occupied = bool(self.remote.sizes)
+        else:
+            if (file := next((p for p in (self.path, *self.path.parents) if p.is_file()), None)) is not None:
+                raise StorageError(f"{self.display()} cannot be a run directory: {file} is a file; name another")
+            occupied = self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir())
+        if occupied:
+            raise StorageError(f"{self.display()} is not empty and holds no run; name another --run-dir")
 
     def check(self) -> None:
         """Raise StorageError unless this is a run directory of this program's format."""
         path = self.path / "run.json"
         try:
             version = read_json_object(path)["format"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StorageError(f"{self.display()} holds no run (no run.json); name the --run-dir of a run") from None
         except (ValueError, KeyError):
             raise StorageError(
@@ -248,25 +255,40 @@ class RunDir:
         thread, if another run takes over ours. Raises StorageError, which names the holder, if the lock is held.
         """
         if self.remote is None:
-            with self._file_lock():
-                self._sweep()
+            with self._file_lock(), self._swept():
                 yield ""
             return
-        with lease(self.remote, on_lost) as message, self._file_lock():
-            self._sweep()
+        with lease(self.remote, on_lost) as message, self._file_lock(), self._swept():
             yield message
 
+    @contextmanager
+    def _swept(self) -> Iterator[None]:
+        """Remove what killed processes left, before and after: a worker may die in a run that ends well."""
+        self._sweep()
+        try:
+            yield
+        finally:
+            self._sweep()
+
     def _sweep(self) -> None:
-        for manifest in self.manifests():
-            manifest.sweep()
+        """Remove unfinished units, also of stages that have no finished one, and unfinished files and copies."""
+        for folder in self.path.glob("*/*/attempts"):
+            Manifest(folder.parents[1].name, folder.parent).sweep()
+        for folder in self.path.glob(f"published/*/*{UNFINISHED}"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for root, folders, names in os.walk(self.path):
+            # An export may be at work beside this run.
+            folders[:] = [name for name in folders if name not in ("units", "exports")]
+            for name in names:
+                if name.startswith(PARTIAL):
+                    Path(root, name).unlink(missing_ok=True)
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        path = self.path / ".holder.json"
+        path, lock = self.path / ".holder.json", FileLock(self.path / ".lock", timeout=0)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                write_text(path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-                yield
+            lock.acquire()
+            write_text(path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         except Timeout:
             try:
                 body = read_json_object(path)
@@ -276,6 +298,16 @@ class RunDir:
             raise StorageError(
                 f"{self.display()} is in use by {holder}; wait for it or name another --run-dir"
             ) from None
+        except OSError as error:
+            lock.release()
+            raise StorageError(
+                f"{self.display()} cannot be written ({error.strerror or error}); check its permissions, or copy it "
+                "and name the copy as --run-dir"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def log(self, entry: Mapping[str, Plain]) -> None:
         """Append one line to log.jsonl, where reports look up wall times. Nothing else depends on it."""

@@ -115,7 +115,9 @@ def user_errors(command: Callable[P, T]) -> Callable[P, T]:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 where = f" writing {error.filename}" if error.filename else ""
                 fail(f"the disk is full{where}; free some space and run again. Finished units are kept", 1)
-            raise
+            if error.errno is None or error.filename is None:
+                raise
+            fail(f"{error.filename}: {error.strerror}; check that the path is right and its permissions", 1)
 
     return wrapped
 

@@ -417,3 +417,62 @@ def test_a_model_in_a_store_that_was_damaged_is_noticed_and_uploaded_again(data:
     stored.doubt()
     run.publish(folder, "a" * 64, "b" * 64)
     assert _there(run)["model/weights"] == b"2" and stored.damage(thorough=True) == ""
+
+
+def test_what_killed_processes_left_is_removed_before_and_after_a_run(tmp_path: Path) -> None:
+    """Also of stages that have no finished unit, and of other settings; finished bytes and exports stay."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    manifest = run.manifest("capture", "1" * 64)
+    (manifest.open_unit("u") / "bytes").write_text("1")
+    manifest.commit("u")
+    leftovers = [
+        *("capture/" + "1" * 16 + "/attempts/host-1/v/bytes", "fisher/" + "2" * 16 + "/attempts/host-2/a/b/bytes"),
+        *("published/a/b.unfinished/weights", "report/.partial-x", "capture/" + "1" * 16 + "/markers/.partial-y"),
+        ".partial-z",
+    ]
+    others = ["published/a/b/weights", "exports/dequantized.unfinished/weights", "report/summary.json"]
+
+    def make(names: list[str]) -> None:
+        for name in names:
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text(name)
+
+    make([*leftovers, *others])
+    with run.lock():
+        assert not [name for name in leftovers if (run.path / name).exists()]
+        assert not list(run.path.glob("*/*/attempts"))
+        make(leftovers)
+    assert not [name for name in leftovers if (run.path / name).exists()]
+    assert all((run.path / name).read_text() == name for name in others) and manifest.verify("u")
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/deep/run"])
+def test_a_run_directory_that_is_a_file_or_below_one_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match=f"cannot be a run directory: {tmp_path}/file is a file; name another"):
+        RunDir(tmp_path / name).create()
+    with pytest.raises(StorageError, match="holds no run"):
+        RunDir(tmp_path / name).check()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_a_run_directory_that_cannot_be_written_is_refused_before_any_work(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    run = RunDir(tmp_path / "run")
+    run.create()
+    with monkeypatch.context() as patched:
+        patched.setattr("filelock.FileLock.acquire", refused)
+        with pytest.raises(StorageError, match=f"run cannot be written .{error.strerror}.; check its perm"), run.lock():
+            raise AssertionError("the body runs without a lock")
+    with monkeypatch.context() as patched:
+        patched.setattr("adatsq_pipe.storage.rundir.write_text", refused)
+        with pytest.raises(StorageError, match=f"cannot be written .{error.strerror}."), run.lock():
+            raise AssertionError("the body runs without a lock")
+    with run.lock():
+        """It is free again."""

@@ -13,6 +13,7 @@ import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
+from adatsq_pipe.storage.files import UNFINISHED
 from adatsq_pipe.storage.model_index import component_config
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def export(name: str, source: Path, out: Path) -> str:
             raise StageError(f"{source} is not quantized by adatsq-pipe: its {part} has no such quantization_config")
     if out.exists():
         raise StageError(f"{out} is there already; remove it, or name another folder with --out")
-    unfinished = out.with_name(out.name + ".unfinished")
+    unfinished = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
