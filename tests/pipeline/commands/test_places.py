@@ -57,9 +57,8 @@ def test_a_run_directory_that_may_not_be_read(
 
 def test_export_to_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "model" / "transformer").mkdir(parents=True)
-    (tmp_path / "model" / "transformer" / "config.json").write_text(
-        '{"quantization_config": {"quant_method": "adatsq"}}'
-    )
+    config = tmp_path / "model" / "transformer" / "config.json"
+    config.write_text('{"quantization_config": {"quant_method": "adatsq"}}')
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "X", "transformer": ["diffusers", "Y"]}')
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "out"
