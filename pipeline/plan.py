@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from adatsq_pipe.pipeline import finished
 from adatsq_pipe.pipeline.config import RunConfig
@@ -149,8 +151,10 @@ def choose(text: str) -> list[str]:
 def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
     """Hash everything that the run vouches for: (units checked, (stage, unit, what is wrong) of the bad).
 
-    What is found is kept, so that the next run does it again.
+    What is found is kept, so that the next run does it again. Raises OSError for a folder that may not be read.
     """
+    for _ in os.walk(run.path, onerror=_refuse):
+        """A folder that may not be read would be passed over."""
     checked, wrong = finished.verify(run)
     for manifest in run.manifests():
         noted = manifest.notes.all()
@@ -167,6 +171,10 @@ def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:
                     manifest.notes.remove(unit)
     wrong += [("given", name, "its file does not have the digest in its name") for name in run.damaged_images()]
     return checked, wrong
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def _altered(manifest: Manifest, unit: str) -> str:

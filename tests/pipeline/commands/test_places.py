@@ -88,6 +88,21 @@ def test_verify_finds_damage_in_a_run_directory_that_cannot_be_written(
     assert done.exit_code == 1 and "solve a: " in done.output and "1 of 1 units are damaged" in done.output
 
 
+def test_verify_passes_over_no_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunDir(tmp_path).create()
+    (tmp_path / "solve").mkdir()
+    real = os.scandir
+
+    def refused(path: str) -> object:
+        if str(path).endswith("solve"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    code, line = line_of("verify", "--run-dir", str(tmp_path))
+    assert code == 1 and line.startswith(f"error: {tmp_path}/solve: Permission denied")
+
+
 def test_verify_names_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "units/a/bytes")
