@@ -65,15 +65,24 @@ def attach_policy_hook(model: nn.Module, timesteps: Sequence[float], timestep_na
 
     `timesteps` are the calibrated ones, in the denoiser's own unit. `timestep_name` names the timestep among the
     arguments of `model.forward` where it has none of the usual names. Raises ValueError if a policy has another number
-    of steps.
+    of steps, none at all, or bits that are no width.
     """
     layers = quantized_layers(model)
     for name, layer in layers.items():
         if layer.policy.numel() != len(timesteps):
             raise ValueError(f"layer {name!r} has a policy of {layer.policy.numel()} steps, the model {len(timesteps)}")
+        if not layer.policy.numel():
+            raise ValueError(f"layer {name!r} has an empty policy: there is no step to take its bits from")
+        if layer.policy.device.type != "meta" and (wrong := _outside(layer.policy.tolist())):
+            raise ValueError(f"layer {name!r} has a policy of {wrong[0]} bits; bits lie in 2..{WEIGHT_ONLY}")
     hook = PolicyHook(timesteps, layers, timestep_name)
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return hook
+
+
+def _outside(bits: Sequence[int]) -> list[int]:
+    """Those of the numbers that are no bit-width of an activation."""
+    return [width for width in bits if not 2 <= width <= WEIGHT_ONLY]
 
 
 def remove_policy_hook(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """`quantization_config` of a quantized transformer: the LayerSpec of each layer and the calibrated timesteps.
 
     Without arguments it stands for the configuration in the folder, where diffusers wants one passed in. Raises
-    ValueError for another format or unknown keys.
+    ValueError for another format, unknown keys, and values that are no layers or no timesteps.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         if unknown:
             raise ValueError(f"quantization_config has unknown keys {sorted(unknown)}; update adatsq-pipe")
+        if layers is not None:
+            _check_contents(layers, timesteps, timestep)
         self.quant_method = Method(quant_method)
         self.format, self.layers, self.timesteps = format, layers or {}, timesteps or []
         self.timestep = timestep
@@ -79,9 +82,24 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         for name, fields in self.layers.items():
             try:
                 specs[name] = LayerSpec(**fields)
+                if wrong := [key for key, value in fields.items() if not isinstance(value, int) or value < 0]:
+                    raise ValueError(f"{wrong[0]} is {fields[wrong[0]]!r}, not a size")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"quantization_config of layer {name!r}: {error}; update adatsq-pipe") from None
         return specs
+
+
+def _check_contents(layers: object, timesteps: object, timestep: object) -> None:
+    """Raise ValueError for a `quantization_config` that no model can follow: without layers, or without timesteps."""
+    if not isinstance(layers, dict) or not layers or not all(isinstance(fields, dict) for fields in layers.values()):
+        raise ValueError("quantization_config names no layers with their parts; copy the folder again")
+    numbers = isinstance(timesteps, list) and all(isinstance(t, int | float) and isfinite(t) for t in timesteps)
+    if not timesteps or not numbers:
+        raise ValueError(
+            f"quantization_config has the timesteps {timesteps!r}, no list of numbers: its policy is empty"
+        )
+    if not isinstance(timestep, str):
+        raise ValueError(f"quantization_config has the timestep {timestep!r}, not the name of an argument")
 
 
 class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
@@ -107,6 +125,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
         config = self.quantization_config
+        _check_contents(config.layers, config.timesteps, config.timestep)
         layers = replace_linears(model, config.specs, steps=len(config.timesteps))
         self._quantized_names = {
             f"{name}.{part}"

@@ -162,3 +162,14 @@ def test_the_last_input_is_freed_when_bits_are_set(by: str) -> None:
         hook(denoiser, (torch.ones(1, 16),), {"timestep": torch.tensor(1.0)})
     gc.collect()
     assert alive() is None
+
+
+def test_an_empty_policy_and_bits_that_are_no_width_are_refused_before_any_call() -> None:
+    denoiser = Denoiser()
+    for layer in denoiser.layers():
+        layer.policy = torch.zeros(0, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="layer 'q' has an empty policy"):
+        attach_policy_hook(denoiser, [])
+    for bits in (0, 1, 17, 255):
+        with pytest.raises(ValueError, match=f"layer 'k' has a policy of {bits} bits; bits lie in 2..16"):
+            attach_policy_hook(Denoiser({**POLICIES, "k": [8, bits, 4]}), TIMESTEPS)

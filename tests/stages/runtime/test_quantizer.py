@@ -192,3 +192,35 @@ def test_registering_leaves_what_another_registered_under_the_name(monkeypatch: 
     mapping["adatsq"] = int
     register()
     assert mapping == {"adatsq": int}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"layers": {}}, "names no layers"),
+        ({"layers": ["quantized"]}, "names no layers"),
+        ({"layers": {"quantized": 4}}, "names no layers"),
+        ({"timesteps": []}, r"the timesteps \[\], no list of numbers: no policy"),
+        ({"timesteps": None}, "no policy"),
+        ({"timesteps": 3}, "the timesteps 3, no list of numbers"),
+        ({"timesteps": [1.0, "0.5"]}, "no list of numbers"),
+        ({"timesteps": [1.0, float("nan")]}, "no list of numbers"),
+        ({"timestep": 5}, "the timestep 5, not the name of an argument"),
+    ],
+)
+def test_a_config_that_no_model_can_follow_is_refused_by_what_it_lacks(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config(**more)
+
+
+def test_a_folder_whose_config_holds_the_method_alone_is_refused_when_it_loads() -> None:
+    with pytest.raises(ValueError, match="quantization_config names no layers"):
+        AdatsqQuantizer(AdatsqConfig())._process_model_before_weight_loading(Model())
+
+
+@pytest.mark.parametrize("value", ["8", 1.5, None, [4], -1])
+@pytest.mark.parametrize("part", ["weight_bits", "group", "block", "rank", "time_groups"])
+def test_a_part_of_a_layer_that_is_no_size_is_named(part: str, value: object) -> None:
+    wrong = config(layers={"quantized": {**SPEC.plain(), part: value}})
+    with pytest.raises(ValueError, match="quantization_config of layer 'quantized': "):
+        _ = wrong.specs
