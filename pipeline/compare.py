@@ -25,6 +25,7 @@ from adatsq_pipe.stages.evaluation import floor
 from adatsq_pipe.stages.methods._layer import check_recipe
 from adatsq_pipe.stages.methods._recipe import Recipe, methods, resolve, variants
 from adatsq_pipe.storage import tables
+from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.rundir import RunDir
 
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
@@ -170,7 +171,7 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, figures))}")
             if itself is None:
                 itself = _floor_line(row.config, run, executors, screen)
-        write(results, left_out, run, row.config.model.name, itself or "")
+        write(results, left_out, run, model_name(row.config.model), itself or "")
     return Outcome(rows=results, failed=failed)
 
 

@@ -17,6 +17,7 @@ from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
+from adatsq_pipe.storage.model_files import loaded_files
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -59,7 +60,7 @@ def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Contex
 
 def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[list[Step], Context]:
     """Every stage in order, then those of `extra`, and the context that workers get."""
-    context = context_of(config, run, folder_digest(config.model, run.digest_cache))
+    context = context_of(config, run, folder_digest(config.model, loaded_files(config.model), run.digest_cache))
     steps: list[Step] = []
     for stage in (*all_stages().values(), *extra):
         needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}

@@ -37,6 +37,7 @@ from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
 from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
 from adatsq_pipe.storage.tables import Row
@@ -105,9 +106,9 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
     drawn = samples(context)
     point, found = point_of(context), context.manifest("search").read("front").value["front"]
     widths = weight_widths(context)
-    sizes = context.manifest("assemble").read("model").value
+    sizes, name = context.manifest("assemble").read("model").value, model_name(config.model)
     return Summary(
-        title=f"{config.model.name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
+        title=f"{name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
         fingerprint=context.fingerprints["evaluate"],
         model=str(config.model),
         quality=Quality(

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from adatsq_pipe.storage.errors import NoTransformer, StorageError
-from adatsq_pipe.storage.files import write_text
-from adatsq_pipe.storage.model_index import component_config, is_component, read_index
+from adatsq_pipe.storage.errors import NoTransformer, StorageError, UnusableModel
+from adatsq_pipe.storage.files import copy_files, write_text, write_with
+from adatsq_pipe.storage.model_files import check_link, components, copied_files, weight_files
+from adatsq_pipe.storage.model_index import INDEX, component_config, is_component, read_index
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ORIGINAL_ONLY = ("training.json",)
-"""Files about the original's training. They are not copied, as they are not true of a quantized copy."""
-ORIGINAL_SUFFIXES = (".png", ".csv")
-"""Pictures and training curves beside the original, not copied either."""
-
-_DEFAULT_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-"""Weight files that diffusers loads by default, without a variant."""
-_SHARDS = "diffusion_pytorch_model*.safetensors"
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
@@ -37,6 +28,7 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise StorageError(f"{folder} is not a folder; --model takes a local diffusers pipeline folder")
+    check_link(folder, INDEX)
     try:
         index = read_index(folder)
     except FileNotFoundError:
@@ -55,20 +47,17 @@ def write_pipeline(
     tensors: Mapping[str, Tensor],
     quantization_config: Mapping[str, object] | None,
     card: str,
+    part: str = "transformer",
+    others: Iterable[str] = (),
 ) -> None:
-    """Copy the pipeline at `source` to the empty folder `target`, with `tensors` as its transformer's weights.
+    """Copy the pipeline at `source` to the empty folder `target`, with `tensors` as the weights of its denoiser `part`.
 
-    `quantization_config` goes into the transformer's config (None removes the one it had); `card` becomes README.md.
-    Equal tensors give equal bytes.
+    Only files that `from_pretrained` reads are copied, and those beside them that `model_files` names.
+    `quantization_config` goes into the denoiser's config (None removes the one it had); `card` becomes README.md.
+    `others` are denoisers that `write_component` writes afterwards. Equal tensors give equal bytes.
     """
-    for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.name in ("transformer", "README.md") or path.name in ORIGINAL_ONLY:
-            continue
-        if path.is_dir():
-            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(".*"))
-        elif path.suffix not in ORIGINAL_SUFFIXES:
-            shutil.copyfile(path, target / path.name)
-    write_component(source, target, part="transformer", tensors=tensors, quantization_config=quantization_config)
+    copy_files(source, target, copied_files(source, without=[part, *others]))
+    write_component(source, target, part=part, tensors=tensors, quantization_config=quantization_config)
     write_text(target / "README.md", card)
 
 
@@ -87,62 +76,84 @@ def write_component(
     config.pop("quantization_config", None)
     if quantization_config is not None:
         config["quantization_config"] = dict(quantization_config)
-    shutil.rmtree(target / part, ignore_errors=True)
+    if (target / part).exists():
+        shutil.rmtree(target / part)
     (target / part).mkdir()
     write_text(target / part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(
-        {name: tensors[name].contiguous() for name in sorted(tensors)},
+    stored = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    write_with(
         target / part / "diffusion_pytorch_model.safetensors",
-        metadata={"format": "pt"},
+        lambda path: save_file(stored, path, metadata={"format": "pt"}),
     )
 
 
 def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tensor]:
-    """Every tensor of the pipeline's denoiser `part`, in its stored dtype, from one safetensors file or its shards.
+    """Every tensor of the pipeline's denoiser `part`, in its stored dtype, from the files that `from_pretrained` reads.
 
-    Raises StorageError if there is none, or one does not load.
+    Raises StorageError if there are none, or one does not load.
     """
-    from safetensors.torch import load_file  # imports torch, which `status` does without
-
     tensors: dict[str, Tensor] = {}
-    for path in sorted((source / part).glob(_SHARDS)):
-        try:
-            tensors.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
+    for path in weight_files(source, part):
+        tensors.update(_load(path))
     if not tensors:
-        raise StorageError(f"{source / part} has no safetensors weights; save the pipeline with safetensors")
+        raise UnusableModel(components(source)[part].fault if part in components(source) else f"{source} has no {part}")
     return tensors
 
 
 def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
     """Element count of every tensor, by component and name, of the components that the pipeline loads.
 
-    Reads the headers of safetensors files only, and skips variants (`x.fp16.safetensors`) as loading does.
-    Raises StorageError for a damaged file.
+    Reads no tensor. Raises StorageError for a damaged file.
     """
-    loaded = {name for name, kind in find_pipeline(source).items() if is_component(kind) and kind[0] is not None}
-    sizes: dict[str, dict[str, int]] = {}
-    for path in sorted(source.glob("*/*.safetensors")):
-        if path.parent.name not in loaded or not _DEFAULT_WEIGHTS.fullmatch(path.name):
-            continue
-        component = sizes.setdefault(path.parent.name, {})
-        with _header(path) as file:
-            component |= {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return sizes
+    files = {part: weight_files(source, part) for part in components(source)}
+    shapes = {part: _shapes(paths) for part, paths in sorted(files.items()) if paths}
+    return {part: {name: math.prod(shape) for name, shape in of.items()} for part, of in shapes.items()}
 
 
 def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every `.weight` tensor of the transformer, by the name of its module, from the headers alone.
+    """Shape of every `.weight` tensor of the transformer, by the name of its module. Reads no tensor.
 
     Raises StorageError for a damaged file.
     """
+    shapes = _shapes(weight_files(source, "transformer"))
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
+
+
+def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in files of weights."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted((source / "transformer").glob(_SHARDS)):
+    for path in paths:
+        if path.suffix == ".bin":
+            shapes |= {name: tuple(tensor.shape) for name, tensor in _load_bin(path, "meta").items()}
+            continue
         with _header(path) as file:
-            names = [name for name in file.keys() if name.endswith(".weight")]  # noqa: SIM118
-            shapes |= {name.removesuffix(".weight"): tuple(file.get_slice(name).get_shape()) for name in names}
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file of weights (CPU). Raises StorageError if it does not load."""
+    from safetensors.torch import load_file  # imports torch, which `status` does without
+
+    if path.suffix == ".bin":
+        return _load_bin(path, "cpu")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
+    return tensors
+
+
+def _load_bin(path: Path, device: str) -> dict[str, Tensor]:
+    """The tensors of a file in torch's own format, as diffusers loads it: tensors alone, no code is run."""
+    import torch  # `status` does without
+
+    try:
+        stored = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever zip, pickle and torch raise for a damaged file
+        why = str(error).strip().partition("\n")[0]
+        raise StorageError(f"{path} does not load ({why}); copy the model folder again") from None
+    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
 
 
 @contextmanager

@@ -11,6 +11,10 @@ class NoTransformer(StorageError):
     """A valid pipeline folder without a transformer to quantize."""
 
 
+class UnusableModel(StorageError):
+    """A model folder whose weights do not load, or whose links cannot be followed. Nothing was started."""
+
+
 class DamagedUnit(StorageError):
     """Bytes that a marker vouches for are missing, truncated or altered. The unit must be computed again."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +64,41 @@ def write_bytes(path: Path, data: bytes) -> None:
     Nothing is flushed to disk. A file torn by a power cut does not match its digest, so its unit is computed again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
+    partial = path.parent / f"{PARTIAL}{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("xb") as file:  # tempfile would make it readable by its owner alone, whatever the umask says
             file.write(data)
-        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` for UTF-8 text."""
     write_bytes(path, text.encode())
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on `path`, and give the file the mode that any new file has here.
+
+    safetensors makes files that only their owner can read, whatever the umask says.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    write(path)
+    if path.stat().st_mode != mode:
+        path.chmod(mode)
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy the files `names` (relative) of `source` into the folder `target`, with the modes of new files.
+
+    The contents of links are copied. A read-only source makes no read-only copy.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def symlink_atomically(link: Path, target: Path) -> None:

@@ -91,20 +91,43 @@ def list_names(folder: Path) -> list[str]:
     return result
 
 
-def folder_digest(folder: Path, cache: Path) -> str:
-    """Digest of a folder: the relative names and the contents of its files.
+Hashed: TypeAlias = "tuple[int, int, str]"
+"""Size, mtime in ns and SHA-256 of a file."""
+
+
+def folder_digest(folder: Path, names: Sequence[str], cache: Path) -> str:
+    """Digest of the files `names` of a folder: their relative names and their contents.
 
     `cache` (a JSON file) holds each file's size, mtime and digest, so that a large model is hashed once.
+
+    Versions before 0.2 took every file of the folder into the digest. A run directory that one of them wrote keeps that
+    digest as long as the files `names` stay as they were: nothing is computed again.
     """
+    files, kept = _hashed_before(folder, names, cache)
+    entries: dict[str, Hashed] = {}
+    for path in (folder / name for name in names):
+        stat = path.stat()
+        size, mtime, old = stat.st_size, stat.st_mtime_ns, files.get(str(path))
+        entries[str(path)] = (size, mtime, old[2] if old and old[:2] == (size, mtime) else file_digest(path))
+    text = json.dumps({"files": entries, "kept": kept}, indent=1)
+    if not cache.exists() or cache.read_bytes() != text.encode():
+        write_text(cache, text)
+    found = digest({name: entries[str(folder / name)][2] for name in names})
+    return kept.get(found, found)
+
+
+def _hashed_before(folder: Path, names: Sequence[str], cache: Path) -> tuple[dict[str, Hashed], dict[str, str]]:
+    """The files in the cache, and the digests that stand in for others: of `names` -> of all files of the folder."""
     try:
         cached = read_json_object(cache)
-    except (OSError, ValueError):
-        cached = {}
-    entries: dict[str, tuple[int, int, str]] = {}
-    for path in list_files(folder):
-        stat = path.stat()
-        size, mtime, old = stat.st_size, stat.st_mtime_ns, cached.get(str(path))
-        entries[str(path)] = (size, mtime, old[2] if old and old[:2] == [size, mtime] else file_digest(path))
-    if {name: list(entry) for name, entry in entries.items()} != cached:
-        write_text(cache, json.dumps(entries, indent=1))
-    return digest({str(Path(name).relative_to(folder)): sha for name, (_, _, sha) in entries.items()})
+        before = "files" not in cached
+        files = {
+            str(path): (int(a), int(b), str(c)) for path, (a, b, c) in (cached if before else cached["files"]).items()
+        }
+        kept = {} if before else {str(found): str(whole) for found, whole in cached["kept"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}, {}
+    inside = {path[len(f"{folder}/") :]: entry[2] for path, entry in files.items() if path.startswith(f"{folder}/")}
+    if before and inside:
+        kept = {digest({name: inside[name] for name in names if name in inside}): digest(inside)}
+    return files, kept

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
+from adatsq_pipe.storage.files import write_with
 from adatsq_pipe.storage.fingerprint import Plain
 
 _BIT_TYPES = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
@@ -88,7 +89,7 @@ def write_scratch(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     A Zarr group takes several times as long to write as the bytes of a small evaluation.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "scratch.safetensors")
+    write_with(folder / "scratch.safetensors", lambda path: save_file(contiguous, path))
 
 
 def read_scratch(folder: Path) -> dict[str, Tensor]:

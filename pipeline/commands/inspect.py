@@ -25,6 +25,7 @@ from adatsq_pipe.stages.denoiser.conditions import arguments_of, picture_mode
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.checkpoint import find_pipeline, stored_sizes, weight_shapes
 from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.model_files import check_weights
 
 if TYPE_CHECKING:
     from adatsq_pipe.pipeline.commands.footprint import Footprint
@@ -95,11 +96,13 @@ def _of_config(path: Path, component: str = "transformer", pipeline: str = "") -
 
 def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspection]:
     call = config.settings[ModelSettings].call
-    support.check_pipeline(folder, prompt_arguments=config.prompt_arguments(DataSettings), call=call)
+    brought = config.prompt_arguments(DataSettings)
+    support.check_pipeline(folder, prompt_arguments=brought, call=call, configs_suffice=True)
     index = find_pipeline(folder)
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
+    check_weights(folder)
     from adatsq_pipe.stages.denoiser import inspection  # imports torch
 
     compute, extra = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]

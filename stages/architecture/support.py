@@ -19,6 +19,7 @@ from adatsq_pipe.stages.architecture.families._family import families
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.names import CONDITIONS, TIMESTEPS
 from adatsq_pipe.storage.checkpoint import find_pipeline, weight_shapes
+from adatsq_pipe.storage.model_files import check_weights
 from adatsq_pipe.storage.model_index import INDEX, check_configs, component_config, is_component
 
 VECTORS = "vectors of a norm, gate or bias, not nn.Linear"
@@ -121,13 +122,17 @@ def check_pipeline(
     prompts: Sequence[str] = (),
     prompt_arguments: Collection[str] = (),
     call: Mapping[str, object] | None = None,
+    *,
+    configs_suffice: bool = False,
 ) -> None:
     """Raise NotTaken if the pipeline folder cannot be quantized, or not with these `prompts`.
 
     `prompt_arguments` are the names of arguments that every prompt brings, `call` holds the arguments that all share.
-    The error gives the reason in one line. StorageError if the folder is no pipeline.
+    The error gives the reason in one line. StorageError if the folder is no pipeline, UnusableModel if
+    `from_pretrained` would not read its weights; with `configs_suffice` it may have none.
     """
     index = find_pipeline(folder)
+    check_weights(folder, configs_suffice=configs_suffice)
     if not index.get("_class_name"):
         raise NotTaken(f"{folder / INDEX} names no pipeline class (_class_name); copy the model folder again")
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -45,11 +46,10 @@ class Assemble:
             parts, unit.value = self._tensors(source)
             for i, (part, (stored, layers)) in enumerate(parts.items()):
                 config = {**header, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
-                if i == 0:
-                    text = card(self.context, unit.value)
-                    write_pipeline(source, unit.folder, tensors=stored, quantization_config=config, card=text)
-                else:
-                    write_component(source, unit.folder, part=part, tensors=stored, quantization_config=config)
+                write = (
+                    write_component if i else partial(write_pipeline, card=card(self.context, unit.value), others=parts)
+                )
+                write(source, unit.folder, part=part, tensors=stored, quantization_config=config)
             model = self.context.settings[ModelSettings]
             if model.call:
                 called = {"call": dict(model.call), "world": model.world}

@@ -14,6 +14,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.model_files import is_inside, model_name
 
 INHERITED = ("license", "license_name", "license_link", "language")
 """What a card says of the original that holds for its copy."""
@@ -62,13 +63,13 @@ noise level.
 
 def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] | None = None) -> str:
     """Text of the card. `sizes` is what assemble counted, `quality` what evaluate measured (None: not evaluated)."""
-    source = context.model.path
+    source, name = context.model.path, model_name(context.model.path)
     inherited = front_matter(source)
     point = point_of(context)
     licence = inherited.get("license_name") or inherited.get("license")
-    head = {"base_model": source.name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
+    head = {"base_model": name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
     text = f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
-        name=source.name,
+        name=name,
         pipeline=read_json_object(source / "model_index.json")["_class_name"],
         loading=LOADING,
         method=context.settings[Recipe].method,
@@ -108,7 +109,7 @@ def _rows(quality: Mapping[str, Any]) -> list[str]:
 def front_matter(source: Path) -> dict[str, object]:
     """What the original's card says of its licence and language; empty if it has no card, or none that can be read."""
     path = source / "README.md"
-    if not path.exists():
+    if not path.is_file() or not is_inside(source, path.name):
         return {}
     parts = path.read_text(encoding="utf-8-sig", errors="replace").split("---", 2)
     if len(parts) < 3 or parts[0].strip():

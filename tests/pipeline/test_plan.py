@@ -31,13 +31,15 @@ NEEDS = {
 
 
 class Made:
-    """A model folder of two files, and an empty run directory."""
+    """A model folder of three files, and an empty run directory."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.run = folder / "model", RunDir(folder / "run")
-        self.model.mkdir(parents=True)
-        (self.model / "model_index.json").write_text("{}")
-        (self.model / "weights").write_bytes(b"weights")
+        (self.model / "transformer").mkdir(parents=True)
+        (self.model / "model_index.json").write_text('{"transformer": ["diffusers", "Transformer"]}')
+        (self.model / "transformer" / "config.json").write_text("{}")
+        self.weights = self.model / "transformer" / "diffusion_pytorch_model.safetensors"
+        self.weights.write_bytes(b"weights")
         self.run.create()
 
     def config(self, *sets: str) -> RunConfig:
@@ -80,7 +82,8 @@ def _digest(value: Any) -> str:
 def test_a_fingerprint_is_the_digest_of_name_version_what_is_read_and_the_needs(made: Made) -> None:
     asked = made.config()
     steps, context = plan.plan(asked, made.run)
-    files = {name: hashlib.sha256((made.model / name).read_bytes()).hexdigest() for name in os.listdir(made.model)}
+    names = ["model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    files = {name: hashlib.sha256((made.model / name).read_bytes()).hexdigest() for name in names}
     model, prints = _digest(files), dict[str, str]()
     assert [step.stage.name for step in steps] == NAMES
     for step in steps:
@@ -109,8 +112,25 @@ def test_a_change_reaches_the_stages_below_and_no_other(made: Made) -> None:
     before, after = made.steps(), made.steps("search.width=3")
     same = {name for name in NAMES if before[name].fingerprint == after[name].fingerprint}
     assert same == {"capture", "fisher", "hessian", "solve", "reference"}
-    (made.model / "weights").write_bytes(b"others!")
+    made.weights.write_bytes(b"others!")
     assert all(made.steps()[name].fingerprint != before[name].fingerprint for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "note.txt", "preview.png", "flux1-dev.safetensors", "onnx/model.onnx", "adatsq-run/run.json", "README.md",
+        "transformer/notes.md", "transformer/diffusion_pytorch_model.fp16.safetensors", "transformer/optimizer.pt",
+        "transformer/diffusion_pytorch_model.bin", "unused/config.json", "sampling.json",
+    ],
+)  # fmt: skip
+def test_a_file_in_the_model_folder_that_is_not_loaded_makes_nothing_stale(name: str, made: Made) -> None:
+    before = {stage: step.fingerprint for stage, step in made.steps().items()}
+    (made.model / name).parent.mkdir(parents=True, exist_ok=True)
+    (made.model / name).write_text('{"call": {}}')
+    assert {stage: step.fingerprint for stage, step in made.steps().items()} == before
+    (made.model / "transformer" / "config.json").write_text('{"layers": 3}')
+    assert not set(before.values()) & {step.fingerprint for step in made.steps().values()}
 
 
 def test_nothing_done_is_missing_and_promises_no_number_of_units(made: Made) -> None:

@@ -148,6 +148,13 @@ def test_a_picked_point_of_the_front_is_what_the_summary_speaks_of(tmp_path: Pat
     assert (found["search"]["front"], found["search"]["rollout_error"]) == (2, None)
 
 
+def test_the_title_calls_a_snapshot_of_the_hubs_cache_by_its_repository(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    config = replace(_config(store), model=tmp_path / "models--Wan-AI--Wan2.1-T2V" / "snapshots" / "0ef5fff789")
+    found = report.summarize(config, RunDir.at(store.context.run), store.context)
+    assert found.title.startswith("Wan-AI/Wan2.1-T2V: ")
+
+
 def test_bits_that_were_not_counted_are_not_guessed(tmp_path: Path) -> None:
     store = _store(tmp_path)
     manifest = store.manifest("evaluate")

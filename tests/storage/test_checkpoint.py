@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ def model(tmp_path: Path) -> Path:
     name = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
     save_file({"b.weight": np.ones((2, 3), "f4"), "b.bias": np.ones(2, "f4")}, folder / "transformer" / name.format(1))
     save_file({"a.weight": np.full((4, 5), 2, "f4")}, folder / "transformer" / name.format(2))
+    index = {
+        "metadata": {},
+        "weight_map": {"b.weight": name.format(1), "b.bias": name.format(1), "a.weight": name.format(2)},
+    }
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "vae" / "config.json").write_text("{}")
     save_file({"w": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.safetensors")
     save_file({"v": np.ones(7, "f2")}, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
     save_file({"v": np.ones(7, "f2")}, folder / "vae" / "model.safetensors.index.safetensors")
@@ -81,14 +89,11 @@ def test_a_quantized_copy_has_the_other_parts_and_none_of_the_originals_story(mo
     assert sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()) == [
         "README.md",
         "model_index.json",
-        "safety_checker/model.safetensors",
         "sampling.json",
         "transformer/config.json",
         "transformer/diffusion_pytorch_model.safetensors",
-        "unused/model.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
-        "vae/model.safetensors.index.safetensors",
     ]
     assert (target / "README.md").read_text() == "a card"
     assert (target / "transformer/config.json").read_text() == (
@@ -121,8 +126,62 @@ def test_the_transformer_is_read_from_all_its_shards(model: Path) -> None:
         "b.weight": ((2, 3), 1.0),
         "b.bias": ((2,), 1.0),
     }
-    with pytest.raises(StorageError, match="no safetensors weights"):
+    with pytest.raises(StorageError, match="has no transformer_2"):
         read_transformer(model, "transformer_2")
+
+
+def test_weights_of_a_variant_beside_the_plain_ones_are_not_read(model: Path) -> None:
+    for number in (1, 2):
+        name = f"diffusion_pytorch_model.fp16-0000{number}-of-00002.safetensors"
+        tensors = {
+            "a.weight": np.full((4, 5), 7, "f2"),
+            "b.weight": np.full((2, 3), 7, "f2"),
+            "b.bias": np.full(2, 7, "f2"),
+        }
+        save_file(tensors, model / "transformer" / name)
+    save_file({"a.weight": np.full((4, 6), 8, "f4")}, model / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors = {name: float(tensor.flatten()[0]) for name, tensor in read_transformer(model).items()}
+    assert tensors == {"a.weight": 2.0, "b.weight": 1.0, "b.bias": 1.0}
+    assert weight_shapes(model) == {"a": (4, 5), "b": (2, 3)}
+    assert stored_sizes(model)["transformer"] == {"a.weight": 20, "b.bias": 2, "b.weight": 6}
+
+
+def test_weights_in_torchs_own_format_are_read_as_tensors_and_run_no_code(model: Path, tmp_path: Path) -> None:
+    for path in (model / "transformer").glob("diffusion_pytorch_model*"):
+        path.unlink()
+    path = model / "transformer" / "diffusion_pytorch_model.bin"
+    torch.save({"a.weight": torch.full((4, 5), 3.0).bfloat16(), "step": 7}, path)
+    (read,) = read_transformer(model).values()
+    assert read.dtype == torch.bfloat16 and torch.equal(read, torch.full((4, 5), 3.0).bfloat16())
+    assert weight_shapes(model) == {"a": (4, 5)} and stored_sizes(model)["transformer"] == {"a.weight": 20}
+    whole = path.read_bytes()
+    for damaged in (whole[:100], b"", b"not a checkpoint"):
+        path.write_bytes(damaged)
+        for reader in (read_transformer, stored_sizes, weight_shapes):
+            with pytest.raises(StorageError, match=r"diffusion_pytorch_model\.bin does not load"):
+                reader(model)
+    torch.save({"a.weight": tmp_path}, path)
+    with pytest.raises(StorageError, match="does not load"):
+        read_transformer(model)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+def test_weights_have_the_mode_that_any_new_file_has(umask: int, model: Path, tmp_path: Path) -> None:
+    for path in (*model.rglob("*"), model):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = os.umask(umask)
+    try:
+        write_pipeline(model, tmp_path, tensors={"a": torch.ones(2)}, quantization_config=None, card="a card")
+        paths = [tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", *tmp_path.glob("[!m]*/*")]
+        paths += [tmp_path / "README.md", tmp_path / "model_index.json"]
+        assert len(paths) == 7 and {path.stat().st_mode & 0o777 for path in paths} == {0o666 & ~umask}
+        assert (tmp_path / "vae").stat().st_mode & 0o777 == 0o777 & ~umask
+        write_component(model, tmp_path, part="transformer", tensors={"a": torch.ones(2)}, quantization_config=None)
+        shutil.rmtree(tmp_path / "vae")
+    finally:
+        os.umask(before)
+        for path in (model, *model.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def test_sizes_are_numbers_by_tensor_of_the_parts_that_are_loaded(model: Path) -> None:

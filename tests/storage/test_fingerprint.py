@@ -111,39 +111,63 @@ def _model(tmp_path: Path) -> Path:
     return model
 
 
-def test_a_folder_is_its_names_and_contents(tmp_path: Path) -> None:
+def test_a_model_is_the_names_and_contents_of_its_files(tmp_path: Path) -> None:
     model, memory = _model(tmp_path), tmp_path / "memory.json"
     text = f'{{"index.json":"{_sha(b"{}")}","vae/w":"{_sha(b"one")}"}}'
-    assert folder_digest(model, memory) == _sha(text.encode())
+    assert folder_digest(model, ["index.json", "vae/w"], memory) == _sha(text.encode())
+    (model / "note.txt").write_text("not one of the names")
+    assert folder_digest(model, ["index.json", "vae/w"], memory) == _sha(text.encode())
     (model / "vae" / "w").rename(model / "vae" / "v")
-    assert folder_digest(model, memory) == _sha(text.replace("vae/w", "vae/v").encode())
-    memory.write_text("torn{")
+    names = ["index.json", "vae/v"]
+    assert folder_digest(model, names, memory) == _sha(text.replace("vae/w", "vae/v").encode())
+    for torn in ("torn{", "[]", "7", '{"files": [], "kept": {}}', '{"files": {"a": [1]}, "kept": {}}'):
+        memory.write_text(torn)
+        assert folder_digest(model, names, memory) == _sha(text.replace("vae/w", "vae/v").encode())
     (model / "vae" / "v").write_bytes(b"two")
-    assert folder_digest(model, memory) == _sha(
-        text.replace("vae/w", "vae/v").replace(_sha(b"one"), _sha(b"two")).encode()
-    )
+    changed = text.replace("vae/w", "vae/v").replace(_sha(b"one"), _sha(b"two"))
+    assert folder_digest(model, names, memory) == _sha(changed.encode())
+
+
+def test_a_run_directory_of_an_older_version_keeps_the_digest_of_its_model(tmp_path: Path) -> None:
+    """That version hashed every file of the folder: the digest in its fingerprints is of them all."""
+    model, memory = _model(tmp_path), tmp_path / "memory.json"
+    (model / "note.txt").write_bytes(b"hello")
+    every, names = ("index.json", "note.txt", "vae/w"), ["index.json", "vae/w"]
+    hashed = {name: _sha((model / name).read_bytes()) for name in every}
+    stats = {name: (model / name).stat() for name in every}
+    old = {str(model / n): [stats[n].st_size, stats[n].st_mtime_ns, hashed[n]] for n in every}
+    memory.write_text(json.dumps(old))
+    whole = _sha(json.dumps(hashed, separators=(",", ":"), sort_keys=True).encode())
+    assert folder_digest(model, names, memory) == whole
+    (model / "note.txt").write_bytes(b"changed")
+    assert folder_digest(model, names, memory) == whole
+    (model / "vae" / "w").write_bytes(b"other")
+    text = f'{{"index.json":"{_sha(b"{}")}","vae/w":"{_sha(b"other")}"}}'
+    assert folder_digest(model, names, memory) == _sha(text.encode())
+    (model / "vae" / "w").write_bytes(b"one")
+    assert folder_digest(model, names, memory) == whole, "the old model again: what was computed from it is"
 
 
 def test_files_are_hashed_once_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, memory = _model(tmp_path), tmp_path / "memory.json"
-    hashed: list[str] = []
+    hashed, names = list[str](), ["index.json", "vae/w"]
 
     def recorded(path: Path) -> str:
         hashed.append(path.name)
         return _sha(path.read_bytes())
 
     monkeypatch.setattr(fingerprint, "file_digest", recorded)
-    first = folder_digest(model, memory)
+    first = folder_digest(model, names, memory)
     assert hashed == ["index.json", "w"]
     weights, written = model / "vae" / "w", memory.stat()
     stat = weights.stat()
-    assert json.loads(memory.read_text())[str(weights)] == [3, stat.st_mtime_ns, _sha(b"one")]
-    assert folder_digest(model, memory) == first and hashed == ["index.json", "w"]
+    assert json.loads(memory.read_text())["files"][str(weights)] == [3, stat.st_mtime_ns, _sha(b"one")]
+    assert folder_digest(model, names, memory) == first and hashed == ["index.json", "w"]
     assert memory.stat().st_mtime_ns == written.st_mtime_ns and memory.stat().st_ino == written.st_ino
     weights.write_bytes(b"two")
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert folder_digest(model, memory) != first and hashed[2:] == ["w"]
+    assert folder_digest(model, names, memory) != first and hashed[2:] == ["w"]
     weights.write_bytes(b"three")
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    folder_digest(model, memory)
+    folder_digest(model, names, memory)
     assert hashed[2:] == ["w", "w"], "another size at the same time is another file"

@@ -13,7 +13,8 @@ import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.storage.checkpoint import find_pipeline
-from adatsq_pipe.storage.files import UNFINISHED
+from adatsq_pipe.storage.files import UNFINISHED, copy_files
+from adatsq_pipe.storage.model_files import copied_files
 from adatsq_pipe.storage.model_index import component_config
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Export = Callable[[Path, Path], str]
 """Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
 
 
+CARD = ("README.md", "policy.png")
+"""The files of a quantized folder's card."""
 OF_SEVERAL = ("dequantized", "self-contained")
 """Formats of pipelines with several denoisers; the others have one place for weights or for a policy."""
 
@@ -59,6 +62,11 @@ def export(name: str, source: Path, out: Path) -> str:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return message
+
+
+def copy_folder(source: Path, out: Path) -> None:
+    """Copy the quantized pipeline folder: what is loaded, the licence and the card."""
+    copy_files(source, out, copied_files(source, card=CARD))
 
 
 def config_of(folder: Path, part: str = "transformer") -> dict[str, object] | None:

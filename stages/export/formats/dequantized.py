@@ -20,7 +20,8 @@ basis of the original model, rounded to bfloat16) and the original's size. Activ
 
 def export(source: Path, out: Path) -> str:
     first, *others = denoisers(find_pipeline(source))
-    write_pipeline(source, out, tensors=_tensors(source, first), quantization_config=None, card=_CARD)
+    weights = _tensors(source, first)
+    write_pipeline(source, out, part=first, tensors=weights, quantization_config=None, card=_CARD, others=others)
     for part in others:
         write_component(source, out, part=part, tensors=_tensors(source, part), quantization_config=None)
     return "plain bfloat16 weights; activations are not rounded, and nothing is smaller"

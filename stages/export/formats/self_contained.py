@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.export.formats._formats import copy_folder
 from adatsq_pipe.stages.export.model_card import LOADING
 from adatsq_pipe.storage.files import read_json_object, read_text, write_text
 
@@ -63,7 +63,7 @@ class Quantized{pipeline}({pipeline}):
 
 
 def export(source: Path, out: Path) -> str:
-    shutil.copytree(source, out, dirs_exist_ok=True)
+    copy_folder(source, out)
     index = read_json_object(out / "model_index.json")
     pipeline = index["_class_name"]
     write_text(out / "pipeline.py", code(pipeline))

@@ -8,12 +8,11 @@ goes to `quantization_config.runtime` of a copy of the folder; the engines need 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.export.formats._formats import config_of, transformer_of
+from adatsq_pipe.stages.export.formats._formats import config_of, copy_folder, transformer_of
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.storage.files import read_json_object, write_text
@@ -22,7 +21,7 @@ from adatsq_pipe.storage.files import read_json_object, write_text
 def export(source: Path, out: Path) -> str:
     layers = quantized_layers(transformer_of(source))
     policy = projected({name: layer.policy.tolist() for name, layer in layers.items()})
-    shutil.copytree(source, out, dirs_exist_ok=True)
+    copy_folder(source, out)
     file = out / "transformer" / "config.json"
     config = read_json_object(file)
     config["quantization_config"] = {**(config_of(source) or {}), "runtime": {"diffusion_step_policy": policy}}

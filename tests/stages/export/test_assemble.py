@@ -35,7 +35,9 @@ def _source(folder: Path, parts: dict[str, dict[str, Tensor]], **config: Any) ->
         (folder / part / "config.json").write_text(json.dumps(said))
     (folder / "vae").mkdir()
     (folder / "vae" / FILE).write_bytes(b"autoencoder")
-    index = {"_class_name": "TwoLayersPipeline", **{part: ["diffusers", "TwoLayers"] for part in parts}}
+    (folder / "vae" / "config.json").write_text("{}")
+    models = {part: ["diffusers", "TwoLayers"] for part in (*parts, "vae")}
+    index = {"_class_name": "TwoLayersPipeline", **models}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "README.md").write_text("---\nlicense: mit\n---\nAn original.\n")
     (folder / "curve.png").write_bytes(b"png")

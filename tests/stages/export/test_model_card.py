@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.export.model_card import card, front_matter
 from tests.support.made_store import MadeStore, make_store
 
@@ -49,6 +51,15 @@ def test_licence_and_language_are_inherited(text: str, found: dict[str, str], tm
     assert front_matter(tmp_path) == found
 
 
+def test_a_card_that_lies_outside_of_the_folder_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "model" / "README.md").symlink_to("../elsewhere.md")
+    assert front_matter(tmp_path / "model") == {}
+    (tmp_path / "elsewhere.md").unlink()
+    assert front_matter(tmp_path / "model") == {}
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> MadeStore:
     """A run whose policy has 4.567 bits on average, 5.125 weighted by MACs, and an original with a card."""
@@ -87,6 +98,17 @@ def test_the_card_says_what_was_counted(store: MadeStore) -> None:
     assert "- activations: 4.57 bits on average over timesteps and layers, 5.12 weighted by MACs" in body
     assert "- transformer: 2.50 times smaller than in bfloat16 (its quantized layers 3.85 times)" in body
     assert "What it scores" not in body and "{" not in body
+
+
+def test_a_snapshot_of_the_hubs_cache_is_called_by_its_repository_and_not_by_its_hash(store: MadeStore) -> None:
+    model = Path(store.context.model.path)
+    snapshot = model.parent / "models--black-forest-labs--FLUX.1-dev" / "snapshots" / "0ef5fff789"
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    head, body = _parts(card(replace(store.context, model=ModelRef(path=snapshot, digest="")), SIZES))
+    assert head["base_model"] == "black-forest-labs/FLUX.1-dev"
+    assert "# black-forest-labs/FLUX.1-dev, quantized" in body and "from `black-forest-labs/FLUX.1-dev`" in body
+    assert "0ef5fff789" not in body
 
 
 def test_an_original_without_a_card_passes_on_its_licence_in_words(store: MadeStore) -> None:
