@@ -73,7 +73,9 @@ def test_a_whole_gpu_until_something_is_known_then_the_survey_then_what_was_meas
 
 def test_stored_sizes_are_those_of_the_parts_that_are_opened(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "X"], "gone": [null, null], "n": 3}')
-    for name, shape in (("transformer/model", (3, 4)), ("transformer/model.fp16", (3, 4)), ("gone/model", (9,))):
+    weights = "diffusion_pytorch_model"
+    names = {f"transformer/{weights}": (3, 4), f"transformer/{weights}.fp16": (3, 4), f"gone/{weights}": (9,)}
+    for name, shape in names.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_file({"w": torch.zeros(shape), "s": torch.zeros(())}, tmp_path / f"{name}.safetensors")
     assert sum(sum(part.values()) for part in stored_sizes(tmp_path).values()) == 13

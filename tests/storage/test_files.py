@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from adatsq_pipe.storage.files import (
     clone_tree,
+    copy_files,
     is_safe_relative,
     read_json_object,
     read_text,
     symlink_atomically,
     write_bytes,
     write_text,
+    write_with,
 )
 
 
@@ -50,13 +54,20 @@ def test_a_file_is_written_beside_its_place_and_then_moved(tmp_path: Path, monke
     assert path.read_bytes() == b"two" and list(path.parent.iterdir()) == [path]
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    old = os.umask(0o077)
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_written_file_has_the_mode_that_any_new_file_has(umask: int, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    (tmp_path / "source").chmod(0o400)
+    old = os.umask(umask)
     try:
         write_bytes(tmp_path / "f", b"x")
+        write_with(tmp_path / "g", lambda path: save_file({"a": np.ones(1)}, path))
+        copy_files(tmp_path, tmp_path / "copy", ["source"])
+        write_bytes(tmp_path / "f", b"again")
     finally:
         os.umask(old)
-    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+    for name in ("f", "g", "copy/source"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
 
 
 def test_text_is_written_in_utf8(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refused)
+    monkeypatch.setattr("os.replace", refused)
     with pytest.raises(StorageError, match="cannot be written"):
         RunDir(tmp_path / "run").create()
 
