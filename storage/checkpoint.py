@@ -103,8 +103,9 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tenso
 def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
     """Element count of every tensor, by component and name, of the components that the pipeline loads.
 
-    Reads no tensor. Raises StorageError for a damaged file.
+    Reads no tensor. Raises StorageError for a damaged file, or a folder that is no pipeline.
     """
+    find_pipeline(source)
     files = {part: weight_files(source, part) for part in components(source)}
     shapes = {part: _shapes(paths) for part, paths in sorted(files.items()) if paths}
     return {part: {name: math.prod(shape) for name, shape in of.items()} for part, of in shapes.items()}

@@ -144,13 +144,13 @@ def check_link(folder: Path, name: str) -> None:
                 f"{folder / name} is a link to {os.readlink(link)}, which does not exist; copy the model folder again, "
                 "with the files that its links point to (cp -rL)"
             )
-    elif not path.is_file() and not path.is_dir():
-        raise UnusableModel(f"{path} is no file; copy the model folder again")
     elif not is_inside(folder, name):
         raise UnusableModel(
             f"{path} is a link to {os.path.realpath(path)}, outside of the model folder; put the file itself there "
             "(only links into the blob store of the hub's cache are followed)"
         )
+    elif not path.is_file():
+        raise UnusableModel(f"{path} is no file; copy the model folder again")
 
 
 def _link_on_the_way(folder: Path, name: str) -> Path | None:

@@ -66,6 +66,11 @@ def test_a_folder_that_is_no_pipeline_is_refused_with_the_reason(model: Path, tm
         find_pipeline(tmp_path / "nowhere")
     with pytest.raises(StorageError, match=r"has no model_index\.json"):
         find_pipeline(tmp_path)
+    (model / "model_index.json").unlink()
+    os.mkfifo(model / "model_index.json")
+    with pytest.raises(StorageError, match="is no file"):
+        find_pipeline(model)
+    (model / "model_index.json").unlink()
     (model / "model_index.json").write_text("{")
     with pytest.raises(StorageError, match="is no JSON object"):
         find_pipeline(model)
