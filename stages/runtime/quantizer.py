@@ -95,9 +95,7 @@ def _check_contents(layers: object, timesteps: object, timestep: object) -> None
         raise ValueError("quantization_config names no layers with their parts; copy the folder again")
     numbers = isinstance(timesteps, list) and all(isinstance(t, int | float) and isfinite(t) for t in timesteps)
     if not timesteps or not numbers:
-        raise ValueError(
-            f"quantization_config has the timesteps {timesteps!r}, no list of numbers: its policy is empty"
-        )
+        raise ValueError(f"quantization_config has the timesteps {timesteps!r}, no list of numbers: no policy")
     if not isinstance(timestep, str):
         raise ValueError(f"quantization_config has the timestep {timestep!r}, not the name of an argument")
 
