@@ -33,6 +33,7 @@ from adatsq_pipe.stages.base.settings import (
     first_error,
 )
 from adatsq_pipe.stages.base.stage import all_stages
+from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
@@ -40,6 +41,8 @@ from adatsq_pipe.storage.files import read_json_object
 
 PRESETS = ("w4a4", "w3a3")
 BUILT_IN = "scenes/flux-dev"
+MOST_GPUS = 1_000
+"""Of one worker."""
 
 
 class ClusterSettings(Settings):
@@ -49,21 +52,21 @@ class ClusterSettings(Settings):
 
     executor: Literal["ray", "inline"] = "ray"
     """How units run: on Ray, or one after the other in this process."""
-    address: str = "local"
+    address: str = Field(default="local", min_length=1)
     """A running Ray cluster, e.g. auto or ray://host:10001; local = start one here."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=10_000)
     """0 = one per CPU this process may use (or per share of a GPU)."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=10_000)
     """CPUs that Ray reserves for a worker."""
-    gpus: float = Field(default=0.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0, le=10_000)
     """GPUs of a local Ray."""
     gpus_per_worker: float | Literal["auto"] = 0.0
     """Share of a GPU that a worker holds; auto = a whole one until capture's survey is done, then the share
     that the weights and a unit of the next stage need, measured before each stage."""
-    gpu_memory: float = Field(default=0.0, ge=0)
+    gpu_memory: float = Field(default=0.0, ge=0, le=100_000)
     """GB (10^9 bytes) of one GPU; 0 = as it says itself. For gpus_per_worker = auto, and for models that need more than
     a worker has of it: their blocks take turns there."""
-    retries: int = Field(default=3, ge=0)
+    retries: int = Field(default=3, ge=0, le=1_000)
     """How often a unit is tried again after an error, or after its worker died."""
 
     @property
@@ -75,9 +78,9 @@ class ClusterSettings(Settings):
     @classmethod
     def _share(cls, value: object) -> object:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value == "auto" or (number and value >= 0):  # type: ignore[operator]
+        if value == "auto" or (number and 0 <= value <= MOST_GPUS):  # type: ignore[operator]
             return value
-        raise ValueError("give the share of a GPU that a worker holds, 0 or more, or auto")
+        raise ValueError(f"give the share of a GPU that a worker holds, from 0 to {MOST_GPUS}, or auto")
 
 
 @cache
@@ -192,7 +195,19 @@ def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunCo
         if pictures and "batch" not in filled.get(kind.table, {}):
             captions = captions.model_copy(update={"batch": 1})
         parsed = parsed.replaced(captions)
+    _check_batches(parsed)
     return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, request=request, images=images)
+
+
+def _check_batches(settings: RunSettings) -> None:
+    """Raise ConfigError if the search wants more batches of calibration captions than there are."""
+    wanted, data = settings[SearchSettings].batches, settings[DataSettings]
+    there = len(shards(len(data.prompts), data.batch))
+    if settings[Recipe].allocation in ("trellis", "lagrangian") and wanted > there:
+        raise ConfigError(
+            f"search.batches is {wanted}, and the {len(data.prompts)} calibration captions make {there} of "
+            f"{data.batch}; lower search.batches or give more captions"
+        )
 
 
 def _parsed(kind: type[Settings], values: Mapping[str, object]) -> Settings:

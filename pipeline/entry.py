@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adatsq_pipe.pipeline import report, runner
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.request import check_model, load_config, write_request
+from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
 from adatsq_pipe.pipeline.screen import Screen
 from adatsq_pipe.pipeline.summary import Summary, read_summary
 from adatsq_pipe.pipeline.toml_tables import as_sets, merged
@@ -54,17 +54,18 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
     with place.lock(stop) as message:
         if message:
             screen.say(message)
-        write_request(place, config)
-        place.add_prompt_images(config.images)
         try:
-            runner.execute(
-                config,
-                place,
-                list(STAGES),
-                executors,
-                screen,
-                conclude=lambda steps, context: report.write(config, place, steps, context),
-            )
+            with kept_request(place):
+                write_request(place, config)
+                place.add_prompt_images(config.images)
+                runner.execute(
+                    config,
+                    place,
+                    list(STAGES),
+                    executors,
+                    screen,
+                    conclude=lambda steps, context: report.write(config, place, steps, context),
+                )
         finally:
             executors.close()
     return read_summary(place.report)

@@ -14,10 +14,13 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from adatsq_pipe.stages.base.settings import check_call
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.fingerprint import file_digest
 
 COLUMN = "prompt"
+LARGEST_SEED = 2**62
+"""Of a row: further draws of its caption add to it, and tables hold 63 bits."""
 MORE = ("images", "call", "seed")
 
 
@@ -82,6 +85,10 @@ def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Pa
     """The row besides its prompt, with images as their digests."""
     objects = {key: _object(where, key, row[key]) for key in ("images", "call") if row.get(key)}
     more: dict[str, object] = {key: value for key, value in objects.items() if key == "call"}
+    try:
+        check_call(objects.get("call", {}))
+    except ValueError as error:
+        raise ValueError(f"{where}: call.{error}") from None
     if "images" in objects:
         more["images"] = {
             name: [_image(where, beside, one, images) for one in value]
@@ -90,8 +97,10 @@ def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Pa
             for name, value in objects["images"].items()
         }
     if row.get("seed") is not None:
-        if not isinstance(row["seed"], int) or isinstance(row["seed"], bool) or row["seed"] < 0:
-            raise ValueError(f"{where}: seed is {row['seed']!r}; write a whole number, or leave it out")
+        if not isinstance(row["seed"], int) or isinstance(row["seed"], bool) or not 0 <= row["seed"] <= LARGEST_SEED:
+            raise ValueError(
+                f"{where}: seed is {row['seed']!r}; write a whole number from 0 to {LARGEST_SEED}, or leave it out"
+            )
         more["seed"] = row["seed"]
     return more
 

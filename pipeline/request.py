@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import tomli_w
 
 from adatsq_pipe.pipeline.config import RunConfig, load
 from adatsq_pipe.stages.architecture import support
+from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.checkpoint import find_pipeline
@@ -42,6 +45,19 @@ def write_request(run: RunDir, config: RunConfig) -> None:
     path = run.path / "config.toml"
     if not path.exists() or path.read_bytes() != text.encode():
         run.write("config.toml", text)
+
+
+@contextmanager
+def kept_request(run: RunDir) -> Iterator[None]:
+    """Inside, a request that is refused before any work (NotTaken) leaves the earlier one in place."""
+    path = run.path / "config.toml"
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except NotTaken:
+        if before is not None:
+            run.write("config.toml", before.decode())
+        raise
 
 
 def load_config(

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from adatsq_pipe.cluster import loopback
@@ -27,6 +27,7 @@ from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
+from adatsq_pipe.stages.evaluation import rehearsal
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
 from adatsq_pipe.storage.rundir import RunDir
@@ -68,6 +69,8 @@ class Executors:
     stopping: bool = False
     share: float = 0.0
     """Share of a GPU that each worker of the current executor holds."""
+    rehearsed: set[str] = field(default_factory=set)
+    """Fingerprints of the stages whose calls were rehearsed."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
 
@@ -83,6 +86,19 @@ class Executors:
             if self.stopping:
                 self.made.stop()
         return self.made
+
+    def rehearse(self, steps: Sequence[Step], stages: Sequence[str], context: Context) -> None:
+        """Have the pipeline called as those of `stages` that have nothing yet will call it. Raises NotTaken, with what
+        the pipeline says. What was rehearsed is not rehearsed again."""
+        new = {
+            step.fingerprint: rehearsal.TABLES[step.stage.name]
+            for step in steps
+            if step.stage.name in rehearsal.TABLES and step.stage.name in stages and not step.complete and not step.done
+        }
+        tables = [table for fingerprint, table in new.items() if fingerprint not in self.rehearsed]
+        for _ in self.get().stream(rehearsal.WORKER, context, tables) if tables else ():
+            pass
+        self.rehearsed |= set(new)
 
     def _fixed(self) -> float:
         share = self.config.cluster.gpus_per_worker
@@ -178,7 +194,7 @@ def _once(
                 )
             if name == "assemble" and "evaluate" in stages:
                 threading.Thread(target=_draws_soon, daemon=True).start()
-            _run_stage(step, context, run, executors, screen)
+            _run_stage(step, steps, stages, context, run, executors, screen)
             ran = True
         if name == "assemble" and publish:
             _publish(context, run)
@@ -199,7 +215,16 @@ def _withdraw_damaged(step: Step, context: Context, screen: Screen) -> None:
         context.manifest(step.stage.name).withdraw(unit)
 
 
-def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, screen: Screen) -> None:
+def _run_stage(
+    step: Step,
+    steps: Sequence[Step],
+    stages: Sequence[str],
+    context: Context,
+    run: RunDir,
+    executors: Executors,
+    screen: Screen,
+) -> None:
+    """Do what is missing of the stage `step`, one of `steps`; `stages` are all that are to be done."""
     name = step.stage.name
     run.record_identity(name, step.fingerprint, dict(step.identity))
     placed = _placed(name, context, executors.config)
@@ -208,6 +233,8 @@ def _run_stage(step: Step, context: Context, run: RunDir, executors: Executors, 
     facts = _memory(name, context, executors, screen) | ({"placement": placed.record()} if placed else {})
     executor = executors.get(placed.share if placed else None)
     start = time.perf_counter()
+    if name in rehearsal.TABLES:
+        executors.rehearse(steps, stages, context)
     try:
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)

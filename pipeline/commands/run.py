@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.pipeline.request import check_model, load_config, write_request
+from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
 from adatsq_pipe.pipeline.summary import read_summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings
 from adatsq_pipe.stages.base.context import Context
@@ -67,7 +67,7 @@ def run(
         except StageError as error:
             raise ConfigError(str(error)) from None
     place.create()
-    with run_lock(place):
+    with run_lock(place), kept_request(place):
         write_request(place, config)
         place.add_prompt_images(config.images)
         run_locked(config, place, chosen)

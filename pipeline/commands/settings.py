@@ -107,7 +107,15 @@ def _docstring(node: ast.stmt | None) -> str:
 
 def _bounds(field: FieldInfo) -> str:
     """The bounds and the pattern of a field, e.g. ", >= 1"."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "pattern": "matches"}
+    signs = {
+        "ge": ">=",
+        "gt": ">",
+        "le": "<=",
+        "lt": "<",
+        "min_length": "length >=",
+        "max_length": "length <=",
+        "pattern": "matches",
+    }
     parts = [
         f", {sign} {value}"
         for constraint in field.metadata

@@ -32,7 +32,7 @@ class AssembleSettings(Settings):
 
     table: ClassVar[str] = "assemble"
 
-    mean_bits: float = Field(default=0.0, ge=0)
+    mean_bits: float = Field(default=0.0, ge=0, le=16)
     """Mean activation bits of the model: its policy is the point of the search's front with the most bits, up to this
     many. 0 = the policy that the search chose. `adatsq-pipe pick` sets it. It needs a lagrangian allocation."""
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BEAM_FACTORS = (0.25, 4.0)
 """Multipliers of the beam's other candidates, relative to the allocation's own: more bits, and fewer."""
 
+SHARPEST = 16.0
+"""Largest exponent on a Fisher score: above it powers of scores overflow."""
 WEIGHTS_ALONE = -1
 """The candidate of no rounded activations."""
 
@@ -36,7 +38,7 @@ class SearchSettings(Settings):
     bits: tuple[int, ...] = ()
     """Activation bit-widths to choose from, rising. Empty: 3 4 8, as in AdaTSQ's paper; 3 4 5 6 8 for a lagrangian
     allocation, with 2 if the budget is below 3.5."""
-    budget: float = 4.0
+    budget: float = Field(default=4.0, le=16)
     """Mean activation bits over steps and layers that the policy may have."""
     price: Literal["bits", "macs"] = "bits"
     """What the budget of a lagrangian allocation counts: mean bits over steps and layers (the paper), or bits weighted
@@ -44,10 +46,10 @@ class SearchSettings(Settings):
     beam: bool = False
     """Of a lagrangian allocation: walk a beam as well, over its rows at a quarter of its multiplier, at the multiplier,
     and at four times that."""
-    candidates: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.25, 0.125))
+    candidates: tuple[tuple[float, float], ...] = Field(default=((0.0, 0.0), (0.25, 0.125)), min_length=1)
     """Candidate policies as (within, across): exponents on the Fisher score of a layer within its step, and of the step
     among all. 0 ignores the score, 1 allocates in proportion to the loss that it predicts."""
-    width: int = Field(default=2, ge=1)
+    width: int = Field(default=2, ge=1, le=1_024)
     """Paths that survive each step."""
     error: Literal["state", "output"] = "state"
     """Error of a step: of the latents it leads to, or of the denoiser's output."""
@@ -74,8 +76,11 @@ class SearchSettings(Settings):
                 f"{self.bits[0]}; raise search.budget or add a smaller width"
             )
         for sharpness in self.candidates:
-            if min(sharpness) < 0:
-                raise ValueError(f"candidate {list(sharpness)} must be two numbers of at least 0: layers, steps")
+            if min(sharpness) < 0 or max(sharpness) > SHARPEST:
+                raise ValueError(
+                    f"candidate {list(sharpness)} must be two numbers of at least 0 and at most {SHARPEST:g}: layers, "
+                    "steps"
+                )
         return self
 
     def identity(self) -> dict[str, Plain]:

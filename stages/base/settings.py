@@ -6,9 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adatsq_pipe.storage.fingerprint import Plain
+
+LARGEST_SEED = 2**43 - 1
+"""Of a table's seed: each caption's own is 1 000 003 times that and its index more, which has to fit into 63 bits."""
+RESERVED = ("prompt", "class_labels", "generator", "output_type", "return_dict")
+"""Arguments of a pipeline's call that a run sets itself."""
+LARGEST_COUNT = {
+    "num_inference_steps": 10_000, "height": 65_536, "width": 65_536, "num_frames": 65_536,
+    "num_images_per_prompt": 1_024, "num_videos_per_prompt": 1_024, "max_sequence_length": 1_000_000,
+}  # fmt: skip
+"""Arguments of a pipeline's call that are whole numbers of 1 or more, whatever the pipeline; and the largest."""
 
 
 class Settings(BaseModel):
@@ -18,6 +28,15 @@ class Settings(BaseModel):
 
     table: ClassVar[str]
     """Name of the TOML table."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: object) -> object:
+        """`true` is no number, though Python counts with it."""
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in (int, float):
+                raise ValueError(f"{key} is a number, not {str(value).lower()}")
+        return values
 
     def identity(self) -> dict[str, Plain]:
         """What the bytes of a result depend on, as JSON has it."""
@@ -54,6 +73,18 @@ def first_error(error: ValidationError, table: str) -> str:
     return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})")
 
 
+def check_call(call: Mapping[str, object]) -> None:
+    """Raise ValueError, in one line, if no pipeline takes these arguments of its call."""
+    for name, value in call.items():
+        if name in RESERVED:
+            raise ValueError(f"{name} is set by the run itself, for every caption; leave it out")
+        most = LARGEST_COUNT.get(name)
+        if most is None or value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(f"{name} is {value!r}; write a whole number from 1 to {most}")
+
+
 Scalar = bool | int | float | str | None
 
 
@@ -79,7 +110,9 @@ class ModelSettings(Settings):
     def _nothing(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        return {key: None if item == "null" else item for key, item in value.items()}
+        call = {key: None if item == "null" else item for key, item in value.items()}
+        check_call(call)
+        return call
 
 
 class DataSettings(PromptSettings):
@@ -94,12 +127,12 @@ class DataSettings(PromptSettings):
     prompts_file: str = ""
     """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
     depends on its contents, not on its path."""
-    count: int = Field(default=32, ge=1)
+    count: int = Field(default=32, ge=1, le=100_000)
     """How many captions, when they come from the built-in world."""
     batch: int = Field(default=8, ge=1)
     """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
     pipelines take the pictures of a batch for one prompt's."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of the noise of the calibration draws, and of the choice of built-in captions."""
 
 
@@ -112,7 +145,7 @@ class ComputeSettings(Settings):
     """Torch device of the workers: cpu, cuda or cuda:N."""
     dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
     """Floating-point type of the model in calibration, search and evaluation."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1_024)
     """CPU threads of one worker."""
 
     @field_validator("device")

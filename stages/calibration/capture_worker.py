@@ -23,13 +23,14 @@ from adatsq_pipe.stages.calibration.survey import (
     step_blocks,
     survey_of,
 )
-from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
+from adatsq_pipe.stages.calibration.trajectories import read_trajectory, recorded_levels, write_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import read_block_key, read_trajectory_unit
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
 from adatsq_pipe.stages.denoiser.inspection import grouped
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
+from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels, check_alike
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
 from adatsq_pipe.storage import tensors
@@ -98,6 +99,7 @@ class Capture(OutOfMemoryBackoff):
     def _survey(self, key: str) -> None:
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
+            self._check_alike(NoiseLevels(steps=run.steps, timesteps=run.timesteps))
             steps = run.steps[-1] + 1
             calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
             with unit.timed("model"):
@@ -115,6 +117,11 @@ class Capture(OutOfMemoryBackoff):
                 parameters=sum(p.numel() for p in self.denoiser.transformer.parameters()),
                 steps_of_component=steps_of_component,
             ).plain()
+
+    def _check_alike(self, first: NoiseLevels) -> None:
+        """Raise StageError unless all recorded runs pass through the noise levels of the first."""
+        for shard, conditions in enumerate(self.shards[1:], 1):
+            check_alike("data", conditions, recorded_levels(self.context, shard), self.shards[0], first)
 
     def _left(self, key: str) -> None:
         with unit_of(self.context, self.stage, key) as unit:

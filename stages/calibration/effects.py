@@ -32,9 +32,9 @@ class FisherSettings(Settings):
 
     table: ClassVar[str] = "fisher"
 
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000)
     """Random directions for each batch of captions; where single steps are measured, noise draws for each step."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, one more forward. It is done anyway where the memory plan
     has it so."""

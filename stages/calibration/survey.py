@@ -18,7 +18,7 @@ class CaptureSettings(Settings):
 
     table: ClassVar[str] = "capture"
 
-    rows: int = Field(default=48, ge=1)
+    rows: int = Field(default=48, ge=1, le=1_000_000)
     """Input rows kept per (scheduler step, layer, batch of captions)."""
     block: int = Field(default=25, ge=1)
     """Scheduler steps in one unit of work: fewer make more units, for more workers."""

@@ -9,6 +9,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
 from adatsq_pipe.stages.denoiser.denoiser import Trajectory
+from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels
 from adatsq_pipe.stages.denoiser.outputs import stacked, structure, unstacked
 from adatsq_pipe.storage import arrays, tensors
 
@@ -22,6 +23,12 @@ def write_trajectory(folder: Path, run: Trajectory) -> None:
         {**stacked(run.outputs), "latents": run.latents},
         {"steps": run.steps, "timesteps": run.timesteps, "structure": form},
     )
+
+
+def recorded_levels(context: Context, shard: int) -> NoiseLevels:
+    """The steps and timesteps of a recorded calibration run, without its outputs, and not verified."""
+    marks = arrays.attributes(context.manifest("capture").unit_folder(trajectory_unit(shard)))
+    return NoiseLevels(steps=tuple(marks["steps"]), timesteps=tuple(marks["timesteps"]))
 
 
 def read_trajectory(context: Context, shard: int) -> Trajectory:

@@ -32,7 +32,6 @@ from adatsq_pipe.stages.denoiser.block_offload import offload_blocks
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.denoiser.pipeline_call import (
-    PIPELINE_ERRORS,
     ArraysOfGraphs,
     advice,
     cache_prompt_encoding,
@@ -60,6 +59,9 @@ class Call:
     part: str = "transformer"
     """The pipeline's component that is called."""
 
+
+MOST_CALLS = 10_000
+"""Denoiser calls of one run of a pipeline; more are a mistake."""
 
 Answer = Callable[[Call], Output]
 """What the pipeline gets in place of the denoiser's output."""
@@ -189,9 +191,10 @@ class Denoiser:
                 pass
             except (StageError, StorageError, torch.OutOfMemoryError):
                 raise
-            except PIPELINE_ERRORS as error:
+            except Exception as error:  # pipelines raise of all kinds for arguments that they do not take
+                said = " ".join(str(error).split())
                 raise StageError(
-                    f"{type(self.pipe).__name__} fails as it is called here: {type(error).__name__}: {error}; "
+                    f"{type(self.pipe).__name__} fails as it is called here: {type(error).__name__}: {said}; "
                     f"called with {describe(arguments)}; {advice(error, self.pipe, samples)}"
                 ) from error
         if arrays.last is not None and pictures is not None and arrays.last.shape == pictures.shape:
@@ -221,13 +224,18 @@ class Denoiser:
 
     @torch.no_grad()
     def rehearse(self, conditions: Conditions) -> list[Call]:
-        """Every call of the loop, at the cost of one per denoiser: its first output answers all its calls."""
+        """Every call of the loop, at the cost of one per denoiser: its first output answers all its calls.
+
+        Raises StageError for a loop of more than `MOST_CALLS` calls.
+        """
         real, calls, first, clock = self._forwards(), list[Call](), dict[str, Output](), StepClock()
 
         def answer(call: Call) -> Output:
             calls.append(call)
+            if len(calls) > MOST_CALLS:
+                raise StageError(f"the loop calls its denoiser more than {MOST_CALLS} times; ask for fewer steps")
             if call.part not in first:
-                first[call.part] = real[call.part](*call.args, **call.kwargs)
+                first[call.part] = self._through(real[call.part], call)
             output = first[call.part]
             return rebuild(structure(output), iter([leaf.clone() for leaf in leaves(output)]))
 

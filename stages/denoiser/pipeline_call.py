@@ -34,21 +34,6 @@ class Autoencoder(Protocol):
     def enable_tiling(self) -> None: ...
 
 
-PIPELINE_ERRORS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    NameError,
-    ImportError,
-    AssertionError,
-    ArithmeticError,
-)
-"""What pipelines raise for arguments that they do not accept, and for packages that are not installed."""
-
-
 def decode_latents(vae: Autoencoder, decode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`decode(*args, **kwargs)`; an autoencoder that only decodes tiles (Allegro's) is switched to tiling first."""
     try:
@@ -104,13 +89,19 @@ def cache_prompt_encoding(pipe: Any) -> None:
     pipe.encode_prompt = encode_prompt
 
 
+LONGEST = 120
+"""Characters of an argument that a message shows."""
+
+
 def describe(arguments: Mapping[str, object]) -> str:
-    """The arguments of a call, for a message: pictures by their size, generators left out."""
+    """The arguments of a call, for a message: pictures by their size, long values cut, generators left out."""
 
     def text(value: object) -> str:
         if isinstance(value, list) and value and isinstance(value[0], Image):
             return f"{len(value)} pictures"
-        return f"a picture of {value.width} x {value.height}" if isinstance(value, Image) else repr(value)
+        if isinstance(value, Image):
+            return f"a picture of {value.width} x {value.height}"
+        return shown if len(shown := repr(value)) <= LONGEST else f"{shown[:LONGEST]}..."
 
     return ", ".join(f"{name}={text(value)}" for name, value in arguments.items() if name != "generator")
 
@@ -152,7 +143,12 @@ def pictures_of(result: Mapping[str, Tensor | npt.ArrayLike], samples: int = 0) 
 
 
 def check_timesteps(timesteps: Sequence[float]) -> None:
-    """Raise StageError if a run's timesteps go up and down, as where frames are denoised in turns."""
+    """Raise StageError if a run has no timesteps, or if they go up and down, as where frames are denoised in turns."""
+    if not timesteps:
+        raise StageError(
+            "the pipeline draws without one call of its denoiser: ask for more steps in model.call.num_inference_steps "
+            "(or for a higher strength)"
+        )
     if not monotonic(timesteps):
         raise StageError(
             f"the denoiser's timestep goes up and down over a run ({', '.join(f'{t:g}' for t in timesteps)}): it does "

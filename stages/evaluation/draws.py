@@ -8,7 +8,7 @@ from pydantic import Field
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import RunSettings
-from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings, PromptSettings
+from adatsq_pipe.stages.base.settings import LARGEST_SEED, ComputeSettings, ModelSettings, PromptSettings
 from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -25,13 +25,13 @@ class EvaluateSettings(PromptSettings):
     prompts_file: str = ""
     """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
     depends on its contents, not on its path."""
-    count: int = Field(default=16, ge=1)
+    count: int = Field(default=16, ge=1, le=100_000)
     """How many captions, when they come from the built-in world."""
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=1, le=1_000)
     """Draws per caption, each with the same seed for both models."""
     batch: int = Field(default=6, ge=1)
     """Captions in one forward pass. Float results depend on it."""
-    seed: int = 7_000
+    seed: int = Field(default=7_000, ge=0, le=LARGEST_SEED)
     """Seed of the noise of the first draw, and of the choice of built-in captions; each further draw adds 1."""
 
 

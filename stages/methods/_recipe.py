@@ -33,7 +33,7 @@ class Recipe(Settings):
     """Whether input channels are divided by something first, which multiplies the weight's columns."""
     smoothing_alpha: float = Field(ge=0, le=1)
     """How much of a channel's size moves to the weight: 0 nothing, 1 all."""
-    smoothing_grid: int = Field(ge=1)
+    smoothing_grid: int = Field(ge=1, le=1_000)
     """Exponents tried for every layer, evenly between 0 and 1, by its output error; 1 = smoothing_alpha alone."""
     smoothing_over: Literal["all", "noisiest", "salience"]
     """An input channel's size: its peak over all timesteps, at the noisiest, or weighted by Spearman's rho."""
@@ -44,7 +44,7 @@ class Recipe(Settings):
     multiplying at run time."""
     rank: int = Field(ge=0)
     """Rank of the branch that runs beside the codes in full precision; 0 = none."""
-    rank_rounds: int = Field(ge=1)
+    rank_rounds: int = Field(ge=1, le=10_000)
     """At most so many alternations of branch and residual."""
     sensitivity: Literal["step", "trajectory"]
     """What fisher measures: the effect of a layer on the denoiser's output at a step (the paper), or on the final
@@ -88,6 +88,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
+        if wrong := [size for size in self.group_search if size < 1]:
+            raise ValueError(
+                f"group_search has {wrong[0]}; write sizes of 1 or more, or [] for weight_group everywhere"
+            )
         if self.time_groups and self.allocation != "uniform":
             raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
         if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):
@@ -135,8 +139,9 @@ def resolve(table: Mapping[str, Any]) -> Recipe:
         raise StageError(f"unknown recipe.method {name!r}; choose from {', '.join(methods())}")
     base: Recipe = importlib.import_module(f"adatsq_pipe.stages.methods.{name}").RECIPE
     own = base.model_dump()
-    if base.weight_budget and "weight_bits" in table:
-        own["weight_budget"] = float(table["weight_bits"])
+    bits = table.get("weight_bits")
+    if base.weight_budget and isinstance(bits, int | float):
+        own["weight_budget"] = float(bits)
     try:
         return Recipe.model_validate({**own, **table, "method": name})
     except ValidationError as error:

@@ -30,7 +30,7 @@ class SolveSettings(Settings):
 
     table: ClassVar[str] = "solve"
 
-    damping: float = Field(default=0.01, gt=0)
+    damping: float = Field(default=0.01, gt=0, le=100)
     """Added to the Gram diagonal, as a share of its mean."""
     act_order: bool = True
     """Solve columns by falling Gram diagonal (groups stay static)."""

@@ -15,7 +15,7 @@ from adatsq_pipe.pipeline.request import load_config, read_request, write_reques
 from adatsq_pipe.pipeline.toml_tables import parse_set
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.run_settings import RunSettings
-from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
+from adatsq_pipe.stages.base.settings import LARGEST_SEED, DataSettings, ModelSettings
 from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, methods, resolve
@@ -351,3 +351,59 @@ def test_weight_bits_set_alone_are_the_weight_budget_of_a_method_that_has_one() 
     both = _load("recipe.method=endpoint", "recipe.weight_bits=4", "recipe.weight_budget=0.0").settings[Recipe]
     assert (both.weight_bits, both.weight_budget) == (4, 0.0)
     assert _load("recipe.method=adatsq", "recipe.weight_bits=3").settings[Recipe].weight_budget == 0.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.candidates=[]", "search.candidates: Tuple should have at least 1 item"),
+        ("search.candidates=[[1e308, 0]]", "must be two numbers of at least 0 and at most 16"),
+        ("search.batches=1000000000000", "the 32 calibration captions make 4 of 8; lower search.batches"),
+        ("search.width=1000000000", "search.width: Input should be less than or equal to 1024"),
+        ("search.budget=1e300", "search.budget: Input should be less than or equal to 16"),
+        ("data.seed=-1", "data.seed: Input should be greater than or equal to 0"),
+        ("evaluate.seed=-7", "evaluate.seed: Input should be greater than or equal to 0"),
+        ("fisher.seed=-1", "fisher.seed: Input should be greater than or equal to 0"),
+        ("data.seed=18446744073709551616", "data.seed: Input should be less than"),
+        ("evaluate.seed=18446744073709551616", "evaluate.seed: Input should be less than"),
+        ("fisher.seed=18446744073709551616", "fisher.seed: Input should be less than"),
+        ("evaluate.seeds=1000000000", "evaluate.seeds: Input should be less than or equal to 1000"),
+        ("evaluate.seeds=true", "seeds is a number, not true"),
+        ("fisher.draws=1000000000", "fisher.draws: Input should be less than or equal to 1000"),
+        ("recipe.group_search=[-4]", "group_search has -4; write sizes of 1 or more"),
+        ("recipe.weight_bits='four'", "recipe.weight_bits: Input should be 2, 3, 4, 5, 6 or 8"),
+        ("recipe.weight_bits=[4]", "recipe.weight_bits: Input should be 2, 3, 4, 5, 6 or 8"),
+        ("compute.threads=1000000000000", "compute.threads: Input should be less than or equal to 1024"),
+        *((f"compute.device='{name}'", "compute.device: ") for name in ("", "gpu", "mps", "xla", "meta", "cuda:x")),
+        ("cluster.address=''", "cluster.address"),
+        ("cluster.workers=1000000000", "cluster.workers"),
+        ("cluster.gpus_per_worker=1e308", "from 0 to 1000, or auto"),
+        *((f"model.call.num_inference_steps={n}", "whole number from 1 to 10000") for n in ("0", "-1", "2.5", "'a'")),
+        ("model.call.num_inference_steps=true", "num_inference_steps is True; write a whole number"),
+        ("model.call.height=-16", "height is -16; write a whole number from 1 to 65536"),
+        ("model.call.width=1e9", "width is 1000000000.0; write a whole number"),
+        ("model.call.prompt='mine'", "prompt is set by the run itself"),
+        ("model.call.output_type='latent'", "output_type is set by the run itself"),
+    ],
+)
+def test_a_setting_that_is_absurd_is_refused_at_the_start_in_one_line(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _load(setting)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.seed=8796093022207", "evaluate.seed=0", "fisher.seed=9223372036854775807", "evaluate.seeds=1000",
+        "search.bits=[]", "recipe.group_search=[]", "model.call.num_inference_steps=1", "model.call.height='null'",
+        "data.batch=1000000000000", "search.batches=4", "compute.device='cuda:7'",
+    ],
+)  # fmt: skip
+def test_the_largest_and_the_least_that_can_be_are_taken(setting: str) -> None:
+    _load(setting)
+
+
+def test_the_largest_seed_leaves_every_caption_a_seed_that_torch_and_tables_hold() -> None:
+    captions, seeds = 100_000, 1_000
+    assert 1_000_003 * (LARGEST_SEED + seeds) + captions < 2**63

@@ -76,6 +76,20 @@ def test_a_call_argument_the_pipeline_does_not_take(tmp_path: Path, tiny_flux: P
     _refused(done, 2, "FluxPipeline takes no steps", "num_inference_steps")
 
 
+def test_a_call_that_the_pipeline_refuses_is_refused_before_any_unit_and_forgotten(
+    captured: Path, tmp_path: Path, tiny_flux: Path
+) -> None:
+    done = harness.run(*harness.tiny(tmp_path / "r", tiny_flux, "--set", "model.call.sigmas=[]"))
+    _refused(done, 2, "draws without one call of its denoiser", "nothing was started")
+    assert not list((tmp_path / "r").rglob("units/*/*"))
+    run = tmp_path / "run"
+    shutil.copytree(captured, run, symlinks=True)
+    before = (run / "config.toml").read_bytes()
+    done = harness.run("run", "--run-dir", str(run), "--executor", "inline", "--set", "model.call.guidance_scale='a'")
+    _refused(done, 2, "FluxPipeline fails as it is called here", "guidance_scale='a'")
+    assert (run / "config.toml").read_bytes() == before
+
+
 def test_another_format_and_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 0}')
     _refused(harness.run("status", "--run-dir", str(tmp_path)), 1, "format 0")

@@ -86,4 +86,4 @@ def _cost(run: Path) -> float:
 def test_more_batches_than_there_are_is_one_line(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
     code, errors = _searched(tmp_path / "run", "--set", "search.batches=5")
-    assert code == 1 and "search.batches is 5, and the 3 calibration captions make 2 of 2" in errors
+    assert code == 2 and "search.batches is 5, and the 3 calibration captions make 2 of 2" in errors

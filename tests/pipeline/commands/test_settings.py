@@ -59,7 +59,7 @@ def test_json_has_every_table_and_every_key() -> None:
     }
     assert listed["data"]["count"] == {
         "key": "count",
-        "type": "int, >= 1",
+        "type": "int, >= 1, <= 100000",
         "default": 32,
         "text": "How many captions, when they come from the built-in world.",
     }
