@@ -78,7 +78,7 @@ class Assemble:
                 "policy": torch.tensor(policy.of_layer(i), dtype=torch.uint8),
             }
             if "bias" in parts:
-                parts["bias"] = parts["bias"].to(stored[f"{name}.bias"].dtype)
+                parts["bias"] = parts["bias"].to(_at_least_16_bits(stored[f"{name}.bias"].dtype))
             stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
             parts.pop("bias", None)
             specs[name] = spec
@@ -106,6 +106,11 @@ def _timestep_of(source: Path, part: str) -> dict[str, str]:
     kind = component_config(source, part).get("_class_name", "")
     argument = families()[kind].timestep if kind in families() else ""
     return {"timestep": argument} if argument else {}
+
+
+def _at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a changed tensor: that of the original, unless it has 8 bits, which would round the change away."""
+    return dtype if dtype.itemsize > 1 else torch.float32
 
 
 def _below(prefix: str, named: Mapping[str, T]) -> dict[str, T]:

@@ -118,7 +118,8 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         for file in checkpoint_files or []:
             with safe_open(file, "pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
-                    self._stored_dtypes[name] = _DTYPES.get(handle.get_slice(name).get_dtype(), torch.float32)
+                    if (dtype := _DTYPES.get(handle.get_slice(name).get_dtype())) is not None:
+                        self._stored_dtypes[name] = dtype
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
@@ -228,7 +229,13 @@ def _no_adapter(*args: object, **kwargs: object) -> None:
     )
 
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+"""Names of floating-point dtypes, of safetensors and of torch; older versions of torch lack the last."""
+_DTYPES: dict[str, torch.dtype] = {ours: getattr(torch, name) for ours, name in _NAMES.items() if hasattr(torch, name)}
 
 
 def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -136,6 +136,19 @@ def test_a_folded_bias_has_the_dtype_that_the_source_stores(store: MadeStore) ->
     assert torch.equal(written[f"{FIRST}.bias"], torch.full((24,), 1 / 3).bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_folded_bias_of_a_model_stored_in_8_bits_is_not_rounded_to_them(dtype: torch.dtype, store: MadeStore) -> None:
+    source = {name: tensor.to(dtype) for name, tensor in _weights().items()}
+    _source(Path(store.context.model.path), {"transformer": source})
+    for name in SHAPES:
+        more = {"bias": torch.full((SHAPES[name][0],), 1 / 3)} if name == FIRST else {}
+        _write_layer(store, name, name, **more)
+    written = load_file(_assembled(store)[1] / "transformer" / FILE)
+    assert torch.equal(written[f"{FIRST}.bias"].float(), torch.full((24,), 1 / 3))
+    for name in (f"{SECOND}.bias", "proj_out.weight"):
+        assert written[name].dtype == dtype and torch.equal(written[name].float(), source[name].float())
+
+
 def test_the_folder_is_the_sources_but_for_denoiser_and_card(store: MadeStore) -> None:
     model = Path(store.context.model.path)
     _source(model, {"transformer": _weights()})

@@ -12,6 +12,7 @@ from diffusers.quantizers import auto
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.runtime import quantizer as module
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.policy_hook import PolicyHook
 from adatsq_pipe.stages.runtime.quantizer import AdatsqConfig, AdatsqQuantizer, register
@@ -155,6 +156,29 @@ def test_tensors_are_saved_in_the_dtype_of_their_file_unless_that_would_change_t
         "new": torch.float32,
     }
     assert torch.equal(saved["changed"], changed) and torch.equal(saved["fits"].float(), fits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64, torch.float16])
+def test_a_model_stored_in_8_bits_is_saved_in_8_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    quantizer, values = AdatsqQuantizer(config()), torch.tensor([1.0, -0.5, 0.0])
+    save_file({"plain": values.to(dtype), "changed": values.to(dtype)}, tmp_path / "file")
+    quantizer.maybe_update_loaded_keys([], [str(tmp_path / "file")])
+    for loaded in (torch.float32, torch.bfloat16):
+        changed = torch.tensor([1.0, 1 + 2**-7, 3e38]).to(loaded)
+        saved, _ = quantizer.get_state_dict_and_metadata({"plain": values.to(loaded), "changed": changed})
+        assert saved["plain"].dtype == dtype and torch.equal(saved["plain"].float(), values)
+        assert torch.equal(saved["changed"].double(), changed.double()), "what no longer fits keeps its values"
+
+
+def test_tensors_of_a_dtype_that_torch_does_not_know_are_saved_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = AdatsqQuantizer(config())
+    save_file({"plain": torch.ones(2).to(torch.float8_e5m2)}, tmp_path / "file")
+    monkeypatch.delitem(module._DTYPES, "F8_E5M2")
+    quantizer.maybe_update_loaded_keys([], [str(tmp_path / "file")])
+    saved, _ = quantizer.get_state_dict_and_metadata({"plain": torch.ones(2).bfloat16()})
+    assert saved["plain"].dtype == torch.bfloat16
 
 
 def test_a_loaded_model_follows_its_policy_and_dequantizes_to_plain_linears() -> None:
