@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adatsq_pipe.pipeline import report, runner
+from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
 from adatsq_pipe.pipeline.screen import Screen
@@ -43,6 +44,8 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
         check_recipe(config.settings[Recipe], config.model)
     except StageError as error:
         raise ConfigError(str(error)) from None
+    if not place.exists():
+        check_device(config)
     place.create()
     screen = Screen()
     executors = runner.Executors(config, place)

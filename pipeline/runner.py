@@ -17,6 +17,7 @@ from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.pipeline import placement
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.pipeline.plots.figures import pyplot
@@ -105,6 +106,7 @@ class Executors:
         return 1.0 if share == "auto" else share
 
     def _make(self) -> RunExecutor:
+        check_device(self.config)
         cluster = self.config.cluster
         if cluster.executor == "inline":
             return InlineExecutor()

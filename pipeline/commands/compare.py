@@ -20,6 +20,7 @@ from adatsq_pipe.pipeline.commands.shell import (
     with_executors,
 )
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.request import check_model, load_config
 from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.rundir import RunDir
@@ -62,6 +63,8 @@ def compare(
         return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, previous=None)
 
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
+    if not place.exists():
+        check_device(first)
     place.create()
     with run_lock(place):
         place.add_prompt_images(first.images)

@@ -16,6 +16,7 @@ import click
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import PRESETS, RunConfig
+from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.architecture import memory, support
 from adatsq_pipe.stages.architecture.support import VECTORS
@@ -103,6 +104,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
     check_weights(folder)
+    check_here(config.settings[ComputeSettings].device, instead="add --no-call or set compute.device=cpu")
     from adatsq_pipe.stages.denoiser import inspection  # imports torch
 
     compute, extra = config.settings[ComputeSettings], (config.settings[DataSettings].inputs or ({},))[0]

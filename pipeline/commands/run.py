@@ -20,6 +20,7 @@ from adatsq_pipe.pipeline.commands.shell import (
     with_executors,
 )
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
@@ -66,6 +67,8 @@ def run(
             check_recipe(config.settings[Recipe], config.model)
         except StageError as error:
             raise ConfigError(str(error)) from None
+    if not place.exists():
+        check_device(config)
     place.create()
     with run_lock(place), kept_request(place):
         write_request(place, config)

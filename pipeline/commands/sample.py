@@ -10,7 +10,9 @@ from PIL import Image
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.captions import in_the_world
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
+from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.stages.base.settings import DEVICES, is_device
 
 
 @click.command(
@@ -47,6 +49,8 @@ def sample(
 
     MODEL is a pipeline folder, full precision or quantized, or a built-in name such as scenes/flux-dev.
     """
+    if not is_device(device):
+        raise ConfigError(f"--device {device!r} is none; it must be {DEVICES}")
     folder = configuration.model_folder(model)
     recommended = configuration.sampling(folder)
     if recommended.get("world"):
@@ -55,6 +59,7 @@ def sample(
         raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is not a picture format; use .png or .gif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: folder {out.resolve().parent} does not exist; create it first")
+    check_here(device, f"--device {device}", "use --device cpu")
     from adatsq_pipe.stages.denoiser import sample  # imports torch, once the options are checked
 
     call = {**recommended.get("call", {}), **({"num_inference_steps": steps} if steps else {})}

@@ -14,9 +14,11 @@ LARGEST_SEED = 2**43 - 1
 """Of a table's seed: each caption's own is 1 000 003 times that and its index more, which has to fit into 63 bits."""
 RESERVED = ("prompt", "class_labels", "generator", "output_type", "return_dict")
 """Arguments of a pipeline's call that a run sets itself."""
+SEVERAL = "_per_prompt"
+"""How arguments end that ask for several pictures, clips or sounds of one prompt. Only the first would be looked at."""
 LARGEST_COUNT = {
     "num_inference_steps": 10_000, "height": 65_536, "width": 65_536, "num_frames": 65_536,
-    "num_images_per_prompt": 1_024, "num_videos_per_prompt": 1_024, "max_sequence_length": 1_000_000,
+    "max_sequence_length": 1_000_000,
 }  # fmt: skip
 """Arguments of a pipeline's call that are whole numbers of 1 or more, whatever the pipeline; and the largest."""
 
@@ -78,6 +80,11 @@ def check_call(call: Mapping[str, object]) -> None:
     for name, value in call.items():
         if name in RESERVED:
             raise ValueError(f"{name} is set by the run itself, for every caption; leave it out")
+        if name.endswith(SEVERAL) and value not in (1, None):
+            raise ValueError(
+                f"{name} is {value!r}, but one picture is drawn of every prompt; leave it out, and draw more of each "
+                "with evaluate.seeds"
+            )
         most = LARGEST_COUNT.get(name)
         if most is None or value is None:
             continue
@@ -136,6 +143,14 @@ class DataSettings(PromptSettings):
     """Seed of the noise of the calibration draws, and of the choice of built-in captions."""
 
 
+DEVICES = "cpu, cuda or cuda:N"
+
+
+def is_device(name: str) -> bool:
+    """Whether `name` is a torch device that this project computes on."""
+    return re.fullmatch(r"cpu|cuda(:\d{1,4})?", name, re.ASCII) is not None
+
+
 class ComputeSettings(Settings):
     """[compute] What float results depend on besides the method."""
 
@@ -151,6 +166,6 @@ class ComputeSettings(Settings):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
-            raise ValueError("must be cpu, cuda or cuda:N")
+        if not is_device(device):
+            raise ValueError(f"must be {DEVICES}")
         return device

@@ -15,7 +15,7 @@ from adatsq_pipe.stages.calibration.hessian import HessianSettings
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.unit_keys import read_gram_unit
-from adatsq_pipe.stages.denoiser.device import settle
+from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, temporal_weights
 from adatsq_pipe.storage import tensors
@@ -29,6 +29,7 @@ class Hessian:
     def __init__(self, context: Context) -> None:
         self.context, self.settings = context, context.settings[HessianSettings]
         compute = context.settings[ComputeSettings]
+        require(compute.device)
         settle(device=compute.device, threads=compute.threads)
         self.device = compute.device
         self.survey = survey_of(context)

@@ -8,8 +8,32 @@ lengths (pytorch/pytorch#196678), as seen on an H100.
 from __future__ import annotations
 
 import os
+import socket
 
 import torch
+
+from adatsq_pipe.stages.base.errors import StageError
+
+
+def unavailable(device: str) -> str:
+    """Why this process cannot compute on `device` (cpu, cuda or cuda:N); "" if it can."""
+    if not device.startswith("cuda"):
+        return ""
+    if not torch.backends.cuda.is_built():
+        return "this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU here"
+    number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+    return "" if number < count else f"there are {count} GPUs here, counted from 0"
+
+
+def require(device: str) -> None:
+    """Raise StageError, which is not tried again, if this process cannot compute on `device`."""
+    if why := unavailable(device):
+        raise StageError(
+            f"compute.device = {device}, but {why} (worker on {socket.gethostname()}); give workers a share of a GPU "
+            "with cluster.gpus_per_worker, or set compute.device=cpu"
+        )
 
 
 def settle(*, device: str, threads: int) -> None:

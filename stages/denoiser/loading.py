@@ -11,7 +11,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
-from adatsq_pipe.stages.denoiser.device import settle
+from adatsq_pipe.stages.denoiser.device import require, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,7 @@ def denoiser_of(
     what Denoiser raises.
     """
     compute, plan = context.settings[ComputeSettings], plan_of(context, surveyed(context))
+    require(compute.device)
     settle(device=compute.device, threads=compute.threads)
     request = ModelRequest(
         folder=folder or context.model.path,

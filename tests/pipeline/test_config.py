@@ -379,6 +379,8 @@ def test_weight_bits_set_alone_are_the_weight_budget_of_a_method_that_has_one() 
         ("cluster.workers=1000000000", "cluster.workers"),
         ("cluster.gpus_per_worker=1e308", "from 0 to 1000, or auto"),
         *((f"model.call.num_inference_steps={n}", "whole number from 1 to 10000") for n in ("0", "-1", "2.5", "'a'")),
+        *((f"model.call.num_{n}_per_prompt=2", "draw more of each with evaluate.seeds") for n in ("images", "videos")),
+        ("model.call.num_images_per_prompt='two'", "one picture is drawn of every prompt"),
         ("model.call.num_inference_steps=true", "num_inference_steps is True; write a whole number"),
         ("model.call.height=-16", "height is -16; write a whole number from 1 to 65536"),
         ("model.call.width=1e9", "width is 1000000000.0; write a whole number"),
