@@ -11,6 +11,9 @@ from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.settings import PromptSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 
+SHOWN, LONGEST = 3, 70
+"""Captions that a line shows, and characters of each."""
+
 
 def with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Mapping[str, Path]]:
     """The table with its captions: its own, those of its file, or built-in ones. And the pictures that a file names.
@@ -35,6 +38,15 @@ def with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Ma
     if world:
         in_the_world(table.prompts, world, f"{name}.prompts")
     return table, images
+
+
+def shown(table: PromptSettings) -> str:
+    """How many captions a table has, the file that they are from, and the first of them, in one line."""
+    source = f" from {table.prompts_file}" if table.prompts_file else ""
+    first = [repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}...") for text in table.prompts[:SHOWN]]
+    more = ", ..." if len(table.prompts) > SHOWN else ""
+    count = len(table.prompts)
+    return f"{table.table}: {count} caption{'s' * (count > 1)}{source}: {', '.join(first)}{more}"
 
 
 def in_the_world(prompts: Sequence[str], world: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Prompts from a file: text with one to a line, or a manifest, JSONL or Parquet, with a column `prompt`.
+"""Prompts from a file: text with one to a line, or a manifest (JSON, JSONL, CSV, Parquet) with a column `prompt`.
 
 A manifest may have more columns: `images` (argument of the pipeline's call -> path, or a list of paths, relative to
 the manifest), `call` (further arguments) and `seed`. It ignores other columns. An image is identified by its bytes.
@@ -14,14 +14,12 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from adatsq_pipe.pipeline.prompt_rows import COLUMN, rows
 from adatsq_pipe.stages.base.settings import check_call
-from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.fingerprint import file_digest
 
-COLUMN = "prompt"
 LARGEST_SEED = 2**62
 """Of a row: further draws of its caption add to it, and tables hold 63 bits."""
-MORE = ("images", "call", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,49 +34,24 @@ class Prompts:
 
 def read(path: Path) -> Prompts:
     """The prompts of the file in order, empty lines left out. ValueError with the file and what it lacks."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    if path.suffix == ".parquet":
-        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_rows(path), 1)]
-    elif path.suffix == ".jsonl":
-        rows = [(f"{path}, line {number}", _row(path, number, line)) for number, line in _lines(path)]
-    else:
-        rows = [(str(path), {COLUMN: line}) for _, line in _lines(path)]
-    if not rows:
-        raise ValueError(f"{path} holds no prompts; write one to a line")
-    if wrong := [where for where, row in rows if not isinstance(row[COLUMN], str)]:
-        raise ValueError(f"{wrong[0]}: its {COLUMN} is no text; write it in quotes (an object as the JSON text of it)")
+    found = rows(path)
+    if not found:
+        raise ValueError(f"{path} holds no prompts")
+    for where, row in found:
+        _check_text(where, row[COLUMN])
     images: dict[str, Path] = {}
-    inputs = [_more(where, row, path.parent, images) for where, row in rows]
-    return Prompts(prompts=[row[COLUMN] for _, row in rows], inputs=inputs if any(inputs) else [], images=images)
+    inputs = [_more(where, row, path.parent, images) for where, row in found]
+    return Prompts(prompts=[row[COLUMN] for _, row in found], inputs=inputs if any(inputs) else [], images=images)
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _check_text(where: str, prompt: object) -> None:
+    """Raise ValueError if a prompt is no text that can be stored."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"{where}: its {COLUMN} is no text; write it in quotes (an object as the JSON text of it)")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; end a Parquet file's name with .parquet") from None
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row: Any = json.loads(line)
-        row[COLUMN]
-        return dict(row)
-    except (ValueError, TypeError):
-        raise ValueError(f'{path}, line {number} is no JSON object; write {{"{COLUMN}": "..."}}') from None
-    except KeyError:
-        raise ValueError(f"{path}, line {number} has no {COLUMN!r}; it has {', '.join(sorted(row))}") from None
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    from adatsq_pipe.storage import tables  # imports pyarrow, which only Parquet files need
-
-    try:
-        return tables.columns(path, (COLUMN,), MORE)
-    except StorageError as error:
-        raise ValueError(str(error)) from None
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: its {COLUMN} holds half a character (a lone surrogate)") from None
 
 
 def _more(where: str, row: Mapping[str, Any], beside: Path, images: dict[str, Path]) -> dict[str, object]:

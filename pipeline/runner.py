@@ -15,7 +15,7 @@ from typing import Protocol
 from adatsq_pipe.cluster import loopback
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
-from adatsq_pipe.pipeline import placement
+from adatsq_pipe.pipeline import captions, placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -24,11 +24,12 @@ from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report
-from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.stages.evaluation import rehearsal
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
 from adatsq_pipe.storage.rundir import RunDir
@@ -88,15 +89,17 @@ class Executors:
                 self.made.stop()
         return self.made
 
-    def rehearse(self, steps: Sequence[Step], stages: Sequence[str], context: Context) -> None:
+    def rehearse(self, steps: Sequence[Step], stages: Sequence[str], context: Context, screen: Screen) -> None:
         """Have the pipeline called as those of `stages` that have nothing yet will call it. Raises NotTaken, with what
-        the pipeline says. What was rehearsed is not rehearsed again."""
+        the pipeline says. What was rehearsed is not rehearsed again. The first captions are shown before."""
         new = {
             step.fingerprint: rehearsal.TABLES[step.stage.name]
             for step in steps
             if step.stage.name in rehearsal.TABLES and step.stage.name in stages and not step.complete and not step.done
         }
         tables = [table for fingerprint, table in new.items() if fingerprint not in self.rehearsed]
+        for table in tables:
+            screen.say(captions.shown(context.settings[DataSettings if table == "data" else EvaluateSettings]))
         for _ in self.get().stream(rehearsal.WORKER, context, tables) if tables else ():
             pass
         self.rehearsed |= set(new)
@@ -236,7 +239,7 @@ def _run_stage(
     executor = executors.get(placed.share if placed else None)
     start = time.perf_counter()
     if name in rehearsal.TABLES:
-        executors.rehearse(steps, stages, context)
+        executors.rehearse(steps, stages, context, screen)
     try:
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)

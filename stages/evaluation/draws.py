@@ -23,8 +23,8 @@ class EvaluateSettings(PromptSettings):
     inputs: tuple[dict[str, Any], ...] = ()
     """What each caption comes with, from a manifest: `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
-    """The same from a file: text with one caption a line, or JSONL or Parquet with a column `prompt`. The result
-    depends on its contents, not on its path."""
+    """The same from a file: text with one caption a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`.
+    The result depends on its contents, not on its path."""
     count: int = Field(default=16, ge=1, le=100_000)
     """How many captions, when they come from the built-in world."""
     seeds: int = Field(default=3, ge=1, le=1_000)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adatsq_pipe.pipeline import config, plan, prompts
+from adatsq_pipe.pipeline import captions, config, plan, prompts
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.stage import all_stages
@@ -61,8 +61,27 @@ def test_the_file_is_kept_by_its_place_and_read_again(tmp_path: Path, monkeypatc
         ("p.txt", b"\n\n", ("p.txt", "holds no prompts")),
         ("p.jsonl", b'{"text": "a"}', ("line 1", "no 'prompt'", "it has text")),
         ("p.jsonl", b"a plain line", ("line 1", "no JSON object")),
+        ("p.jsonl", b"[1]", ("line 1", "no JSON object")),
+        ("p.jsonl", b"[" * 100_000, ("p.jsonl", "nested too deeply")),
+        ("p.jsonl", b'{"prompt": "\\ud83d"}', ("line 1", "half a character")),
+        ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', ("p.json", "ends with .jsonl")),
+        ("p.json", b'{"captions": ["a"]}', ("p.json", "holds no list")),
+        ("p.json", b'["a", {"text": "b"}]', ("entry 2", "no 'prompt'; it has text")),
+        ("p.json", b"[]", ("p.json", "holds no prompts")),
+        ("p.csv", b"text,seed\na,1\n", ("no column 'prompt'", "they are 'text', 'seed'")),
+        ("p.csv", b"prompt\na, b\n", ("line 2 has 2 values and the first line 1", "in quotes")),
+        ("p.csv", b"seed,prompt\n4\n", ("line 2", "no 'prompt'")),
+        ("p.csv", b'prompt\n"a\n', ("p.csv", "line")),
+        ("p.csv", b"prompt,seed\na,1.5\n", ("line 2", "seed is '1.5'")),
+        ("p.csv", b"", ("p.csv", "holds no prompts")),
+        ("p.xlsx", b"PK", ("the ending '.xlsx'", "there are .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet")),
+        ("p.txt.gz", b"a", ("the ending '.gz'",)),
+        ("prompts", b"a", ("a name without an ending", ".txt")),
+        ("p.txt", "caf\xe9".encode("latin-1"), ("p.txt", "not text in UTF-8 (byte 3)")),
+        ("p.txt", b"PAR1\0\0\1", ("p.txt", "ends with .parquet")),
         ("p.parquet", b"not a table", ("p.parquet", "not readable as Parquet")),
         ("p.txt", b"\xff\xfe\x00", ("p.txt", "not text")),
+        ("", None, ("is a folder; give one file",)),
     ],
 )
 def test_the_error_names_the_fault_in_a_prompts_file(
@@ -74,6 +93,7 @@ def test_the_error_names_the_fault_in_a_prompts_file(
     with pytest.raises(ConfigError) as error:
         _load(f"data.prompts_file={file}")
     assert all(word in str(error.value) for word in ("data.prompts_file", *words)), str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
@@ -117,3 +137,67 @@ def test_a_seed_is_a_whole_number_from_zero(seed: object, tmp_path: Path) -> Non
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a cat", "seed": seed}))
     with pytest.raises(ValueError, match="line 1: seed is"):
         prompts.read(tmp_path / "p.jsonl")
+
+
+CAPTIONS = ["Ein Mädchen, 花, 🌸", 'two "dogs"']
+
+
+def _as(ending: str) -> str:
+    """CAPTIONS as a text of that format."""
+    quoted = [f'"{caption.replace(chr(34), chr(34) * 2)}"' for caption in CAPTIONS]
+    return {
+        "txt": "\n".join(CAPTIONS) + "\n",
+        "jsonl": "".join(json.dumps({"prompt": c}, ensure_ascii=False) + "\n" for c in CAPTIONS),
+        "ndjson": "".join(json.dumps(c) + "\n" for c in CAPTIONS),
+        "json": json.dumps([{"prompt": c} for c in CAPTIONS], ensure_ascii=False, indent=1),
+        "csv": "id,prompt\n" + "".join(f"{i},{text}\n" for i, text in enumerate(quoted)),
+        "tsv": "id\tprompt\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(quoted)),
+    }[ending]
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "ndjson", "json", "csv", "tsv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_captions_are_the_same_in_every_format_encoding_and_line_end(
+    ending: str, encoding: str, end: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"P.{ending.upper() if end == chr(10) else ending}"
+    file.write_bytes(_as(ending).replace("\n", end).encode(encoding))
+    found = prompts.read(file)
+    assert found.prompts == CAPTIONS and found.inputs == [] and not found.images
+
+
+def test_other_characters_than_line_ends_break_no_caption(tmp_path: Path) -> None:
+    caption = "a\u2028b\x85c\x0bd\x0ce\u2029f"
+    (tmp_path / "p.txt").write_text(caption, "utf-8")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": caption}, ensure_ascii=False), "utf-8")
+    assert prompts.read(tmp_path / "p.txt").prompts == [caption] == prompts.read(tmp_path / "p.jsonl").prompts
+
+
+def test_a_caption_of_a_table_may_have_lines_and_other_columns(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    rows = 'prompt;images;call;seed\n"a\nb; c";"{""image"": ""a.png""}";"{""strength"": 0.5}";7\nd;;;\n;;;\n'
+    (tmp_path / "p.csv").write_text(rows)
+    found = prompts.read(tmp_path / "p.csv")
+    (digest,) = found.images
+    assert found.prompts == ["a\nb; c", "d"]
+    assert found.inputs == [{"call": {"strength": 0.5}, "images": {"image": digest}, "seed": 7}, {}]
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "p.txt").write_text("a")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ValueError, match=r"p\.txt cannot be read: Permission denied"):
+        prompts.read(tmp_path / "p.txt")
+
+
+def test_the_first_three_captions_are_shown_with_their_number_and_file(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na\nb\nc\nd\n")
+    made = _load(f"data.prompts_file={tmp_path / 'p.csv'}", f"evaluate.prompts=['{'x' * 80}']")
+    assert captions.shown(made.settings[DataSettings]) == (
+        f"data: 4 captions from {tmp_path / 'p.csv'}: 'a', 'b', 'c', ..."
+    )
+    assert captions.shown(made.settings[EvaluateSettings]) == (f"evaluate: 1 caption: '{'x' * 70}...'")
