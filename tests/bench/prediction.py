@@ -8,7 +8,6 @@ the captions of one calibration batch. Prints a table and writes the plot.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.plots.figures import pyplot, save
-from adatsq_pipe.pipeline.request import load_config
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.survey import Survey
-from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of, is_end_to_end
+from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of
 from adatsq_pipe.stages.calibration.survey import survey_of
-from adatsq_pipe.stages.calibration.trajectories import read_trajectory
-from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-from adatsq_pipe.stages.denoiser.loading import denoiser_of
-from adatsq_pipe.stages.numerics.metrics import mean_log_error
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy
-from adatsq_pipe.stages.runtime.policy_hook import set_bits
-from adatsq_pipe.stages.weights.solved import load_solved
-from adatsq_pipe.storage.rundir import RunDir
+from tests.bench.rollout import Rollouts, context_of, rounded_mask
 
 FEWEST, MOST = 2.5, 8.0
 """Mean bits of the random policies."""
@@ -65,21 +55,6 @@ def is_near(ratio: float) -> bool:
     return 1 / FACTOR <= ratio <= FACTOR
 
 
-def context_of(run_dir: Path) -> Context:
-    """The context of a run as it was last asked for."""
-    run = RunDir.open(str(run_dir))
-    return plan(load_config(run, None, None, None, ()), run)[1]
-
-
-def rounded_mask(survey: Survey) -> npt.NDArray[np.bool_]:
-    """Where a policy has activation bits, [steps, layers]."""
-    mask = np.zeros((survey.steps, len(survey.layers)), bool)
-    for place, row in enumerate(survey.layers):
-        if row.rounded:
-            mask[survey.steps_of(row), place] = True
-    return mask
-
-
 def random_policy(random: np.random.Generator, mask_TL: npt.NDArray[np.bool_]) -> Policy:
     """A policy whose widths are drawn independently, with a mean that is drawn evenly from FEWEST to MOST."""
     chances = chances_of(random.uniform(FEWEST, MOST))
@@ -101,27 +76,15 @@ def chances_of(mean: float) -> npt.NDArray[np.float64]:
 
 def predictions(context: Context, policies: Sequence[Policy], batch: int = 0) -> list[Prediction]:
     """Every policy, predicted from all sweeps and rolled out on a calibration batch."""
-    if not is_end_to_end(context):
-        raise click.ClickException("the run has no end-to-end effects; run with recipe.method=endpoint")
-    survey = survey_of(context)
-    mask, effects = rounded_mask(survey), effects_of(context)
+    mask, effects, rollouts = rounded_mask(survey_of(context)), effects_of(context), Rollouts(context)
     own_CTLW = effects.activations**2 / effects.latents[:, None, None, None]
-    captions, wanted = calibration_shards(context)[batch], read_trajectory(context, batch).latents
-    denoiser = denoiser_of(context, to_change=True)
-    whole = Policy.uniform(survey.steps, len(survey.layers), WEIGHT_ONLY)
-    layers = list(load_solved(context, denoiser.transformer, whole).values())
-
-    def rolled_out(policy: Policy) -> float:
-        run = denoiser.record(captions, see=lambda j, call: set_bits(layers, policy.of_step(call.step)))
-        return math.exp(mean_log_error(run.latents, wanted, len(captions.prompts)))
-
-    weights, found = rolled_out(whole), list[Prediction]()
+    weights, found = rollouts.error(rollouts.weights_only, [batch]), list[Prediction]()
     for policy in policies:
         bits = np.array(policy.bits)[mask]
         place = (np.arange(len(bits)), np.searchsorted(WIDTHS, bits))
         own_C = own_CTLW[:, mask][:, *place].sum(1)
         predicted = float(np.exp(np.log(own_C).mean()))
-        measured = rolled_out(policy)
+        measured = rollouts.error(policy, [batch])
         found.append(
             Prediction(mean_bits=float(bits.mean()), activations=predicted, weights=weights, measured=measured)
         )

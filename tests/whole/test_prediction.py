@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from adatsq_pipe.stages.calibration.survey import survey_of
-from tests.bench.prediction import Prediction, context_of, is_near, predictions, random_policy, rounded_mask
+from tests.bench.prediction import Prediction, is_near, predictions, random_policy
+from tests.bench.rollout import context_of, rounded_mask
 from tests.whole import harness
 
 pytestmark = [pytest.mark.run, pytest.mark.extended]
