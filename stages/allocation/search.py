@@ -149,7 +149,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="search",
-    version=3,
+    version=4,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,

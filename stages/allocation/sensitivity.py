@@ -30,7 +30,8 @@ def sensitivity_map(context: Context) -> npt.NDArray[np.float64]:
     """What rounding costs at every step and layer, [steps, layers in survey order].
 
     End to end: the expected squared effect on the final latents of rounding the layer's input at the step to MAP_BITS
-    bits, as a share of rounding all of them; 0 for layers whose inputs are not rounded. Otherwise the Fisher scores.
+    bits, over that of rounding all of them together; 0 for layers whose inputs are not rounded. Otherwise the Fisher
+    scores.
     """
     if not is_end_to_end(context):
         return fisher_scores(context)

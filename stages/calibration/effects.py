@@ -61,10 +61,11 @@ class Effects:
 
     def alike(self) -> Effects:
         """The same effects in units of each caption's own: of activations, of all roundings to 4 bits together; of
-        weights, of all layers together. Captions then count alike, as in a geometric mean of their errors."""
+        weights, of all layers together. Captions then count alike, as in a geometric mean of their errors. Effects of a
+        layer add up over steps with their signs."""
         import numpy as np  # status reads this module and needs no numpy
 
-        activations = np.sqrt((self.activations[..., WIDTHS.index(4)] ** 2).sum((1, 2)))
+        activations = np.sqrt((self.activations[..., WIDTHS.index(4)].sum(1) ** 2).sum(1))
         weights = np.sqrt((self.weights.sum(1) ** 2).sum(1))
         return replace(
             self,

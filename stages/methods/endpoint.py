@@ -1,11 +1,12 @@
 """Endpoint (ours): bits where the final picture needs them, of activations by step and layer, of weights by layer.
 
 New over AdaTSQ (GPTQ, block Hadamard, per-token activations): sensitivities are effects on the *final* latents, from a
-gradient carried back through the pipeline's own sampling loop, where AdaTSQ takes Fisher scores of single steps;
-activation bits are the exact Lagrangian division of the budget over steps and layers; weight bits are divided by layer,
-since a weight's effects add up over steps with their signs. In the Hessian all timesteps count alike: `temporal = true`
-weighs them by the sweep's scores. It rests on the adjoint of a discrete dynamic system (Pontryagin 1962; neural ODEs,
-1806.07366) and on Lagrangian bit allocation (Shoham and Gersho 1988).
+gradient carried back through the pipeline's own sampling loop, where AdaTSQ takes Fisher scores of single steps.
+Activation bits are the exact Lagrangian division of the budget over steps and layers. A layer's effects add up over
+steps with their signs: few bits err alike at every step and so cost more than single steps say, and weights, the same
+at every step, get their bits by layer. In the Hessian all timesteps count alike: `temporal = true` weighs them by the
+sweep's scores. It rests on the adjoint of a discrete dynamic system (Pontryagin 1962; neural ODEs, 1806.07366) and on
+Lagrangian bit allocation (Shoham and Gersho 1988).
 """
 
 from __future__ import annotations

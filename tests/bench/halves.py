@@ -16,9 +16,10 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from adatsq_pipe.stages.allocation.lagrangian import place_costs
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.calibration.effects import WIDTHS, Effects, FisherSettings, effects_of, squared
+from adatsq_pipe.stages.calibration.effects import WIDTHS, Effects, FisherSettings, effects_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -26,26 +27,27 @@ from adatsq_pipe.stages.numerics.lagrange import Walk
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy
 from tests.bench.rollout import Rollouts, context_of, rounded_mask
 
-BUDGETS = (4.0, 3.1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
     """The captions of some batches, and the places where tokens are rounded."""
 
     batches: tuple[int, ...]
-    effects_CNW: npt.NDArray[np.float64]
-    """[captions x draws, places, stored widths], in units of each caption's own."""
+    mask_TL: npt.NDArray[np.bool_]
+    alike_CTLW: npt.NDArray[np.float64]
+    """Effects in units of each caption's own, [captions x draws, steps, layers, stored widths]."""
 
     def allocation(self, widths: Sequence[int], budget: float) -> list[int]:
         """Bits of every place at a budget of mean bits."""
-        cost_NW = squared(self.effects_CNW)[:, [WIDTHS.index(bits) for bits in widths]]
+        cost_NW = place_costs(self.alike_CTLW, *np.nonzero(self.mask_TL))[:, [WIDTHS.index(bits) for bits in widths]]
         return [widths[k] for k in Walk.of(cost_NW, widths).at_budget(budget)[0]]
 
     def predicted(self, bits_N: Sequence[int]) -> float:
         """The error of this half's captions, the geometric mean, up to a factor of each caption."""
-        own_C = (self.effects_CNW[:, np.arange(len(bits_N)), [WIDTHS.index(bits) for bits in bits_N]] ** 2).sum(1)
-        return float(np.exp(np.log(own_C).mean()))
+        places = np.zeros(self.mask_TL.shape, dtype=np.int64)
+        places[self.mask_TL] = [WIDTHS.index(bits) for bits in bits_N]
+        own_CTL = np.take_along_axis(self.alike_CTLW, places[None, :, :, None], 3)[..., 0] * self.mask_TL
+        return float(np.exp(np.log((own_CTL.sum(1) ** 2).sum(1)).mean()))
 
 
 def halves_of(context: Context, mask_TL: npt.NDArray[np.bool_]) -> tuple[Half, Half]:
@@ -60,7 +62,7 @@ def halves_of(context: Context, mask_TL: npt.NDArray[np.bool_]) -> tuple[Half, H
         own = batch_of_C % 2 == parity
         parts = Effects(**{name: getattr(effects, name)[own] for name in ("activations", "weights", "latents")})
         batches = tuple(range(parity, len(sizes), 2))
-        return Half(batches=batches, effects_CNW=parts.alike().activations[:, mask_TL])
+        return Half(batches=batches, mask_TL=mask_TL, alike_CTLW=parts.alike().activations)
 
     return half(0), half(1)
 
@@ -108,10 +110,12 @@ def costs(context: Context, budgets: Sequence[float]) -> list[Cost]:
 
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def main(run_dir: Path) -> None:
+@click.option("--budget", "budgets", multiple=True, type=float, help="Mean bits; repeatable [default: the run's].")
+def main(run_dir: Path, budgets: tuple[float, ...]) -> None:
     """Print the table."""
+    context = context_of(run_dir)
     click.echo("| budget | places of the same bits | predicted cost, dB | measured cost, dB |\n|---|---|---|---|")
-    for cost in costs(context_of(run_dir), BUDGETS):
+    for cost in costs(context, budgets or [context.settings[SearchSettings].budget]):
         click.echo(f"| {cost.budget:.1f} | {cost.same:.0%} | {cost.predicted:+.2f} | {cost.measured:+.2f} |")
 
 

@@ -1,9 +1,10 @@
 """How well the end-to-end effects predict: `python -m tests.bench.prediction RUN_DIR`.
 
 Random policies (widths for every step and layer, of random means from 2.5 to 8 bits) on the solved weights of a
-finished run. Predicted is the sum of the effects of rounding activations, and the measured error of the weights alone;
-measured is the relative squared error of the final latents that the policy's rollout leads to, the geometric mean over
-the captions of one calibration batch. Prints a table and writes the plot.
+finished run. Predicted is the measured error of the weights alone and, from the effects of rounding activations, the
+sum over layers of their squared sums over steps. Measured is the relative squared error of the final latents that the
+policy's rollout leads to, the geometric mean over the captions of one calibration batch. Prints a table and writes the
+plot.
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ def chances_of(mean: float) -> npt.NDArray[np.float64]:
 def predictions(context: Context, policies: Sequence[Policy], batch: int = 0) -> list[Prediction]:
     """Every policy, predicted from all sweeps and rolled out on a calibration batch."""
     mask, effects, rollouts = rounded_mask(survey_of(context)), effects_of(context), Rollouts(context)
-    own_CTLW = effects.activations**2 / effects.latents[:, None, None, None]
+    own_CTLW = effects.activations / np.sqrt(effects.latents)[:, None, None, None]
     weights, found = rollouts.error(rollouts.weights_only, [batch]), list[Prediction]()
     for policy in policies:
         bits = np.array(policy.bits)[mask]
         place = (np.arange(len(bits)), np.searchsorted(WIDTHS, bits))
-        own_C = own_CTLW[:, mask][:, *place].sum(1)
+        own_CTL = np.zeros(own_CTLW.shape[:3])
+        own_CTL[:, mask] = own_CTLW[:, mask][:, *place]
+        own_C = (own_CTL.sum(1) ** 2).sum(1)
         predicted = float(np.exp(np.log(own_C).mean()))
         measured = rollouts.error(policy, [batch])
         found.append(

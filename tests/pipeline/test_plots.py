@@ -93,7 +93,7 @@ def test_an_end_to_end_map_is_the_squared_effect_of_four_bits_as_a_share_of_all_
     activations, _ = _sweeps(store)
     policy.draw(store.context, tmp_path / "policy.png")
     four = activations[..., FOUR]
-    mean = (four / four.flatten(1).norm(dim=1)[:, None, None]).abs().mean(0)
+    mean = (four / four.sum(1).norm(dim=1)[:, None, None]).abs().mean(0)
     wanted = (math.pi / 2 * mean**2).log10().T[:2]
     assert seen.images[0].tolist() == [pytest.approx(row) for row in wanted.tolist()]
 

@@ -141,7 +141,7 @@ class MadeStore:
         found = []
         for batch in range(self.batches):
             by_step = (1 + torch.arange(self.steps))[:, None, None]
-            activations = torch.randn(per_batch, *size, 1, generator=random) * width * by_step
+            activations = torch.randn(per_batch, *size, 6, generator=random) * width * by_step
             weights = torch.randn(per_batch, 1, size[1], generator=random).repeat(1, self.steps, 1) + 0.1
             parts = {"activations": activations, "weights": weights, "latents": torch.full((per_batch,), 50.0)}
             tensors.write(manifest.open_unit(f"sweep/{batch:03d}-000"), parts, {})

@@ -14,7 +14,7 @@ def test_captions_are_put_in_units_of_all_their_roundings_to_four_bits_and_of_al
     activations, weights = random.normal(size=(2, 3, 4, len(WIDTHS))), random.normal(size=(2, 3, 4))
     alike = Effects(activations=activations, weights=weights, latents=np.ones(2)).alike()
     for caption in range(2):
-        four = [activations[caption, t, i, WIDTHS.index(4)] for t in range(3) for i in range(4)]
+        four = [sum(activations[caption, t, i, WIDTHS.index(4)] for t in range(3)) for i in range(4)]
         np.testing.assert_allclose(
             alike.activations[caption], activations[caption] / math.sqrt(sum(p * p for p in four))
         )
