@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import ray
@@ -13,6 +15,7 @@ from adatsq_pipe.cluster.actor_pool import ActorPool, WorkerActor
 from adatsq_pipe.cluster.coordinator import Coordinator, Report, Search
 from adatsq_pipe.cluster.errors import ClusterUnreachable
 from adatsq_pipe.cluster.resources import Resources
+from adatsq_pipe.cluster.session_folder import of_ray, session_folder
 from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass
 
 if TYPE_CHECKING:
@@ -31,7 +34,9 @@ class RayExecutor:
         self._coordinator_prepared = False
         self._stopping = False
         self._resources = resources
-        connect(resources)
+        with ExitStack() as opened:
+            connect(resources, opened.enter_context(session_folder()) if resources.address == "local" else None)
+            self._opened = opened.pop_all()
         self._actor_class = ray.remote(WorkerActor).options(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
         )
@@ -79,14 +84,29 @@ class RayExecutor:
     def close(self) -> None:
         """End a local Ray, or leave the cluster; the actors end with it."""
         ray.shutdown()
+        self._opened.close()
 
 
-def connect(resources: Resources) -> None:
-    """Start a Ray on this machine, or join the one at `resources.address`. Raises ClusterUnreachable."""
+def connect(resources: Resources, folder: str | None = None) -> None:
+    """Start a Ray on this machine, or join the one at `resources.address`. Raises ClusterUnreachable.
+
+    A local Ray keeps its session in `folder` [default: where Ray puts it].
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if resources.address == "local":
+        _start(resources, folder)
+        return
+    _probe(resources.address)
+    try:
+        ray.init(address=resources.address, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise _unreachable(resources.address, _reason(error)) from None
+
+
+def _start(resources: Resources, folder: str | None) -> None:
+    try:
         ray.init(
             address="local",
             num_cpus=int(resources.local_workers * max(resources.cpus_per_worker, 1.0)) + 1,
@@ -95,14 +115,19 @@ def connect(resources: Resources) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
+            **({"_temp_dir": folder} if folder else {}),
         )
-        return
-    _probe(resources.address)
-    try:
-        ray.init(address=resources.address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _unreachable(resources.address, reason) from None
+    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ClusterUnreachable(
+            f"Ray cannot start on this machine ({_reason(error)}); look at its logs below {folder or of_ray()}, or run "
+            "without Ray: --executor inline"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _probe(address: str) -> None:
