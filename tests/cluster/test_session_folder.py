@@ -73,11 +73,11 @@ def test_a_ray_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("validate_socket_filename failed\nand more")
 
     monkeypatch.setattr(ray_executor.ray, "init", refused)
-    with pytest.raises(
-        ClusterUnreachable, match="Ray cannot start on this machine .validate_socket.* inline"
-    ) as caught:
+    monkeypatch.setenv("TMPDIR", LONG)
+    before = set(Path("/tmp").glob("ray-*"))
+    with pytest.raises(ClusterUnreachable, match=r"cannot start on this machine \(validate_socket.* inline") as caught:
         RayExecutor(Resources(workers=1), "refused")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and set(Path("/tmp").glob("ray-*")) == before
 
 
 @pytest.mark.run
@@ -85,7 +85,8 @@ def test_a_real_ray_starts_with_a_tmpdir_of_110_characters(tmp_path: Path) -> No
     long = tmp_path / ("x" * max(1, 109 - len(str(tmp_path))))
     long.mkdir()
     script = (
-        "from adatsq_pipe.cluster.ray_executor import RayExecutor\nfrom adatsq_pipe.cluster.resources import Resources\n"
+        "from adatsq_pipe.cluster.ray_executor import RayExecutor\n"
+        "from adatsq_pipe.cluster.resources import Resources\n"
         "executor = RayExecutor(Resources(workers=1), 'long')\nexecutor.close()\nprint('started')\n"
     )
     environment = {**os.environ, "TMPDIR": str(long), "RAY_TMPDIR": ""}
