@@ -67,7 +67,7 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
                     list(STAGES),
                     executors,
                     screen,
-                    conclude=lambda steps, context: report.write(config, place, steps, context),
+                    conclude=lambda steps, context: report.write(config, place, steps, context, screen.say),
                 )
         finally:
             executors.close()

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adatsq_pipe.pipeline.plots.figures import pyplot
+from adatsq_pipe.pipeline.plots.glyphs import PLAIN, escaped, fonts_for, on_one_line, width_of
 from adatsq_pipe.pipeline.samples import quantized_units
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import arrays, tables
+from adatsq_pipe.storage.files import write_text
 
 PICTURES = 8
 
@@ -20,8 +22,12 @@ Picture: TypeAlias = npt.NDArray[np.floating]
 """[height, width, 3] or, of a video, [frames, height, width, 3]; values in [0, 1]."""
 
 
-def draw(context: Context, path: Path, title: str) -> None:
-    """Draw the first captions to `path`: full precision above quantized, captions below. Videos show one frame."""
+def draw(context: Context, path: Path, title: str) -> str:
+    """Draw the first captions to `path`: full precision above quantized, captions below. Videos show one frame.
+
+    Where no installed font has a caption's characters, its number stands in its place, and a text file beside the
+    picture has all captions. Returns a line that says so, or "".
+    """
     plt = pyplot()
     manifest, columns = context.manifest("evaluate"), list[tuple[str, Picture, Picture]]()
     for unit in quantized_units(context):
@@ -37,14 +43,33 @@ def draw(context: Context, path: Path, title: str) -> None:
     axis = figure.add_axes((0.03, 0.12, 0.96, 0.8))
     axis.imshow(np.concatenate([np.concatenate(strip, 1) for strip in strips]))
     axis.set_xticks([width * (i + 0.5) for i in range(len(columns))])
-    axis.set_xticklabels([_wrapped(column[0]) for column in columns], fontsize=7)
+    captions = [on_one_line(prompt) for prompt, *_ in columns]
+    fonts = [fonts_for(caption) for caption in captions]
+    labels = [_wrapped(c) if known else f"[{i}]" for i, (c, known) in enumerate(zip(captions, fonts, strict=True), 1)]
+    for label, known in zip(axis.set_xticklabels(labels, fontsize=7), fonts, strict=True):
+        label.set_fontfamily(list(known) or [PLAIN])
     axis.set_yticks([height / 2, height * 1.5])
     axis.set_yticklabels(["full precision", "quantized"], fontsize=8, rotation=90, va="center")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=9)
+    heading = escaped(on_one_line(title))
+    axis.set_title(heading, fontsize=9, fontfamily=list(fonts_for(heading)))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    return _beside(path.with_suffix(".txt"), [prompt for prompt, *_ in columns], fonts)
+
+
+def _beside(path: Path, prompts: list[str], fonts: list[tuple[str, ...]]) -> str:
+    """Write the captions to `path` if the picture cannot show one of them; what to say of it."""
+    lacking = sum(not known for known in fonts)
+    if not lacking:
+        path.unlink(missing_ok=True)
+        return ""
+    write_text(path, "".join(f"[{i}] {prompt}\n" for i, prompt in enumerate(prompts, 1)))
+    return (
+        f"no installed font has the characters of {lacking} of the {len(prompts)} captions: they have numbers in the "
+        f"picture, and stand in {path.name}"
+    )
 
 
 def _of_one_size(strips: list[list[Picture]]) -> list[list[Picture]]:
@@ -67,4 +92,6 @@ def _framed(picture: Picture) -> Picture:
 
 
 def _wrapped(text: str, width: int = 22) -> str:
-    return "\n".join(textwrap.wrap(text, width)[:3])
+    """The text in up to three lines of so many columns; a wide character takes two."""
+    characters = max(1, width * len(text) // max(width_of(text), 1))
+    return "\n".join(textwrap.wrap(text, min(width, characters))[:3])

@@ -6,8 +6,8 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
@@ -44,14 +45,27 @@ from adatsq_pipe.storage.tables import Row
 
 FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
 """Names of the plots that only some recipes have."""
-FILES = (FILE, "side_by_side.png", "policy.png", "steps.png", FRONT, WEIGHT_BITS)
+SIDE_BY_SIDE, POLICY, STEPS = "side_by_side.png", "policy.png", "steps.png"
+FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", POLICY, STEPS, FRONT, WEIGHT_BITS)
 """What a report may consist of."""
 
 
-def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -> bool:
+SCORES = "asked_for"
+"""Key of the summary's scores."""
+MOST_DECIBELS = 200.0
+"""What equal latents count as, whose ratio has no end."""
+
+
+def write(
+    config: RunConfig,
+    run: RunDir,
+    steps: list[Step],
+    context: Context,
+    say: Callable[[str], object] = lambda line: None,
+) -> bool:
     """Write the report unless it stands already for this very run. False if evaluate has not finished.
 
-    Raises DamagedUnit for a unit that it reads.
+    A plot that fails is left out: `say` gets a line on it, and the summary has it. Raises DamagedUnit.
     """
     done = {step.stage.name: step for step in steps}
     if not done["evaluate"].complete:
@@ -61,9 +75,12 @@ def write(config: RunConfig, run: RunDir, steps: list[Step], context: Context) -
         return True
     _verify(context)
     run.report.mkdir(exist_ok=True)
-    summary = summarize(config, run, context)
-    pictures.draw(context, run.report / "side_by_side.png", summary.title)
-    _plot(run.report, context, summary)
+    notes = Notes()
+    summary = summarize(config, run, context, notes)
+    _plot(run.report, context, summary, notes)
+    summary = replace(summary, facts=replace(summary.facts, report=dict(notes)))
+    for part, why in notes.items():
+        say(f"report: {part}: {why}")
     _publish(run, context, summary)
     write_text(path, json.dumps(asdict(summary), indent=1) + "\n")
     run.upload("report")
@@ -79,16 +96,25 @@ def _verify(context: Context) -> None:
             context.read(stage, unit)
 
 
-def _plot(folder: Path, context: Context, summary: Summary) -> None:
-    """The plots. Those that say nothing of this recipe are removed, where another one has left them."""
-    policy.draw(context, folder / "policy.png")
-    by_step.draw(summary.quality.per_step, folder / "steps.png")
-    for name in (FRONT, WEIGHT_BITS):
+def _plot(folder: Path, context: Context, summary: Summary, notes: Notes) -> None:
+    """The plots. Those that fail, or say nothing of this recipe, are removed where an earlier report has left them."""
+    for name in FILES[1:]:
         (folder / name).unlink(missing_ok=True)
+    drawings: dict[str, Callable[[], object]] = {
+        SIDE_BY_SIDE: lambda: pictures.draw(context, folder / SIDE_BY_SIDE, summary.title),
+        POLICY: lambda: policy.draw(context, folder / POLICY),
+        STEPS: lambda: by_step.draw(summary.quality.per_step, folder / STEPS),
+    }
     if front.has_front(context):
-        front.draw(context, folder / FRONT)
+        drawings[FRONT] = lambda: front.draw(context, folder / FRONT)
     if context.settings[Recipe].weight_budget:
-        weight_bits.draw(weight_widths(context), folder / WEIGHT_BITS)
+        drawings[WEIGHT_BITS] = lambda: weight_bits.draw(weight_widths(context), folder / WEIGHT_BITS)
+    for name, drawing in drawings.items():
+        with notes.of(name):
+            if line := drawing():
+                notes[name] = str(line)
+            continue
+        (folder / name).unlink(missing_ok=True)
 
 
 def _publish(run: RunDir, context: Context, summary: Summary) -> None:
@@ -96,14 +122,21 @@ def _publish(run: RunDir, context: Context, summary: Summary) -> None:
     manifest = context.manifest("assemble")
     place = run.published_folder(context.fingerprints["assemble"], context.fingerprints["evaluate"])
     text = card(context, manifest.read("model").value, asdict(summary.quality))
-    added = {"README.md": text.encode(), "policy.png": (run.report / "policy.png").read_bytes()}
+    plot = run.report / POLICY
+    added = {POLICY: plot.read_bytes()} if plot.exists() else {}
+    if not added:
+        text = "".join(line for line in text.splitlines(keepends=True) if f"({POLICY})" not in line)
+    added["README.md"] = text.encode()
     clone_tree(manifest.local_folder("model"), place, added)
     run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])
 
 
-def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
-    """The run in numbers."""
+def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | None = None) -> Summary:
+    """The run in numbers. Scores that cannot be computed are None, and `notes` says why."""
+    notes, scores = Notes() if notes is None else notes, None
     drawn = samples(context)
+    with notes.of(SCORES):
+        scores = _scores(config, context, drawn)
     point, found = point_of(context), context.manifest("search").read("front").value["front"]
     widths = weight_widths(context)
     sizes, name = context.manifest("assemble").read("model").value, model_name(config.model)
@@ -118,7 +151,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context) -> Summary:
             latent_psnr=_mean(drawn, "latent_psnr"),
             psnr=_mean(drawn, "psnr"),
             ssim=_mean(drawn, "ssim"),
-            asked_for=_scores(config, context, drawn),
+            asked_for=scores,
             per_step=_per_step(read_rows(context, "steps.parquet")),
         ),
         bits=Bits(
@@ -223,7 +256,7 @@ def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str
 
 def _mean(rows: list[Row], name: str) -> Mean:
     """Mean with its standard error."""
-    values = [row[name] for row in rows]
+    values = [min(row[name], MOST_DECIBELS) if row[name] == math.inf else row[name] for row in rows]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Mean(mean=statistics.fmean(values), standard_error=error, worst=_worst(name, values))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,8 @@ class Facts:
     groups_fitted: Mapping[str, int]
     """By layer, where the weight group differs from the recipe's."""
     worst_layer_error: tuple[float, str]
+    report: Mapping[str, str] = field(default_factory=dict)
+    """By part of the report that could not be made as it is meant: why."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def run_locked(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
             if steps[-1].complete and (wrong := finished.damage(place, context.fingerprints)):
                 screen.say(f"what the run published is damaged ({wrong}): it is written again")
             with executors.closing():
-                written = report.write(config, place, steps, context)
+                written = report.write(config, place, steps, context, screen.say)
 
         _, _, ran = runner.execute(config, place, list(chosen), executors, screen, conclude=conclude)
         return ran, written

@@ -27,6 +27,9 @@ def pyplot() -> ModuleType:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # after the backend is chosen
 
+    plt.rcParams.update({"text.parse_math": False, "text.usetex": False})
+    """Names of models and captions are plain text: a dollar sign in them begins no formula."""
+
     module: ModuleType = plt
     return module
 
