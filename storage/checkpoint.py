@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
@@ -150,7 +151,7 @@ def _load_bin(path: Path, device: str) -> dict[str, Tensor]:
     import torch  # `status` does without
 
     try:
-        stored = torch.load(path, map_location=device, weights_only=True)
+        stored = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # whatever zip, pickle and torch raise for a damaged file
         why = str(error).strip().partition("\n")[0]
         raise StorageError(f"{path} does not load ({why}); copy the model folder again") from None

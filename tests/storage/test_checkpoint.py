@@ -159,6 +159,9 @@ def test_weights_in_torchs_own_format_are_read_as_tensors_and_run_no_code(model:
     (read,) = read_transformer(model).values()
     assert read.dtype == torch.bfloat16 and torch.equal(read, torch.full((4, 5), 3.0).bfloat16())
     assert weight_shapes(model) == {"a": (4, 5)} and stored_sizes(model)["transformer"] == {"a.weight": 20}
+    torch.save({"a.weight": torch.full((4, 5), 3.0)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_transformer(model)["a.weight"], torch.full((4, 5), 3.0)), "files from before torch 1.6"
+    assert weight_shapes(model) == {"a": (4, 5)}
     whole = path.read_bytes()
     for damaged in (whole[:100], b"", b"not a checkpoint"):
         path.write_bytes(damaged)
