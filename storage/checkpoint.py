@@ -101,6 +101,11 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tenso
     return tensors
 
 
+def tensor_names(source: Path, part: str) -> list[str]:
+    """Names of the tensors in the weights of a component, sorted. Raises StorageError for a damaged file."""
+    return sorted(_shapes(weight_files(source, part)))
+
+
 def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
     """Element count of every tensor, by component and name, of the components that the pipeline loads.
 

@@ -42,6 +42,7 @@ from adatsq_pipe.stages.denoiser.pipeline_call import (
 )
 from adatsq_pipe.stages.denoiser.stand_in import LoopStopped, StandIn
 from adatsq_pipe.stages.denoiser.step_clock import StepClock
+from adatsq_pipe.stages.denoiser.stored_names import check_names
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
@@ -94,6 +95,9 @@ class Denoiser:
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
+        self.parts: dict[str, nn.Module] = {name: getattr(pipe, name).eval() for name in denoisers(index)}
+        """The denoising components by name. Wan 2.2 has two: one for early steps, one for late steps."""
+        check_names(Path(folder), self.parts)
         try:
             self.pipe = pipe if blockwise else pipe.to(device)
         except torch.OutOfMemoryError as error:
@@ -102,8 +106,6 @@ class Denoiser:
                 "each worker more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
             ) from error
         self.pipe.set_progress_bar_config(disable=True)
-        self.parts: dict[str, nn.Module] = {name: getattr(self.pipe, name).eval() for name in denoisers(index)}
-        """The denoising components by name. Wan 2.2 has two: one for early steps, one for late steps."""
         self.transformer = several(self.parts)
         self._check_sharing()
         self.offload = offload_blocks(self.pipe.components, self.parts, device) if blockwise else None

@@ -14,10 +14,13 @@ from torch import Tensor
 from adatsq_pipe.stages.allocation.front import policy_of
 from adatsq_pipe.stages.architecture.families._family import families
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.base.errors import NotTaken, StageError
 from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.denoiser.inspection import on_meta
+from adatsq_pipe.stages.denoiser.stored_names import ignored
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.runtime.spec import FORMAT
@@ -62,7 +65,7 @@ class Assemble:
         stored = {
             f"{prefix}{name}": tensor
             for part, prefix in prefixes.items()
-            for name, tensor in read_transformer(source, part).items()
+            for name, tensor in _of_model(source, part, prefix, survey).items()
         }
         policy, specs = policy_of(self.context), dict[str, Plain]()
         before, after, weights = 0, 0, 0
@@ -106,6 +109,17 @@ def _timestep_of(source: Path, part: str) -> dict[str, str]:
     kind = component_config(source, part).get("_class_name", "")
     argument = families()[kind].timestep if kind in families() else ""
     return {"timestep": argument} if argument else {}
+
+
+def _of_model(source: Path, part: str, prefix: str, survey: Survey) -> dict[str, Tensor]:
+    """The stored tensors of a denoiser that diffusers takes. It warns of others, and the result would not load."""
+    stored, layers = read_transformer(source, part), tuple(f"{row.name}." for row in survey.layers)
+    try:
+        model = on_meta(component_config(source, part), source / part)
+    except NotTaken:  # a class of another library
+        return stored
+    dropped = ignored(model, stored)
+    return {n: t for n, t in stored.items() if n not in dropped or f"{prefix}{n}".startswith(layers)}
 
 
 def _at_least_16_bits(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.whole import harness
 
@@ -43,6 +44,9 @@ def test_a_whole_repository_in_the_hubs_cache_with_the_run_inside_it(tiny_flux: 
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, model / name)
     (model / "LICENSE.md").write_text("be kind")
+    shutil.rmtree(model / "transformer")
+    shutil.copytree(tiny_flux / "transformer", model / "transformer")
+    save_file({**load_file(weights), "ema.decay": torch.ones(1)}, model / "transformer" / weights.name)
     (model / "preview.png").symlink_to("nowhere")
     for part in ("transformer", "vae", "tokenizer"):
         (model / part).chmod(0o555)
@@ -60,6 +64,7 @@ def test_a_whole_repository_in_the_hubs_cache_with_the_run_inside_it(tiny_flux: 
     assert json.loads((run / "report" / "summary.json").read_text())["title"].startswith("acme/Tiny-Flux: ")
     assert "base_model: acme/Tiny-Flux\n" in (result / "README.md").read_text()
     plain, made = load_file(weights), load_file(result / "transformer" / weights.name)
+    assert "ema.decay" not in made
     assert all(made[name].equal(plain[name]) for name in made if name in plain and not name.endswith("bias"))
     (model / "a note of mine.txt").write_text("it was good")
     rows = json.loads(harness.run("status", "--run-dir", str(run), "--json").stdout)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.allocation.points import AssembleSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.export import assemble_worker
 from adatsq_pipe.stages.export.assemble import STAGE
 from adatsq_pipe.stages.export.assemble_worker import Assemble
 from tests.support import slow_math
@@ -212,6 +213,24 @@ def test_a_weight_that_the_source_does_not_store_is_refused(store: MadeStore) ->
     with pytest.raises(StageError, match=rf"stores no tensor {SECOND}\.weight"):
         Assemble(store.context)("model")
     assert not store.manifest("assemble").done("model")
+
+
+def test_leftovers_that_diffusers_ignores_are_not_assembled(store: MadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known(nn.Module):
+        _keys_to_ignore_on_load_unexpected = ("^expected",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj_out = nn.Linear(16, 16)
+
+    monkeypatch.setattr(assemble_worker, "on_meta", lambda config, where: Known())
+    more = {name: torch.ones(1) for name in ("ema.decay", "proj_out.lora", "expected.x")}
+    _source(Path(store.context.model.path), {"transformer": _weights() | more})
+    for name in SHAPES:
+        _write_layer(store, name, name)
+    written = load_file(_assembled(store)[1] / "transformer" / FILE)
+    assert not written.keys() & {"ema.decay", "proj_out.lora"}
+    assert written.keys() >= {"expected.x", "proj_out.weight", "proj_out.bias", f"{FIRST}.bias", f"{FIRST}.codes"}
 
 
 def test_of_two_denoisers_each_has_its_own_layers(tmp_path: Path) -> None:
