@@ -18,6 +18,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from adatsq_pipe.stages.runtime.casting import allow_casting
 from adatsq_pipe.stages.runtime.model import default_execution, execute, quantized_layers, replace_linears
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook, remove_policy_hook
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
@@ -188,6 +189,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
         attach_policy_hook(model, self.quantization_config.timesteps, self.quantization_config.timestep)
         execute(model, default_execution(model))
+        allow_casting(model)
         for entry in ("add_adapter", "load_lora_adapter"):
             if hasattr(model, entry):
                 setattr(model, entry, _no_adapter)
@@ -203,6 +205,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Replace quantized layers by plain linears with the same weights; activations are then no longer rounded."""
         remove_policy_hook(model)
+        model.__dict__.pop("to", None)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
             parent, _, leaf = name.rpartition(".")
