@@ -287,10 +287,18 @@ def test_a_folder_that_is_a_link_out_of_the_folder_is_not_followed(model: Path, 
     (model / "text_encoder").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UnusableModel, match=r"text_encoder/config\.json is a link to .*outside of the model folder"):
         loaded_files(model)
-    (model / "LICENSE").symlink_to(tmp_path / "elsewhere" / "config.json")
-    (model / "text_encoder").unlink()
-    (tmp_path / "elsewhere").rename(model / "text_encoder")
-    assert "LICENSE" not in copied_files(model), "no loader reads it, so it is only not copied"
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "sampling.json", "README.md"])
+def test_a_file_outside_that_no_loader_reads_is_only_not_copied(name: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(tmp_path / "secret")
+    assert copied_files(model, card=["README.md"]) == sorted({*LOADED, "README.md"} - {name})
+    (tmp_path / "secret").rename(model / "kept")
+    (model / name).unlink()
+    (model / name).symlink_to("kept")
+    assert name in copied_files(model, card=["README.md"])
 
 
 def test_a_link_inside_the_folder_is_followed(model: Path) -> None:
