@@ -19,6 +19,7 @@ from adatsq_pipe.storage.model_files import check_link, components, copied_files
 from adatsq_pipe.storage.model_index import INDEX, component_config, is_component, read_index
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
 
@@ -104,6 +105,18 @@ def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tenso
 def tensor_names(source: Path, part: str) -> list[str]:
     """Names of the tensors in the weights of a component, sorted. Raises StorageError for a damaged file."""
     return sorted(_shapes(weight_files(source, part)))
+
+
+def read_ending(source: Path, part: str, ending: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a component whose names end so, from its safetensors files; no other tensor is read.
+
+    Raises StorageError for a damaged file.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    for path in weight_files(source, part):
+        with _header(path) as file:
+            found |= {name: file.get_tensor(name) for name in file.keys() if name.endswith(ending)}  # noqa: SIM118
+    return found
 
 
 def stored_sizes(source: Path) -> dict[str, dict[str, int]]:

@@ -6,7 +6,7 @@ It loads a pipeline folder that has weights and calls its denoiser once. It read
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands.inspect_quantized import layers_as_plain, layers_as_text, quantized_layers
+from adatsq_pipe.pipeline.commands.layout import aligned, many
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import PRESETS, RunConfig
 from adatsq_pipe.pipeline.devices import check_here
@@ -52,9 +54,13 @@ def inspect(
 ) -> None:
     """Show what would be quantized of MODEL, what not and why, and how large a run is.
 
-    MODEL is a pipeline folder, a built-in name, or the folder or config.json of a transformer.
+    MODEL is a pipeline folder, a built-in name, or the folder or config.json of a transformer. Of a quantized model it
+    shows the bits of its layers.
     """
     path = configuration.model_folder(model)
+    if layers := quantized_layers(path):
+        click.echo(json.dumps(layers_as_plain(path, layers), indent=1) if as_json else layers_as_text(path, layers))
+        return
     bare = _bare_config(path)
     config = configuration.load(
         preset=preset, file=file, sets=sets, model=None if bare else str(model or "") or None, previous=None
@@ -175,7 +181,7 @@ def text(path: Path, one: Inspection, size: Footprint) -> str:
     head = [
         ("model", str(path)),
         ("pipeline", f"{one.pipeline}, takes {one.condition}" if one.pipeline else "none: a transformer alone"),
-        ("denoiser", f"{one.component}: {one.kind}, {_many(one.parameters)} parameters"),
+        ("denoiser", f"{one.component}: {one.kind}, {many(one.parameters)} parameters"),
         ("quantized", f"{sum(g.count for g in one.groups)} linears, {100 * taken / one.parameters:.1f} % of them"),
         ("family", one.family or "none: the rules do"),
         ("timestep", where),
@@ -186,18 +192,18 @@ def text(path: Path, one: Inspection, size: Footprint) -> str:
         ("result", ", ".join(f"{_bytes(of)} at W{bits}" for bits, of in size.quantized.items())),
     ]
     groups = [
-        (g.pattern, f"{g.in_features} x {g.out_features}", str(g.count), _many(g.parameters),
-         "-" if g.macs is None else _many(g.macs), "weights only" if g.kind == "conditioning" else "weights, inputs")
+        (g.pattern, f"{g.in_features} x {g.out_features}", str(g.count), many(g.parameters),
+         "-" if g.macs is None else many(g.macs), "weights only" if g.kind == "conditioning" else "weights, inputs")
         for g in one.groups
     ]  # fmt: skip
     left = [
-        *((r.pattern, r.kind, str(r.count), _many(r.parameters), r.why) for r in one.left if r.why != VECTORS),
+        *((r.pattern, r.kind, str(r.count), many(r.parameters), r.why) for r in one.left if r.why != VECTORS),
         *_vectors_line([r for r in one.left if r.why == VECTORS]),
     ]
     parts = [
-        _aligned(head),
-        "quantized\n" + _aligned([("layer", "in x out", "count", "parameters", "MACs", "what"), *groups]),
-        "left as it is\n" + _aligned([("module", "kind", "count", "parameters", "why"), *left]),
+        aligned(head),
+        "quantized\n" + aligned([("layer", "in x out", "count", "parameters", "MACs", "what"), *groups]),
+        "left as it is\n" + aligned([("module", "kind", "count", "parameters", "why"), *left]),
     ]
     if one.shared:
         parts.append("fed the same tensor\n" + "\n".join("  " + ", ".join(names) for names in one.shared))
@@ -209,22 +215,8 @@ def _vectors_line(vectors: list[SkippedModules]) -> list[tuple[str, ...]]:
     if not vectors:
         return []
     count, parameters = sum(r.count for r in vectors), sum(r.parameters for r in vectors)
-    return [("(in the blocks)", "various", str(count), _many(parameters), VECTORS)]
-
-
-def _aligned(rows: Iterable[Sequence[str]]) -> str:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join("  " + line.rstrip() for line in lines)
-
-
-def _many(count: int) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return str(count)
+    return [("(in the blocks)", "various", str(count), many(parameters), VECTORS)]
 
 
 def _bytes(count: int) -> str:
-    return f"{_many(count)}B" if count >= 1000 else f"{count} B"
+    return f"{many(count)}B" if count >= 1000 else f"{count} B"

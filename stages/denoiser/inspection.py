@@ -8,7 +8,6 @@ which run twice, and multiply-accumulates. Nothing is written.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,7 @@ from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.hooks import survey
 from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
 from adatsq_pipe.stages.methods._layer import MODULATION
-from adatsq_pipe.stages.names import CONDITIONS
+from adatsq_pipe.stages.names import CONDITIONS, pattern_of
 from adatsq_pipe.stages.runtime.clock import timestep_argument
 
 
@@ -103,11 +102,6 @@ def on_meta(config: Mapping[str, object], where: object) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = made.from_config(dict(config))
     return model
-
-
-def pattern_of(name: str) -> str:
-    """The name with its block numbers as `*`."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def walk(transformer: nn.Module, *, watched: CallTrace | None, component: str, pipeline: str) -> Inspection:

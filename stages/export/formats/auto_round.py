@@ -90,7 +90,10 @@ def refusal(layer: QuantizedLinear) -> str:
     if spec.rank or spec.codebook:
         return "has a low-rank branch or a codebook, which that format has no place for; use --format dequantized"
     if spec.weight_bits not in BITS:
-        return f"has {spec.weight_bits}-bit weights; the format takes {', '.join(map(str, BITS))}"
+        return (
+            f"has {spec.weight_bits}-bit weights; the format takes {', '.join(map(str, BITS))}; run again with one of "
+            "them for all layers: --set recipe.weight_budget=0 --set recipe.weight_bits=4 (the capture is kept)"
+        )
     if not layer.scale.half().to(layer.scale.dtype).equal(layer.scale):
         return "has scales that float16, in which the format holds them, cannot hold; use --format dequantized"
     return ""

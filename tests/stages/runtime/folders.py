@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,19 @@ from adatsq_pipe.storage.checkpoint import read_transformer, write_pipeline
 
 
 def quantize(
-    source: Path, target: Path, timesteps: list[float], *, bits: int = 4, group: int = 0, block: int = 16
+    source: Path,
+    target: Path,
+    timesteps: list[float],
+    *,
+    widths: Sequence[int] = (4,),
+    group: int = 0,
+    block: int = 16,
 ) -> Path:
-    """Write the pipeline at `source` to `target`, its blocks' linears at `bits`, the rest in bfloat16."""
+    """Write the pipeline at `source` to `target`, its blocks' linears at `widths` in turn, the rest in bfloat16."""
     pipe = DiffusionPipeline.from_pretrained(source)
     tensors: dict[str, Tensor] = {name: tensor.bfloat16() for name, tensor in read_transformer(source).items()}
     layers: dict[str, Any] = {}
-    for name, linear in quantizable_linears(pipe.transformer).items():
+    for bits, (name, linear) in zip(cycle(widths), quantizable_linears(pipe.transformer).items(), strict=False):
         spec = LayerSpec(
             weight_bits=bits, group=group, block=block_size(linear.in_features, block), symmetric_activations=False
         )

@@ -62,12 +62,15 @@ def test_dequantized_is_a_plain_folder(plain: Path, rotated: Path, tmp_path: Pat
         assert (draw(DiffusionPipeline.from_pretrained(out), source) - weight_only(source)).abs().mean() < 0.02
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_auto_round_reads_the_same_weights(bits: int, family: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("widths", [(2,), (3,), (4,), (8,), (4, 3, 2, 8, 4)], ids=str)
+def test_auto_round_reads_the_same_weights(
+    widths: tuple[int, ...], family: Callable[[str], Path], tmp_path: Path
+) -> None:
     pytest.importorskip("auto_round", reason="auto-round is not installed: pip install auto-round")
     from diffusers import FluxTransformer2DModel
 
-    source = quantize(family("flux"), tmp_path / "flux", STEPS, bits=bits, group=32 if bits == 4 else 0, block=1)
+    group = 32 if widths == (4,) else 0
+    source = quantize(family("flux"), tmp_path / "flux", STEPS, widths=widths, group=group, block=1)
     layers = {}
     for format in ("auto-round", "dequantized"):
         _formats.export(format, source, tmp_path / format)
@@ -98,10 +101,29 @@ def test_auto_round_draws_the_same_in_every_family(plain: Path, tmp_path: Path) 
     assert (drawn[0] - drawn[1]).abs().mean() < 0.02
 
 
-def test_auto_round_refuses_what_it_has_no_place_for(rotated: Path, tmp_path: Path) -> None:
+def test_auto_round_refuses_what_it_has_no_place_for(
+    rotated: Path, family: Callable[[str], Path], tmp_path: Path
+) -> None:
     with pytest.raises(StageError, match=r"brought into first.*recipe.transform"):
         _formats.export("auto-round", rotated, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+    five = quantize(family("flux"), tmp_path / "five", STEPS, widths=(4, 4, 5), block=1)
+    with pytest.raises(StageError, match=r"has 5-bit weights; .* 2, 3, 4, 8.*recipe.weight_budget=0"):
+        _formats.export("auto-round", five, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.run
+def test_layers_of_different_widths_draw_the_same_dequantized_and_self_contained(
+    family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = quantize(family("flux"), tmp_path / "flux", STEPS, widths=(2, 3, 4, 5, 6, 8))
+    for format in ("dequantized", "self-contained"):
+        _formats.export(format, source, tmp_path / format)
+    drawn = draw(DiffusionPipeline.from_pretrained(tmp_path / "dequantized"), source)
+    assert (drawn - weight_only(source)).abs().mean() < 0.02
+    own = DiffusionPipeline.from_pretrained(tmp_path / "self-contained", trust_remote_code=True)
+    assert torch.equal(draw(own, source), draw(DiffusionPipeline.from_pretrained(source), source))
 
 
 @pytest.mark.run
