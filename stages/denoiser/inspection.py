@@ -99,8 +99,12 @@ def on_meta(config: Mapping[str, object], where: object) -> nn.Module:
     known = inspect.isclass(made) and issubclass(made, diffusers.ModelMixin)
     if not known:
         raise NotTaken(f"{where}: _class_name {name!r} is no model of the installed diffusers {diffusers.__version__}")
-    with torch.device("meta"):
-        model: nn.Module = made.from_config(dict(config))
+    try:
+        with torch.device("meta"):
+            model: nn.Module = made.from_config(dict(config))
+    except Exception as error:  # models raise of all kinds for values that they do not take
+        said = " ".join(str(error).split())
+        raise NotTaken(f"{where}: {name} cannot be made of these values: {type(error).__name__}: {said}") from error
     return model
 
 
