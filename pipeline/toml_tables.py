@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:
     """`--set table.key=value` options as tables. Values are TOML; a bare word is text."""
     tables: dict[str, Any] = {}
-    for text in texts:
+    for text in map(as_utf_8, texts):
         path, sign, value = text.partition("=")
         keys = path.strip().split(".")
         if not sign or len(keys) < 2:
@@ -42,6 +43,14 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
             parsed = {key: parsed}
         tables = merged(tables, parsed)
     return tables
+
+
+def as_utf_8(argument: str) -> str:
+    """A command line's argument as UTF-8, in whatever encoding the locale has read it. Raises ConfigError."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise ConfigError(f"{argument!r} is not UTF-8; write it so") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

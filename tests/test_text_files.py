@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
+import sys
 from pathlib import Path
 
 import pytest
+
+from adatsq_pipe.pipeline.commands.cli import main
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.toml_tables import parse_set
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("cluster", "pipeline", "stages", "storage")
@@ -59,6 +65,25 @@ def left_to_the_locale(text: str) -> list[int]:
 )
 def test_an_encoding_left_to_the_locale_is_found(text: str, found: int) -> None:
     assert len(left_to_the_locale(text)) == found
+
+
+def test_captions_on_the_command_line_are_utf_8_in_a_locale_that_knows_none() -> None:
+    """Python reads such an argument as surrogates."""
+    read_as_ascii = "evaluate.prompts=['Märchen 東京']".encode().decode("ascii", "surrogateescape")
+    assert parse_set([read_as_ascii]) == {"evaluate": {"prompts": ["Märchen 東京"]}}
+    assert parse_set(["evaluate.prompts=['Märchen 東京']"]) == {"evaluate": {"prompts": ["Märchen 東京"]}}
+    with pytest.raises(ConfigError, match="is not UTF-8; write it so"):
+        parse_set(["data.prompts=['\udcff']"])
+
+
+@pytest.mark.parametrize("out", ["stdout", "stderr"])
+def test_what_a_terminal_cannot_show_ends_no_command(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, out, io.TextIOWrapper(shown, encoding="ascii", errors="strict"))
+    with pytest.raises(SystemExit):
+        main(["status", "--run-dir", "/nowhere/東京"], standalone_mode=True)
+    print("東京", file=getattr(sys, out), flush=True)
+    assert b"\\u6771\\u4eac" in shown.getvalue()
 
 
 def test_every_text_file_of_the_product_is_read_and_written_as_utf_8() -> None:

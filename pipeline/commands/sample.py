@@ -12,6 +12,7 @@ from adatsq_pipe.pipeline.captions import in_the_world
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.toml_tables import as_utf_8
 from adatsq_pipe.stages.base.settings import DEVICES, is_device
 
 
@@ -49,6 +50,7 @@ def sample(
 
     MODEL is a pipeline folder, full precision or quantized, or a built-in name such as scenes/flux-dev.
     """
+    prompts = tuple(map(as_utf_8, prompts))
     if not is_device(device):
         raise ConfigError(f"--device {device!r} is none; it must be {DEVICES}")
     folder = configuration.model_folder(model)
