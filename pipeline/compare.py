@@ -171,7 +171,8 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, figures))}")
             if itself is None:
                 itself = _floor_line(row.config, run, executors, screen)
-        write(results, left_out, run, model_name(row.config.model), itself or "")
+        for part, why in write(results, left_out, run, model_name(row.config.model), itself or "").items():
+            screen.say(f"{part} could not be drawn: {why}")
     return Outcome(rows=results, failed=failed)
 
 

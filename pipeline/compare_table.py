@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.paired import DECIBELS, interval, is_baseline, with_gains
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.storage import tables
@@ -136,6 +137,7 @@ def decibels(row: tables.Row) -> float:
 
 
 Figure = Callable[[tables.Row], float]
+PLOT = "compare.png"
 
 
 def plot(results: Sequence[tables.Row], path: Path) -> None:
@@ -187,12 +189,20 @@ def _front(results: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row
             yield row
 
 
-def write(results: Sequence[tables.Row], refused: Sequence[LeftOut], run: RunDir, model: str, floor: str = "") -> None:
-    """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory."""
+def write(results: Sequence[tables.Row], refused: Sequence[LeftOut], run: RunDir, model: str, floor: str = "") -> Notes:
+    """compare.parquet (all rows), compare.md (the best of each method) and compare.png, in the run directory.
+
+    Returns why the plot is missing, if it could not be drawn.
+    """
+    notes = Notes()
     if not results:
-        return
+        return notes
     results = with_gains(results)
     tables.write(run.path / "compare.parquet", [dict(row) for row in results])
     write_text(run.path / "compare.md", markdown(best(results), refused, model, floor))
-    plot(best(results), run.path / "compare.png")
-    run.upload("compare.parquet", "compare.md", "compare.png")
+    with notes.of(PLOT):
+        plot(best(results), run.path / PLOT)
+    if notes:
+        (run.path / PLOT).unlink(missing_ok=True)
+    run.upload("compare.parquet", "compare.md", *([] if notes else [PLOT]))
+    return notes

@@ -223,11 +223,14 @@ def watch(
     """Open the pipeline and run one call of each denoiser, by component; the loop continues with that call's output.
     `arguments` are those that the prompt brings.
 
-    Raises StageError if the pipeline does not run.
+    Raises NotTaken, with what the pipeline says, if it is not to be called so.
     """
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
-    calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(arguments or {},)))
-    check_timesteps([call.timestep for call in calls])
+    try:
+        calls = denoiser.rehearse(Conditions(prompts=(prompt,), seeds=(0,), inputs=(arguments or {},)))
+        check_timesteps([call.timestep for call in calls])
+    except StageError as error:
+        raise NotTaken(f"{error} (nothing was started)") from error
     steps = [call.step for call in calls]
     traces: dict[str, tuple[nn.Module, CallTrace]] = {}
     for part, module in denoiser.parts.items():

@@ -115,7 +115,12 @@ class Runs:
         patch.setattr(compare, "measured", lambda row, *rest: {"method": row.method})
         patch.setattr(compare, "with_gains", lambda found: found)
         patch.setattr(compare, "cells", lambda row: ["x"] * len(compare.COLUMNS))
-        patch.setattr(compare, "write", lambda found, left, run, model, line: self.written.append((len(found), line)))
+
+        def write(found: Any, left: Any, run: Any, model: str, line: str) -> dict[str, str]:
+            self.written.append((len(found), line))
+            return {"compare.png": "no room"}
+
+        patch.setattr(compare, "write", write)
         patch.setattr(floor, "floor_of", lambda context: floor.Floor(**NO_FLOOR))
         self.outcome = compare.execute(planned("rtn,quarot", "w4a4"), RunDir(folder), None, self)
 
@@ -151,3 +156,4 @@ def test_rows_stand_without_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [name for name, _ in runs.asked] == ["rtn", "floor", "quarot"], "it is tried once"
     assert runs.written == [(1, ""), (2, "")] and runs.outcome.failed == 0
     assert "the floor could not be measured: it broke" in runs.lines
+    assert runs.lines.count("compare.png could not be drawn: no room") == 2

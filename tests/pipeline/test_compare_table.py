@@ -109,3 +109,13 @@ def test_the_front_is_what_nothing_beats_with_as_few_bits() -> None:
     ]
     front = compare_table._front(rows, compare_table.decibels)
     assert [row["latent_error_geometric"] for row in front] == [0.9, 0.1, 0.01]
+
+
+def test_a_plot_that_fails_is_noted_and_the_tables_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(results: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("no\nroom")
+
+    monkeypatch.setattr(compare_table, "plot", fails)
+    assert compare_table.write([compared()], [], RunDir(tmp_path), "m") == {"compare.png": "ValueError: no room"}
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.md", "compare.parquet"}

@@ -160,3 +160,8 @@ def test_the_timestep_is_found_by_name_or_place() -> None:
     with pytest.raises(TypeError, match="no policy can follow"):
         timestep_of(lambda x, text: None, (torch.zeros(2, 4), torch.zeros(2, 4)), {})
     assert monotonic([9, 9, 5, 1]) and monotonic([0.1, 0.2]) and not monotonic([1, 3, 2])
+
+
+def test_a_call_that_the_pipeline_refuses_is_refused_as_by_a_run(tiny_flux: Path) -> None:
+    with pytest.raises(NotTaken, match=r"without one call of its denoiser.*\(nothing was started\)"):
+        inspection.watch(tiny_flux, dtype="float32", device="cpu", call={"sigmas": []}, prompt="a red circle")
