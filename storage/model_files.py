@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,6 +49,7 @@ _VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?\.(?!safetensors|bin)([\w-]+?)"
     r"(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
+_WHOLE = ", and model_index.json names that component; copy the whole model folder"
 _DEPTH = 3
 """How many pipelines may lie inside each other."""
 
@@ -67,7 +68,7 @@ class Component:
     has_weights: bool
     """Whether the component is a model."""
     fault: str = ""
-    """Why its weights do not load, and what to do; empty if they do."""
+    """Why it does not load, and what to do; empty if nothing is known against it."""
     others: tuple[str, ...] = ()
     """Files that look like weights and are not read."""
 
@@ -115,14 +116,19 @@ def weight_files(folder: Path, component: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_weights(folder: Path, *, configs_suffice: bool = False) -> None:
+def check_weights(folder: Path, *, taken: Collection[str] | None = None, configs_suffice: bool = False) -> None:
     """Raise UnusableModel unless every model of the pipeline has weights that `from_pretrained` reads, and no file
     that is read is a dangling link or a link out of the folder.
 
-    With `configs_suffice`, a component may have no weights at all: the folder is read for its configs.
+    `taken` names the components that the pipeline's class takes: the others are not loaded. Where it is not known, a
+    component may lack its folder. With `configs_suffice`, components may have no weights, or be absent: the folder is
+    read for its configs.
     """
     loaded_files(folder)
     for component in components(folder).values():
+        loaded = (folder / component.name).is_dir() if taken is None else component.name.partition("/")[0] in taken
+        if not loaded:
+            continue
         if component.fault and not (configs_suffice and not component.others and not component.index):
             raise UnusableModel(f"{component.fault} (nothing was started)")
 
@@ -204,17 +210,24 @@ def _component(folder: Path, at: str, name: str, *, library: str, kind: str) -> 
         explicit = config.get("transformers_weights")
         places = _DIFFUSERS if ours else (explicit,) if isinstance(explicit, str) else _TRANSFORMERS
         found, index, fault = _weights(here, places)
-        others = tuple(sorted(n for n in _listed(here) if n.endswith(_WEIGHT_SUFFIXES) and n not in {*found, *side}))
+        beside = _listed(here) - {*found, *side} if (folder / name).is_dir() else set[str]()
+        others = tuple(sorted(n for n in beside if n.endswith(_WEIGHT_SUFFIXES)))
         return Component(
             name=name,
             files=tuple(sorted(at + file for file in side | code)),
             weights=tuple(at + file for file in found),
             index=at + index if index else "",
             has_weights=True,
-            fault=fault or ("" if found and side else _absent(folder, here, places, others)),
+            fault=fault or ("" if found and side else _absent(folder, name, here, places, others)),
             others=others,
         )
-    return Component(name=name, files=tuple(sorted(at + file for file in side | code)), weights=(), has_weights=False)
+    return Component(
+        name=name,
+        files=tuple(sorted(at + file for file in side | code)),
+        weights=(),
+        has_weights=False,
+        fault="" if side or (at and _listed(here)) else f"{folder / name} is missing or empty{_WHOLE}",
+    )
 
 
 def _weights(here: Path, places: Iterable[str]) -> tuple[list[str], str, str]:
@@ -239,10 +252,12 @@ def _weights(here: Path, places: Iterable[str]) -> tuple[list[str], str, str]:
     return names, place, ""
 
 
-def _absent(folder: Path, here: Path, places: Iterable[str], others: Iterable[str]) -> str:
+def _absent(folder: Path, name: str, here: Path, places: Iterable[str], others: Iterable[str]) -> str:
     """Why a model without a config, or without any of `places`, does not load."""
+    if not (folder / name).is_dir() and "config.json" not in _listed(here):
+        return f"{folder / name} is missing{_WHOLE}"
     if "config.json" not in _listed(here):
-        return f"{here} has no config.json; copy the whole model folder"
+        return f"{here} has no config.json{_WHOLE}"
     variants = sorted({match[1] for name in others if (match := _VARIANT.fullmatch(name))})
     if variants:
         return (

@@ -109,7 +109,7 @@ def _of_pipeline(folder: Path, config: RunConfig, no_call: bool) -> list[Inspect
     parts, name = support.denoisers(index), str(index["_class_name"])
     if no_call or not weight_shapes(folder):
         return [_of_config(folder / part / "config.json", part, name) for part in parts]
-    check_weights(folder)
+    check_weights(folder, taken=support.components_taken(name))
     check_here(config.settings[ComputeSettings].device, instead="add --no-call or set compute.device=cpu")
     from adatsq_pipe.stages.denoiser import inspection  # imports torch
 

@@ -92,6 +92,23 @@ def call_source(name: str) -> CallSource | None:
     )
 
 
+def components_taken(name: str) -> frozenset[str] | None:
+    """The components that the pipeline class `name` takes; None if diffusers has no source of it.
+
+    `from_pretrained` leaves out what model_index.json names besides them.
+    """
+    file = _sources().get(name)
+    if file is None:
+        return None
+    classes = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    own = next(node for node in classes if node.name == name)
+    made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    if made:
+        return frozenset(argument.arg for argument in [*made[0].args.args[1:], *made[0].args.kwonlyargs])
+    bases = [base.id for base in own.bases if isinstance(base, ast.Name) and base.id in _sources()]
+    return components_taken(bases[0]) if bases else None
+
+
 def _calls(within: ast.AST) -> list[ast.Call]:
     return [node for node in ast.walk(within) if isinstance(node, ast.Call)]
 
@@ -132,7 +149,8 @@ def check_pipeline(
     `from_pretrained` would not read its weights; with `configs_suffice` it may have none.
     """
     index = find_pipeline(folder)
-    check_weights(folder, configs_suffice=configs_suffice)
+    taken = components_taken(str(index.get("_class_name", "")))
+    check_weights(folder, taken=taken, configs_suffice=configs_suffice)
     if not index.get("_class_name"):
         raise NotTaken(f"{folder / INDEX} names no pipeline class (_class_name); copy the model folder again")
     if takes_labels(index) and (wrong := [prompt for prompt in prompts if not prompt.isdecimal()]):

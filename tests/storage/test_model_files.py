@@ -272,6 +272,22 @@ def test_a_component_without_its_config_is_refused(model: Path) -> None:
         check_weights(model)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "scheduler"])
+def test_a_component_that_was_not_copied_is_refused_unless_the_pipeline_does_not_take_it(
+    part: str, model: Path, tmp_path: Path
+) -> None:
+    (model / part).rename(tmp_path / "away")
+    with pytest.raises(UnusableModel, match=rf"model/{part} is missing.* names that component; copy the whole model"):
+        check_weights(model, taken=["transformer", "scheduler", "text_encoder", "tokenizer", "tokenizer_2"])
+    check_weights(model, taken={"transformer", "scheduler", "text_encoder", "tokenizer"} - {part})
+    check_weights(model, configs_suffice=True, taken=[part])
+    check_weights(model)
+    if part != "text_encoder":
+        (model / part).mkdir()
+        with pytest.raises(UnusableModel, match=rf"model/{part} is missing or empty"):
+            check_weights(model)
+
+
 @pytest.mark.parametrize("name", ["transformer/config.json", "tokenizer/vocab.json", "text_encoder/model.safetensors"])
 def test_a_link_out_of_the_folder_is_not_followed(name: str, model: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"

@@ -165,3 +165,18 @@ def test_the_timestep_is_found_by_name_or_place() -> None:
 def test_a_call_that_the_pipeline_refuses_is_refused_as_by_a_run(tiny_flux: Path) -> None:
     with pytest.raises(NotTaken, match=r"without one call of its denoiser.*\(nothing was started\)"):
         inspection.watch(tiny_flux, dtype="float32", device="cpu", call={"sigmas": []}, prompt="a red circle")
+
+
+@pytest.mark.parametrize(
+    "name", ["FluxPipeline", "FluxImg2ImgPipeline", "WanPipeline", "DiTPipeline", "ZImagePipeline"]
+)
+def test_the_components_that_a_pipeline_takes_are_those_of_its_class(name: str) -> None:
+    import diffusers
+
+    made = getattr(diffusers, name)
+    expected, optional = made._get_signature_keys(made)
+    assert support.components_taken(name) == {*expected, *optional}
+
+
+def test_the_components_of_a_class_that_is_not_diffusers_own_are_not_known() -> None:
+    assert support.components_taken("MyPipeline") is None and support.components_taken("") is None
