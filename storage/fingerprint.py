@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -98,7 +99,8 @@ Hashed: TypeAlias = "tuple[int, int, str]"
 def folder_digest(folder: Path, names: Sequence[str], cache: Path) -> str:
     """Digest of the files `names` of a folder: their relative names and their contents.
 
-    `cache` (a JSON file) holds each file's size, mtime and digest, so that a large model is hashed once.
+    `cache` (a JSON file) holds each file's size, mtime and digest, so that a large model is hashed once. One that is
+    not as it was written counts for nothing.
 
     Versions before 0.2 took every file of the folder into the digest. A run directory that one of them wrote keeps that
     digest as long as the files `names` stay as they were: nothing is computed again.
@@ -109,9 +111,11 @@ def folder_digest(folder: Path, names: Sequence[str], cache: Path) -> str:
         stat = path.stat()
         size, mtime, old = stat.st_size, stat.st_mtime_ns, files.get(str(path))
         entries[str(path)] = (size, mtime, old[2] if old and old[:2] == (size, mtime) else file_digest(path))
-    text = json.dumps({"files": entries, "kept": kept}, indent=1)
-    if not cache.exists() or cache.read_bytes() != text.encode():
-        write_text(cache, text)
+    body: dict[str, Plain] = {"files": entries, "kept": kept}
+    text = json.dumps({**body, "self": digest(body)}, indent=1)
+    with suppress(OSError):  # a run directory that cannot be written is read all the same
+        if not cache.exists() or cache.read_bytes() != text.encode():
+            write_text(cache, text)
     found = digest({name: entries[str(folder / name)][2] for name in names})
     return kept.get(found, found)
 
@@ -120,6 +124,8 @@ def _hashed_before(folder: Path, names: Sequence[str], cache: Path) -> tuple[dic
     """The files in the cache, and the digests that stand in for others: of `names` -> of all files of the folder."""
     try:
         cached = read_json_object(cache)
+        if cached.pop("self", None) not in (None, digest_of_json(cached)):
+            return {}, {}
         before = "files" not in cached
         files = {
             str(path): (int(a), int(b), str(c)) for path, (a, b, c) in (cached if before else cached["files"]).items()

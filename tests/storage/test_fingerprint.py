@@ -171,3 +171,23 @@ def test_files_are_hashed_once_until_they_change(tmp_path: Path, monkeypatch: py
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     folder_digest(model, names, memory)
     assert hashed[2:] == ["w", "w"], "another size at the same time is another file"
+
+
+def test_a_cache_that_was_damaged_counts_for_nothing(tmp_path: Path) -> None:
+    """Else one wrong digit of it would have every stage computed once more."""
+    model, memory, names = _model(tmp_path), tmp_path / "memory.json", ["index.json", "vae/w"]
+    right = folder_digest(model, names, memory)
+    text = memory.read_text()
+    memory.write_text(text.replace(_sha(b"one"), _sha(b"two")))
+    assert folder_digest(model, names, memory) == right and memory.read_text() == text
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    model, memory, names = _model(tmp_path), tmp_path / "memory.json", ["index.json", "vae/w"]
+    right = folder_digest(model, names, memory)
+    memory.unlink()
+    monkeypatch.setattr(fingerprint, "write_text", refused)
+    assert folder_digest(model, names, memory) == right and not memory.exists()
