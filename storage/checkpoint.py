@@ -34,7 +34,9 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
     try:
         index = read_index(folder)
     except FileNotFoundError:
-        raise StorageError(f"{folder} has no model_index.json, so it is no diffusers pipeline folder") from None
+        inside = sorted(path.parent for path in folder.glob(f"snapshots/*/{INDEX}"))
+        hint = f"; the hub's cache has it in {inside[-1]}" if inside else ""
+        raise StorageError(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder{hint}") from None
     components = [name for name, value in index.items() if is_component(value)]
     if not index.get("transformer") or not (folder / "transformer").is_dir():
         names = ", ".join(sorted(components)) or "none"

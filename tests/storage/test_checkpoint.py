@@ -66,6 +66,12 @@ def test_a_folder_that_is_no_pipeline_is_refused_with_the_reason(model: Path, tm
         find_pipeline(tmp_path / "nowhere")
     with pytest.raises(StorageError, match=r"has no model_index\.json"):
         find_pipeline(tmp_path)
+    (tmp_path / "snapshots" / "0ef5").mkdir(parents=True)
+    (tmp_path / "snapshots" / "0ef5" / "model_index.json").touch()
+    with pytest.raises(
+        StorageError, match=r"no diffusers pipeline folder; the hub's cache has it in .*/snapshots/0ef5"
+    ):
+        find_pipeline(tmp_path)
     (model / "model_index.json").unlink()
     os.mkfifo(model / "model_index.json")
     with pytest.raises(StorageError, match="is no file"):

@@ -196,6 +196,24 @@ def test_of_an_index_and_a_single_file_each_library_has_its_own_first(tmp_path: 
     ]
 
 
+def test_a_text_encoder_in_shards_of_torchs_own_format_with_an_adapter_is_read_whole(tmp_path: Path) -> None:
+    _write(tmp_path, "part/config.json", "part/generation_config.json", "part/a.bin", "part/b.bin", "part/c.bin")
+    _write(tmp_path, "part/adapter_config.json", "part/adapter_model.safetensors", "part/tokenizer.json")
+    _index(tmp_path / "part" / "pytorch_model.bin.index.json", "b.bin", "a.bin")
+    (tmp_path / "model_index.json").write_text(json.dumps({"part": ["transformers", "SomeModel"]}))
+    assert loaded_files(tmp_path) == [
+        "model_index.json",
+        "part/a.bin",
+        "part/adapter_config.json",
+        "part/adapter_model.safetensors",
+        "part/b.bin",
+        "part/config.json",
+        "part/generation_config.json",
+        "part/pytorch_model.bin.index.json",
+    ]
+    check_weights(tmp_path)
+
+
 def test_a_pipeline_inside_a_pipeline_and_a_component_in_the_root_are_followed(tmp_path: Path) -> None:
     _write(tmp_path, "prior/scheduler/scheduler_config.json", "tokenizer.json", "config.json", "model.safetensors")
     (tmp_path / "prior" / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDPMScheduler"]}))

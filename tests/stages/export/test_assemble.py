@@ -243,7 +243,11 @@ def test_of_two_denoisers_each_has_its_own_layers(tmp_path: Path) -> None:
     parts = {"transformer": _weights(), "transformer_2": _weights("second")}
     _source(Path(store.context.model.path), parts)
     solved = [_write_layer(store, name.partition(".")[2], name) for name in names]
+    model = Path(store.context.model.path)
+    for path in (*model.rglob("*"), model):
+        path.chmod(0o555 if path.is_dir() else 0o444)
     value, folder = _assembled(store)
+    assert all(path.stat().st_mode & 0o200 for path in (folder, *folder.rglob("*"))), "a read-only source is copied"
     one, two = (load_file(folder / part / FILE) for part in parts)
     assert torch.equal(slow_math.unpacked(one[f"{FIRST}.codes"], 3, 16), solved[0]["codes"].long())
     assert torch.equal(slow_math.unpacked(two[f"{SECOND}.codes"], 4, 16), solved[1]["codes"].long())
