@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,12 @@ class DamageNotes:
             self.remote.upload([self._name(unit)])
 
     def remove(self, unit: str) -> None:
-        """Remove the note of a unit, if there is one."""
-        self._path(unit).unlink(missing_ok=True)
+        """Remove the note of a unit, if there is one, and the folders that it leaves empty."""
+        path = self._path(unit)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            while path.parent != self.folder:
+                path = path.parent
+                path.rmdir()
         if self.remote is not None and self._name(unit) in self.remote.sizes:
             self.remote.remove([self._name(unit)])

@@ -39,6 +39,15 @@ def test_a_note_names_its_unit_until_the_unit_is_withdrawn(manifest: Manifest) -
     assert not manifest.done("a/0") and manifest.done("b")
 
 
+def test_without_a_note_there_is_no_folder_of_notes(manifest: Manifest) -> None:
+    manifest.notes.add("a/0", "a byte is wrong")
+    manifest.notes.add("b", "it is empty")
+    manifest.notes.remove("a/0")
+    assert [path.name for path in (manifest.folder / "damage").rglob("*")] == ["b.json"]
+    manifest.notes.remove("b")
+    assert not (manifest.folder / "damage").exists() and manifest.folder.is_dir()
+
+
 def test_a_note_that_cannot_be_read_still_names_its_unit(manifest: Manifest) -> None:
     manifest.notes.add("b", "it is empty")
     (manifest.folder / "damage" / "b.json").write_text('["torn"')
