@@ -46,11 +46,11 @@ def escaped(text: str) -> str:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Names of the installed fonts that may be drawn with, in order."""
+    """Names of the installed fonts that may be drawn with, in order: not those of coloured bitmaps."""
     from matplotlib.font_manager import fontManager  # takes a second to import; `run` with nothing to do draws nothing
 
     names = {entry.name for entry in fontManager.ttflist}
-    return tuple(sorted(name for name in names if not name.startswith(PLACEHOLDERS)))
+    return tuple(sorted(name for name in names if not name.startswith(PLACEHOLDERS) and "Color" not in name))
 
 
 @cache

@@ -97,6 +97,31 @@ def test_the_timestep_of_a_step_is_the_largest_of_its_calls(tmp_path: Path, monk
     assert survey_of(store.context).timesteps == (1000, 700, 410)
 
 
+def test_recorded_runs_of_other_noise_levels_are_refused_before_they_are_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, worker = _opened(tmp_path, TwoLayerDenoiser(), monkeypatch)
+    manifest, run = store.manifest("capture"), read_trajectory(store.context, 1)
+    manifest.withdraw("trajectory/001")
+    write_trajectory(manifest.open_unit("trajectory/001"), replace(run, timesteps=(700, 400, 100)))
+    manifest.commit("trajectory/001")
+    with pytest.raises(StageError, match="the prompts of data are denoised at different noise levels"):
+        worker("survey")
+
+
+def test_timesteps_that_rise_have_the_noisiest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, worker = _opened(tmp_path, TwoLayerDenoiser(guided=True), monkeypatch)
+    manifest = store.manifest("capture")
+    for unit in range(store.batches):
+        run = read_trajectory(store.context, unit)
+        manifest.withdraw(f"trajectory/{unit:03d}")
+        rising = replace(run, timesteps=(0.0, 0.1, 0.4, 0.4, 0.9, 0.8))
+        write_trajectory(manifest.open_unit(f"trajectory/{unit:03d}"), rising)
+        manifest.commit(f"trajectory/{unit:03d}")
+    worker("survey")
+    assert survey_of(store.context).timesteps == (0.0, 0.4, 0.8)
+
+
 def test_a_survey_of_a_batch_that_is_cut_counts_by_sample_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
