@@ -100,7 +100,8 @@ class Executors:
         tables = [table for fingerprint, table in new.items() if fingerprint not in self.rehearsed]
         for table in tables:
             screen.say(captions.shown(context.settings[DataSettings if table == "data" else EvaluateSettings]))
-        for _ in self.get().stream(rehearsal.WORKER, context, tables) if tables else ():
+        keys = [f"rehearsal/{table}" for table in tables]
+        for _ in self.get().stream(rehearsal.WORKER, context, keys) if keys else ():
             pass
         self.rehearsed |= set(new)
 

@@ -26,8 +26,9 @@ class Rehearsal(OutOfMemoryBackoff):
         self.context = context
         self.denoiser = denoiser_of(context, self.micro)
 
-    def __call__(self, table: str) -> None:
-        """Raises NotTaken, with what the pipeline says."""
+    def __call__(self, key: str) -> None:
+        """Raises NotTaken, with what the pipeline says. The key is "rehearsal/" and the table."""
+        table = key.partition("/")[2]
         try:
             batches = calibration_shards(self.context) if table == "data" else draws(self.context)
             self._rehearse(table, batches)

@@ -37,5 +37,5 @@ def test_a_single_sample_that_does_not_fit_is_an_error(tiny_flux: Path, tmp_path
     done = _run(0, tmp_path / "run", tiny_flux)
     assert done.returncode == 1
     last = harness.last_line(done.stderr)
-    assert "unit 'trajectory/000' does not fit with one sample at a time (CUDA out of memory. Tr" in last, done.stderr
+    assert "unit 'rehearsal/data' does not fit with one sample at a time (CUDA out of memory. Tr" in last, done.stderr
     assert "cluster.gpus_per_worker" in last and "compute.dtype=bfloat16" in last

@@ -34,8 +34,8 @@ def context(model: Path, run: Path, *sets: str) -> Context:
 
 def test_a_call_that_the_pipeline_takes_passes_and_leaves_nothing(tiny_flux: Path, tmp_path: Path) -> None:
     rehearsal = Rehearsal(context(tiny_flux, tmp_path / "run", "evaluate.seeds=5"))
-    rehearsal("data")
-    rehearsal("evaluate")
+    rehearsal("rehearsal/data")
+    rehearsal("rehearsal/evaluate")
     assert [path for path in (tmp_path / "run").rglob("*") if "units" in path.parts] == []
 
 
@@ -56,7 +56,7 @@ def test_a_call_that_the_pipeline_refuses_is_refused_in_one_line(
     key, _, text = value.partition("=")
     called = made.settings[ModelSettings].model_copy(update={"call": {key: tomllib.loads(f"x = {text}")["x"]}})
     with pytest.raises(NotTaken) as caught:
-        Rehearsal(replace(made, settings=made.settings.replaced(called)))("data")
+        Rehearsal(replace(made, settings=made.settings.replaced(called)))("rehearsal/data")
     line = str(caught.value)
     assert said in line and "\n" not in line and line.endswith("(nothing was started)"), line
 
@@ -66,7 +66,7 @@ def test_a_loop_without_an_end_is_refused(tiny_flux: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(denoiser, "MOST_CALLS", 5)
     with pytest.raises(NotTaken, match="more than 5 times; ask for fewer steps"):
-        Rehearsal(context(tiny_flux, tmp_path / "run", "model.call.num_inference_steps=6"))("data")
+        Rehearsal(context(tiny_flux, tmp_path / "run", "model.call.num_inference_steps=6"))("rehearsal/data")
 
 
 def manifest(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -101,10 +101,10 @@ def test_prompts_whose_runs_differ_are_refused(
 ) -> None:
     file = manifest(tmp_path / "rows", {"call": {"strength": 0.9}}, {"call": other})
     with pytest.raises(NotTaken) as caught:
-        Rehearsal(context(img2img, tmp_path / "run", f"{table}.prompts_file={file}"))(table)
+        Rehearsal(context(img2img, tmp_path / "run", f"{table}.prompts_file={file}"))(f"rehearsal/{table}")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_prompts_of_one_strength_pass(img2img: Path, tmp_path: Path) -> None:
     file = manifest(tmp_path / "rows", *({"call": {"strength": 0.5}, "seed": seed} for seed in (1, 2)))
-    Rehearsal(context(img2img, tmp_path / "run", f"data.prompts_file={file}"))("data")
+    Rehearsal(context(img2img, tmp_path / "run", f"data.prompts_file={file}"))("rehearsal/data")
