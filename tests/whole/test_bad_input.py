@@ -143,6 +143,22 @@ def test_damage_is_named_and_done_again(damage: str, captured: Path, tmp_path: P
     assert harness.run("verify", "--run-dir", str(run)).returncode == 0
 
 
+def test_what_verify_found_is_done_again_where_no_stage_reads_it(captured: Path, tmp_path: Path) -> None:
+    """A byte of the same size: a plan sees nothing, until `verify` has looked."""
+    run = tmp_path / "run"
+    shutil.copytree(captured, run, symlinks=True)
+    chunk = sorted(p for p in run.glob("capture/*/units/trajectory/000/**/c/**/*") if p.is_file())[0]
+    whole = chunk.read_bytes()
+    chunk.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert "damaged" not in harness.run("status", "--run-dir", str(run)).stdout
+    found = harness.run("verify", "--run-dir", str(run))
+    assert found.returncode == 1 and "trajectory/000" in found.stderr, found.stderr
+    assert "capture   damaged" in harness.run("status", "--run-dir", str(run)).stdout
+    done = harness.run("run", "--run-dir", str(run), "--stages", "capture", "--executor", "inline")
+    assert done.returncode == 0 and chunk.read_bytes() == whole, done.stderr
+    assert harness.run("verify", "--run-dir", str(run)).returncode == 0
+
+
 def test_nan_names_layer_and_timestep(tiny_flux: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
