@@ -32,6 +32,7 @@ MODULES = (
     "runtime.linear",
     "runtime.model",
     "runtime.policy_hook",
+    "runtime.casting",
     "runtime.quantizer",
 )
 """What runs a quantized model, each after what it imports."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,19 @@ def test_layers_of_different_widths_draw_the_same_dequantized_and_self_contained
     assert (drawn - weight_only(source)).abs().mean() < 0.02
     own = DiffusionPipeline.from_pretrained(tmp_path / "self-contained", trust_remote_code=True)
     assert torch.equal(draw(own, source), draw(DiffusionPipeline.from_pretrained(source), source))
+
+
+def test_self_contained_holds_every_module_of_ours_that_its_modules_import() -> None:
+    """Each after those: the file is read from top to bottom."""
+    before = set[str]()
+    for module in self_contained.MODULES:
+        spec = find_spec(f"adatsq_pipe.stages.{module}")
+        assert spec is not None and spec.origin is not None
+        needed = set(
+            re.findall(r"^from adatsq_pipe\.stages\.([\w.]+) import", Path(spec.origin).read_text(), re.MULTILINE)
+        )
+        assert needed <= before | {"runtime.kernels"}, module
+        before.add(module)
 
 
 @pytest.mark.run
