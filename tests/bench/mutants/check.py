@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.bench.mutants import (
     faults_effects,
+    faults_input,
     faults_numerics,
     faults_rooms,
     faults_runtime,
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 FAULTS = [
     *faults_stages.FAULTS,
     *faults_effects.FAULTS,
+    *faults_input.FAULTS,
     *faults_numerics.FAULTS,
     *faults_runtime.FAULTS,
     *faults_rooms.FAULTS,

@@ -114,10 +114,4 @@ FAULTS = [
         ("total - model - algebra", "total - model"),
         ("calls / reference[0]", "1.0 * captions / reference[0]"),
     ),
-    *faults(
-        "pipeline/prompts.py",
-        f"{PIPELINE}prompts.py",
-        ('row["seed"] < 0', "False"),
-        ("if any(inputs) else []", "if all(inputs) else []"),
-    ),
 ]

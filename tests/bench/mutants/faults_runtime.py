@@ -68,7 +68,7 @@ FAULTS = [
         (" or x.is_inference()", ""),
         ("self.qmax.fill_(2.0**bits - 1)", "self.qmax.fill_(2.0**bits)"),
         ("else 2.0**self.bits - 1", "else 2.0**self.bits"),
-        ("max(policy[step] for step in steps)", "min(policy[step] for step in steps)"),
+        ("self.bits = policy[step]", "self.bits = policy[0]"),
         ("group = int(self.time_group[step])", "group = 0"),
         ("self.current_zero.copy_(self.step_zero[group])", "self.current_zero.copy_(self.step_zero[0])"),
         ("x = x * self.smooth.to(x.dtype)", "pass"),
