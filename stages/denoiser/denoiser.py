@@ -191,8 +191,8 @@ class Denoiser:
                     pictures = pictures_of(call(**arguments), samples)
             except LoopStopped:
                 pass
-            except (StageError, StorageError, torch.OutOfMemoryError):
-                raise
+            except (StageError, StorageError, OSError, torch.OutOfMemoryError):
+                raise  # another try may pass, or it has its own words
             except Exception as error:  # pipelines raise of all kinds for arguments that they do not take
                 said = " ".join(str(error).split())
                 raise StageError(
