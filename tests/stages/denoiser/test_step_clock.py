@@ -28,6 +28,7 @@ def steps_of(*calls: tuple[int, float, float]) -> tuple[list[int], tuple[float, 
 
 def test_calls_between_two_steps_of_the_scheduler_are_of_one_step() -> None:
     assert steps_of((0, 9, 9), (0, 9, 9), (1, 5, 5), (1, 5, 5)) == ([0, 0, 1, 1], (9, 9, 5, 5))
+    assert steps_of((0, 9, 9), (0, 8, 8), (1, 5, 5)) == ([0, 0, 1], (9, 8, 5)), "whatever their timesteps"
 
 
 def test_tokens_that_stand_still_change_neither_steps_nor_timesteps() -> None:
