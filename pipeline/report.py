@@ -46,7 +46,8 @@ from adatsq_pipe.storage.tables import Row
 FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
 """Names of the plots that only some recipes have."""
 SIDE_BY_SIDE, POLICY, STEPS = "side_by_side.png", "policy.png", "steps.png"
-FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", POLICY, STEPS, FRONT, WEIGHT_BITS)
+PAGE = "report.html"
+FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", POLICY, STEPS, FRONT, WEIGHT_BITS, PAGE)
 """What a report may consist of."""
 
 
@@ -62,8 +63,10 @@ def write(
     steps: list[Step],
     context: Context,
     say: Callable[[str], object] = lambda line: None,
+    *,
+    again: bool = False,
 ) -> bool:
-    """Write the report unless it stands already for this very run. False if evaluate has not finished.
+    """Write the report unless it stands already for this very run, or in any case. False if evaluate has not finished.
 
     A plot that fails is left out: `say` gets a line on it, and the summary has it. Raises DamagedUnit.
     """
@@ -71,13 +74,16 @@ def write(
     if not done["evaluate"].complete:
         return False
     path = run.report / FILE
-    if finished.stands(run, context.fingerprints):
+    if not again and finished.stands(run, context.fingerprints):
         return True
     _verify(context)
     run.report.mkdir(exist_ok=True)
     notes = Notes()
     summary = summarize(config, run, context, notes)
     _plot(run.report, context, summary, notes)
+    from adatsq_pipe.pipeline.page.content import write_page  # imports plotly, which a run with nothing to do needs not
+
+    write_page(config, run, context, summary, notes)
     summary = replace(summary, facts=replace(summary.facts, report=dict(notes)))
     for part, why in notes.items():
         say(f"report: {part}: {why}")

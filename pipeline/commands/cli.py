@@ -13,12 +13,27 @@ from adatsq_pipe.pipeline.commands.compare import compare
 from adatsq_pipe.pipeline.commands.export import export
 from adatsq_pipe.pipeline.commands.inspect import inspect
 from adatsq_pipe.pipeline.commands.pick import pick
+from adatsq_pipe.pipeline.commands.report import report
 from adatsq_pipe.pipeline.commands.run import run
 from adatsq_pipe.pipeline.commands.sample import sample
 from adatsq_pipe.pipeline.commands.settings import settings
 from adatsq_pipe.pipeline.commands.status import status, verify, why
 
-COMMANDS = (run, pick, status, why, sample, compare, export, inspect, settings, verify, remote.submit, remote.attach)
+COMMANDS = (
+    run,
+    pick,
+    report,
+    status,
+    why,
+    sample,
+    compare,
+    export,
+    inspect,
+    settings,
+    verify,
+    remote.submit,
+    remote.attach,
+)
 """The commands in the order of use, as the help lists them."""
 
 

@@ -125,6 +125,7 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
     click.echo(f"model     {place.display('model')}")
     click.echo(f"summary   {place.display('report/summary.json')}")
     click.echo(f"pictures  {place.display('report/side_by_side.png')}")
+    click.echo(f"report    {place.display('report/report.html')}")
     click.echo("load      import adatsq_pipe.stages.runtime, diffusers")
     click.echo(f"          pipe = diffusers.DiffusionPipeline.from_pretrained({place.display('model')!r})")
     if picked := config.settings[AssembleSettings].mean_bits:

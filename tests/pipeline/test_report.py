@@ -47,6 +47,7 @@ def _samples(numbers: list[int]) -> dict[str, Any]:
     rows = [
         {
             "prompt": names[i],
+            "seed": 7 + i,
             "latent_error": ERRORS[i],
             "latent_psnr": PSNR[i] - 5,
             "psnr": PSNR[i],
@@ -360,7 +361,9 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     whole = report.summarize(_config(store), run, context)
     assert json.loads(path.read_text()) == json.loads(json.dumps(asdict(whole)))
     assert read_summary(run.report) == whole
-    assert {p.name for p in run.report.iterdir()} == {"summary.json", "policy.png", "side_by_side.png", "steps.png"}
+    assert {p.name for p in run.report.iterdir()} == {
+        "summary.json", "policy.png", "side_by_side.png", "steps.png", "report.html", "pictures",
+    }  # fmt: skip
     assert run.model.resolve() == run.published_folder(context.fingerprints["assemble"], fingerprint).resolve()
     assert (run.model / "README.md").read_text() == "psnr 35.0"
     assert (run.model / "policy.png").read_bytes() == (run.report / "policy.png").read_bytes()

@@ -22,6 +22,7 @@ FROZEN = Path(__file__).with_name("frozen_interface.json")
 ORDER = [
     "run",
     "pick",
+    "report",
     "status",
     "why",
     "sample",

@@ -1,0 +1,39 @@
+"""`report`: the page and the pictures of a finished run, written again."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from adatsq_pipe.pipeline.commands.shell import DEFAULT_RUN, example, fail, run_lock, user_errors
+from adatsq_pipe.pipeline.plan import plan
+from adatsq_pipe.pipeline.request import load_config
+from adatsq_pipe.storage.rundir import RunDir
+
+
+@click.command(short_help="Write the report of a finished run again.", epilog=example("report adatsq-run"))
+@click.argument("run_dir", metavar="RUN", default=DEFAULT_RUN)
+@user_errors
+def report(run_dir: str) -> None:
+    """Write the report of RUN again: report.html, the pictures as files, the plots and the summary.
+
+    RUN is a run directory whose stages are done [default: adatsq-run]. No stage runs.
+    """
+    from adatsq_pipe.pipeline import report as reporting  # imports numpy and pyarrow, which `--help` needs not
+
+    place = RunDir.open(run_dir)
+    place.check()
+    config = load_config(place, None, None, None, ())
+    steps, context = plan(config, place)
+    lacking = [step.stage.name for step in steps if not step.complete]
+    if lacking:
+        fail(
+            f"{place.display()} is not finished: {', '.join(lacking)} not done; "
+            f"finish it with: adatsq-pipe run --run-dir {place.display()}",
+            1,
+        )
+    with run_lock(place):
+        reporting.write(config, place, steps, context, lambda line: click.echo(line, file=sys.stderr), again=True)
+    click.echo(f"report    {place.display('report/' + reporting.PAGE)}")
+    click.echo(f"pictures  {place.display('report/pictures')}")

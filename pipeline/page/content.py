@@ -1,0 +1,130 @@
+"""What the page of a run shows, read from its units and its summary."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.notes import Notes
+from adatsq_pipe.pipeline.page import charts, images, render
+from adatsq_pipe.pipeline.page.images import Pair
+from adatsq_pipe.pipeline.page.tables import Cell, Table
+from adatsq_pipe.pipeline.summary import Summary
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.calibration.survey import survey_of
+from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.storage.rundir import RunDir
+
+VERSIONS = ("adatsq-pipe", "torch", "diffusers", "transformers", "ray", "numpy", "zarr", "pyarrow")
+
+
+def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summary, notes: Notes) -> Path | None:
+    """Write the pictures and the page of a finished run. What fails is noted, and left out; None if nothing is left."""
+    pairs = list[Pair]()
+    with notes.of(images.FOLDER):
+        pairs = images.write_pictures(context, run.report)
+    drawn = dict[str, charts.Chart]()
+    for name, draw in charts.drawings(context, summary, run.display()).items():
+        if name == "front" and context.settings[Recipe].allocation != "lagrangian":
+            continue
+        with notes.of(f"{render.FILE}: {name}"):
+            drawn[name] = draw()
+    tables = dict[str, Table]()
+    sources: dict[str, Callable[[], Table]] = {
+        "pictures": lambda: _pictures(pairs),
+        "kinds": lambda: render.kinds_table(pairs),
+        "layers": lambda: _layers(context),
+        "left": lambda: _left(summary),
+        "seconds": lambda: _seconds(summary),
+        "versions": lambda: _versions(context),
+    }
+    for name, make in sources.items():
+        with notes.of(f"{render.FILE}: {name}"):
+            tables[name] = make()
+    with notes.of(render.FILE):
+        page = render.Page(
+            summary=summary, pairs=pairs, charts=drawn, tables=tables, facts=_facts(summary), notes=dict(notes),
+            configuration=json.dumps(
+                {table.table: table.model_dump(mode="json") for table in (*config.settings, config.cluster)},
+                indent=1, ensure_ascii=False, default=str,
+            ),
+        )  # fmt: skip
+        return render.write(page, run.report)
+    return None
+
+
+def _pictures(pairs: list[Pair]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            p.row["prompt"],
+            p.row["seed"],
+            p.kind,
+            p.row["latent_error"],
+            p.row["psnr"],
+            p.row["ssim"],
+            p.full,
+            p.quantized,
+        ]
+        for p in pairs
+    ]
+    columns = ("caption", "seed", "kind", "latent error", "PSNR, dB", "SSIM", "full precision", "quantized")
+    return Table(name="pictures", columns=columns, rows=rows)
+
+
+def _layers(context: Context) -> Table:
+    """Bits and error of every layer's weight, as solve left it."""
+    manifest, rows = context.manifest("solve"), list[list[Cell]]()
+    for layer in survey_of(context).layers:
+        value = manifest.read(f"layer/{layer.name}").value
+        rows.append(
+            [layer.name, f"{layer.in_features} x {layer.out_features}", int(value["spec"]["weight_bits"]),
+             float(value["error"]), float(value["damping"]), "tokens" if layer.rounded else "not rounded"]
+        )  # fmt: skip
+    columns = ("layer", "in x out", "weight bits", "weight error", "damping", "input")
+    return Table(name="layers", columns=columns, rows=rows)
+
+
+def _left(summary: Summary) -> Table:
+    rows: list[list[Cell]] = [
+        [str(row.get(key, "")) for key in ("pattern", "kind", "count", "parameters", "why")]
+        for row in summary.facts.left_alone
+    ]
+    rows += [[name, "Linear", "1", "", "not called"] for name in summary.facts.layers_not_called]
+    return Table(name="left-alone", columns=("module", "kind", "count", "parameters", "why"), rows=rows)
+
+
+def _seconds(summary: Summary) -> Table:
+    columns = ("stage", "wall, s", "model, s", "linear algebra, s", "overhead, s")
+    rows: list[list[Cell]] = [
+        [stage, *(round(parts[key], 2) for key in ("wall", "model", "algebra", "overhead"))]
+        for stage, parts in summary.seconds.items()
+    ]
+    return Table(name="seconds", columns=columns, rows=rows)
+
+
+def _versions(context: Context) -> Table:
+    rows: list[list[Cell]] = [["Python", platform.python_version()]]
+    rows += [[name, importlib.metadata.version(name)] for name in VERSIONS]
+    rows += [[f"fingerprint of {stage}", digest] for stage, digest in context.fingerprints.items()]
+    return Table(name="versions", columns=("what", "version or digest"), rows=rows)
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    """What a reader of the numbers should know, in lines; what there is nothing of is left out."""
+    facts = summary.facts
+    lines: list[tuple[str, str | Mapping[str, object]]] = [
+        ("sensitivity", facts.sensitivity),
+        ("batches halved, by stage", facts.micro_batch),
+        ("damping raised, by layer", facts.damping_raised),
+        ("memory, by stage", facts.memory),
+        ("workers to a GPU, by stage", facts.placement),
+        ("weight groups that were fitted, by layer", facts.groups_fitted),
+        ("inputs left whole", ", ".join(facts.weight_only_layers)),
+        ("called repeatedly and left alone", ", ".join(facts.layers_called_repeatedly_and_left_alone)),
+        ("largest weight error", f"{facts.worst_layer_error[0]:.4g} in {facts.worst_layer_error[1]}"),
+    ]
+    return [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in lines if value]

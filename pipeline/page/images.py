@@ -1,0 +1,103 @@
+"""The pictures of a run as files: full precision, quantized, and what differs, at full size."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from adatsq_pipe.pipeline.pictures import Picture
+from adatsq_pipe.pipeline.samples import quantized_units
+from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.storage import arrays, tables
+from adatsq_pipe.storage.tables import Row
+
+FOLDER = "pictures"
+"""Name of the folder in the run directory's `report`."""
+GAIN = 8
+"""The difference map shows differences so many times larger."""
+FRAME_MS = 125
+"""Milliseconds that a frame of a clip is shown."""
+SLUG = 48
+"""Most characters of a caption in a file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One caption and seed: what was measured, and its three files, named relative to the report."""
+
+    row: Row
+    full: str
+    quantized: str
+    difference: str
+    width: int
+    height: int
+
+    @property
+    def kind(self) -> str:
+        """What the caption asks for, where the built-in world scores it; else ""."""
+        return ", ".join(self.row.get("tasks") or ())
+
+
+def write_pictures(context: Context, report: Path) -> list[Pair]:
+    """Write all held-out pictures below `report`, and return them in the order of the samples.
+
+    Captions of any script end up in a name of plain letters, with a digest where they differ in nothing else.
+    """
+    folder = report / FOLDER
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    found = list[Pair]()
+    for place, (row, wanted, got) in enumerate(_drawn(context)):
+        stem = f"{place:04d}-{slug(row['prompt'])}-{row['seed']}"
+        ending = "png" if wanted.ndim == 3 else "gif"
+        files = {"fp": wanted, "q": got, "diff": difference(wanted, got)}
+        for name, picture in files.items():
+            save(picture, folder / f"{stem}-{name}.{ending}")
+        full, quantized, differing = (f"{FOLDER}/{stem}-{name}.{ending}" for name in files)
+        height, width = wanted.shape[-3:-1]
+        found.append(Pair(row=row, full=full, quantized=quantized, difference=differing, width=width, height=height))
+    return found
+
+
+def slug(caption: str) -> str:
+    """A caption as a part of a file's name: letters and digits of ASCII, and a digest of any other caption."""
+    plain = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:SLUG].strip("-")
+    whole = caption.isascii() and plain
+    return plain if whole else f"{plain}-{hashlib.sha256(caption.encode()).hexdigest()[:8]}".strip("-")
+
+
+def difference(wanted: Picture, got: Picture) -> Picture:
+    """|got - wanted|, GAIN times larger; values in [0, 1]."""
+    result: Picture = (np.abs(got - wanted) * GAIN).clip(0, 1)
+    return result
+
+
+def save(picture: Picture, path: Path) -> None:
+    """Write a picture as PNG, or a clip as a GIF that loops."""
+    frames = [Image.fromarray(frame) for frame in _bytes(picture if picture.ndim == 4 else picture[None])]
+    if picture.ndim == 3:
+        frames[0].save(path)
+        return
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+
+
+def _bytes(picture: Picture) -> npt.NDArray[np.uint8]:
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _drawn(context: Context) -> Iterator[tuple[Row, Picture, Picture]]:
+    """(measurements, full precision, quantized) of every held-out picture."""
+    evaluate, reference = context.manifest("evaluate"), context.manifest("reference")
+    for unit in quantized_units(context):
+        rows = tables.read(evaluate.local_folder(unit) / "samples.parquet")
+        got = arrays.read(evaluate.local_folder(unit), "pictures")
+        wanted = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
+        yield from zip(rows, wanted, got, strict=True)

@@ -1,0 +1,127 @@
+"""The page as HTML: a template, the charts' library and the data in one file, from which no request leaves."""
+
+from __future__ import annotations
+
+import base64
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from adatsq_pipe.pipeline.page.charts import Chart
+from adatsq_pipe.pipeline.page.images import GAIN, Pair
+from adatsq_pipe.pipeline.page.tables import Cell, Table, shown
+from adatsq_pipe.pipeline.summary import Summary
+
+FILE = "report.html"
+EMBEDDED_BYTES = 3_500_000
+"""Pictures of so many bytes are in the file, the others beside it: with the charts' library it stays below 10 MB."""
+WORST = 3
+OF_A_KIND = 4
+"""At most so many pairs of a kind of caption are on the page; the table names the files of all."""
+SMALL = 256
+"""Pictures smaller than so many pixels are enlarged, with their pixels kept apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the page shows of a run. `notes` says what is missing and why."""
+
+    summary: Summary
+    pairs: Sequence[Pair]
+    charts: Mapping[str, Chart]
+    tables: Mapping[str, Table]
+    facts: Sequence[tuple[str, str]]
+    configuration: str
+    notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A pair as the template shows it."""
+
+    pair: Pair
+    sources: Mapping[str, str]
+    group: str
+
+
+def write(page: Page, report: Path) -> Path:
+    """Write the page into the folder `report`, which has its pictures; returns its path."""
+    views = _views(page.pairs, report)
+    environment = Environment(
+        loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["shown"] = shown
+    charts = {
+        name: {"title": c.title, "description": c.description, "figure": _figure(c)} for name, c in page.charts.items()
+    }
+    data = {name: table.plain() for name, table in page.tables.items()}
+    data |= {name: chart.table.plain() for name, chart in page.charts.items()}
+    html = environment.get_template("report.html.jinja").render(
+        summary=page.summary, views=views, charts=charts, tables=page.tables, facts=page.facts, notes=page.notes,
+        configuration=page.configuration, gain=GAIN, small=SMALL, duration=_duration(page.summary),
+        left_out=len(page.pairs) - len({view.pair.full for view in views}),
+        library=Markup(get_plotlyjs()), data=Markup(_script(json.dumps(data))),
+    )  # fmt: skip
+    path = report / FILE
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _views(pairs: Sequence[Pair], report: Path) -> list[View]:
+    """The worst pairs first, then some of every kind of caption; pictures are embedded while there is room."""
+    groups = {"the worst": sorted(pairs, key=lambda pair: -pair.row["latent_error"])[:WORST]}
+    for pair in sorted(pairs, key=lambda pair: pair.kind):
+        if pair not in groups["the worst"]:
+            groups.setdefault(pair.kind or "captions", []).append(pair)
+    room, views = EMBEDDED_BYTES, list[View]()
+    for group, members in groups.items():
+        for pair in members[:OF_A_KIND]:
+            paths = {"full": pair.full, "quantized": pair.quantized, "difference": pair.difference}
+            size = sum((report / path).stat().st_size for path in paths.values()) * 4 // 3
+            if size <= room:
+                room -= size
+                paths = {name: _embedded(report / path) for name, path in paths.items()}
+            views.append(View(pair=pair, sources=paths, group=group))
+    return views
+
+
+def _embedded(path: Path) -> str:
+    kind = path.suffix.removeprefix(".")
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _figure(chart: Chart) -> Markup:
+    return Markup(_script(chart.figure.to_json()))
+
+
+def _script(text: str) -> str:
+    """JSON that may stand in a script element, whatever captions hold."""
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _duration(summary: Summary) -> str:
+    """Wall time of all stages, in the unit that fits."""
+    seconds = sum(parts["wall"] for parts in summary.seconds.values())
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def kinds_table(pairs: Sequence[Pair]) -> Table:
+    """Quality by kind of caption."""
+    kinds: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        kinds.setdefault(pair.kind or "captions", []).append(pair)
+    rows: list[list[Cell]] = [
+        [kind, len(ones), *(statistics.fmean(one.row[name] for one in ones) for name in ("psnr", "ssim"))]
+        for kind, ones in sorted(kinds.items())
+    ]
+    return Table(name="kinds", columns=("kind of caption", "pictures", "PSNR, dB", "SSIM"), rows=rows)
