@@ -5,39 +5,33 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.costs import capture_cost, search_cost, seconds
+from adatsq_pipe.pipeline.facts import facts_of
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
 from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
-from adatsq_pipe.pipeline.summary import FILE, Bits, Facts, Mean, PerStep, Quality, SearchCost, Size, Summary
+from adatsq_pipe.pipeline.summary import FILE, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
-from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
-from adatsq_pipe.stages.base.survey import Survey
-from adatsq_pipe.stages.calibration.survey import left_of
-from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
-from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
-from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
@@ -179,7 +173,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
             transformer_ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         ),
         search=SearchCost(**search_cost(context), front=found, rollout_error=point.rollout_error),
-        facts=_facts(config, run, context),
+        facts=facts_of(config, run, context),
         capture_over_bare_forwards=capture_cost(context),
         seconds=seconds(run, context),
     )
@@ -192,55 +186,6 @@ def _per_step(rows: list[Row]) -> PerStep:
         latent_relative_error=[statistics.fmean(row["error"] for row in step) for step in by_step],
         latent_psnr_db=[statistics.fmean(row["psnr"] for row in step) for step in by_step],
     )
-
-
-def _facts(config: RunConfig, run: RunDir, context: Context) -> Facts:
-    markers = context.manifest("solve").markers()
-    layers = {u.removeprefix("layer/"): marker.value for u, marker in markers.items() if u.startswith("layer/")}
-    survey = Survey.from_plain(context.manifest("capture").read("survey").value)
-    damping = config.settings[SolveSettings].damping
-    return Facts(
-        sensitivity=sensitivity_of(context),
-        layers_not_called=list(survey.unused),
-        layers_called_repeatedly_and_left_alone=list(survey.repeated),
-        left_alone=left_of(context),
-        weight_only_layers=[layer.name for layer in survey.layers if not layer.rounded],
-        memory=_logged(run, context, "memory"),
-        damping_raised={name: value["damping"] for name, value in layers.items() if value["damping"] > damping},
-        micro_batch=_micro_batches(context),
-        placement=_logged(run, context, "placement"),
-        smoothing=dict(Counter(value["smoothing"] for value in layers.values())),
-        groups_fitted=_fitted(config, layers),
-        worst_layer_error=max((value["error"], name) for name, value in layers.items()),
-    )
-
-
-def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
-    """Units by stage whose batches did not fit into memory, counted by what they were halved to."""
-    halvings: dict[str, dict[str, int]] = {}
-    for stage in context.fingerprints:
-        halved = [m.micro_batch for m in context.manifest(stage).markers().values() if m.micro_batch]
-        if halved:
-            halvings[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
-    return halvings
-
-
-def _logged(run: RunDir, context: Context, fact: str) -> dict[str, object]:
-    """The last entry of the log for `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
-    return {
-        entry["stage"]: entry[fact]
-        for entry in run.log_entries()
-        if fact in entry and context.fingerprints.get(entry["stage"]) == entry["fingerprint"]
-    }
-
-
-def _fitted(config: RunConfig, layers: Mapping[str, Any]) -> dict[str, int]:
-    """Layers whose weight groups are not of the recipe's size, for that does not divide their width."""
-    recipe = config.settings[Recipe]
-    wanted = {recipe.weight_group, recipe.conditioning_group}
-    if not recipe.group_fit or recipe.group_search:
-        return {}
-    return {name: v["spec"]["group"] for name, v in layers.items() if v["spec"]["group"] not in wanted}
 
 
 def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str, object] | None:
@@ -269,48 +214,3 @@ def _mean(rows: list[Row], name: str) -> Mean:
 
 def _worst(name: str, values: list[float]) -> float:
     return max(values) if name == "latent_error" else min(values)
-
-
-def search_cost(context: Context) -> dict[str, float]:
-    """What the search cost, in equivalents of one full-precision trajectory of the same captions.
-
-    `by_calls` counts denoiser calls (each weighted by its captions), `by_seconds` the model compute they took.
-    """
-    capture, search = context.manifest("capture"), context.manifest("search")
-    units = list(search.markers().values())
-    levels = [m for m in units if m.unit.startswith(("level/", "sensitivity/"))]
-    rollouts = [m for m in units if m.unit.startswith("rollout/")]
-    batches = context.settings[SearchSettings].batches if rollouts else 1
-    reference = [capture.read(trajectory_unit(batch)) for batch in range(batches)]
-    captions = sum(m.value["samples"] for m in reference)
-    calls = sum(m.calls for m in levels)
-    few = min(context.settings[SearchSettings].rollout_prompts, reference[0].value["samples"])
-    calls += sum(m.value["calls"] * m.value.get("samples", few) for m in rollouts) / captions
-    spent = sum(m.seconds["model"] for m in (*levels, *rollouts))
-    return {
-        "fp_trajectories_by_calls": calls / reference[0].value["calls"],
-        "fp_trajectories_by_seconds": spent / sum(m.seconds["model"] for m in reference),
-    }
-
-
-def capture_cost(context: Context) -> float:
-    """Worker seconds of the capture over its bare forwards: each trajectory's calls, made once and repeated once."""
-    manifest = context.manifest("capture")
-    units = list(manifest.markers().values())
-    bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
-    return sum(m.seconds["total"] for m in units) / bare
-
-
-def seconds(run: RunDir, context: Context) -> dict[str, dict[str, float]]:
-    """Per stage: wall time over all tries, and the workers' seconds split into model, linear algebra and overhead."""
-    walls: dict[str, float] = {}
-    for entry in run.log_entries():
-        if context.fingerprints.get(entry["stage"]) == entry["fingerprint"]:
-            walls[entry["stage"]] = walls.get(entry["stage"], 0.0) + entry["wall"]
-    return {stage: {"wall": walls.get(stage, 0.0), **_spent(context.manifest(stage))} for stage in context.fingerprints}
-
-
-def _spent(manifest: Manifest) -> dict[str, float]:
-    spent = [marker.seconds for marker in manifest.markers().values()]
-    model, algebra, total = (sum(s.get(k, 0.0) for s in spent) for k in ("model", "algebra", "total"))
-    return {"model": model, "algebra": algebra, "overhead": total - model - algebra}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from adatsq_pipe.pipeline import finished, pictures, report
+from adatsq_pipe.pipeline import costs, finished, pictures, report
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.pipeline.summary import Mean, read_summary
 from adatsq_pipe.stages.base.context import Context
@@ -257,7 +257,7 @@ def test_fitted_groups_are_those_of_neither_of_the_recipe_s_sizes(tmp_path: Path
 def test_the_search_s_cost_counts_every_call_once_by_its_captions(tmp_path: Path) -> None:
     store = _store(tmp_path)
     calls = 2.0 + 4.0 + 6 * 2 / 4 + 6 * 1 / 4
-    assert report.search_cost(store.context) == pytest.approx(
+    assert costs.search_cost(store.context) == pytest.approx(
         {"fp_trajectories_by_calls": calls / 6, "fp_trajectories_by_seconds": (20 + 10 + 3 + 2) / (10 + 5)}
     )
     assert _summary(store)["search"]["fp_trajectories_by_calls"] == pytest.approx(calls / 6)
@@ -269,7 +269,7 @@ def test_a_rollout_that_does_not_say_its_captions_had_those_of_the_settings(tmp_
     for unit in ("rollout/a-000", "rollout/a-001"):
         manifest.discard(unit)
     _commit(store.context, "search", "rollout/b", (3.0, 0.0, 4.0), value={"calls": 6})
-    assert report.search_cost(store.context)["fp_trajectories_by_calls"] == pytest.approx((2 + 4 + 6 * 2 / 3) / 6)
+    assert costs.search_cost(store.context)["fp_trajectories_by_calls"] == pytest.approx((2 + 4 + 6 * 2 / 3) / 6)
 
 
 def test_sensitivities_are_measured_on_the_first_batch(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_sensitivities_are_measured_on_the_first_batch(tmp_path: Path) -> None:
         manifest.discard(unit)
     for i in (0, 1):
         _commit(store.context, "search", f"sensitivity/{i:04d}", (8.0, 0.0, 9.0, 9.0), value={})
-    assert report.search_cost(store.context) == pytest.approx(
+    assert costs.search_cost(store.context) == pytest.approx(
         {"fp_trajectories_by_calls": 18 / 6, "fp_trajectories_by_seconds": 16 / 10}
     )
 
@@ -287,7 +287,7 @@ def test_sensitivities_are_measured_on_the_first_batch(tmp_path: Path) -> None:
 def test_the_capture_s_cost_is_over_two_bare_runs(tmp_path: Path) -> None:
     store = _store(tmp_path)
     total = 1.5 + 0.5 + 12 + 6 + 10 + 10 + 5
-    assert report.capture_cost(store.context) == pytest.approx(total / (2 * 15))
+    assert costs.capture_cost(store.context) == pytest.approx(total / (2 * 15))
     assert _summary(store)["capture_over_bare_forwards"] == pytest.approx(total / 30)
 
 

@@ -110,6 +110,10 @@ FAULTS = [
         f"{PIPELINE}report.py",
         ("/ math.sqrt(len(values))", "/ len(values)"),
         ('max(values) if name == "latent_error" else min(values)', "min(values)"),
+    ),
+    *faults(
+        "pipeline/costs.py",
+        f"{PIPELINE}report.py",
         ("bare = 2 * sum", "bare = sum"),
         ("total - model - algebra", "total - model"),
         ("calls / reference[0]", "1.0 * captions / reference[0]"),
