@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline.config import load
-from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.costs import search_cost
+from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.request import read_request
 from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
