@@ -122,6 +122,9 @@ def test_a_budget_of_macs_counts_bits_by_multiply_accumulates(tmp_path: Path) ->
     macs = [TOKENS * SHAPES[name][0] * SHAPES[name][1] for name in (FIRST, SECOND)]
     rows = space.policies[0]
     spent = sum(b * m for row in rows for b, m in zip(row, macs, strict=True)) / (3 * sum(macs))
+    assert space.costs is not None
+    np.testing.assert_allclose(space.costs.walk("macs").price_N, [m / (sum(macs) / 2) for m in macs] * 3)
+    np.testing.assert_array_equal(space.costs.walk("bits").price_N, np.ones(6))
     assert spent <= 4.0 + 1e-9 and space.mac_weighted_bits((0, 0, 0)) == pytest.approx(spent)
     assert sum(prices[0] for prices in space.prices) / 3 == pytest.approx(spent), "the beam pays the same price"
     plain = sum(map(sum, rows)) / 6
