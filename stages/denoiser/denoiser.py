@@ -226,19 +226,22 @@ class Denoiser:
 
     @torch.no_grad()
     def rehearse(self, conditions: Conditions) -> list[Call]:
-        """Every call of the loop, at the cost of one per denoiser: its first output answers all its calls.
+        """Every call of the loop, at the cost of one per denoiser and size of its inputs: the first output of each answers
+        all such calls.
 
         Raises StageError for a loop of more than `MOST_CALLS` calls.
         """
-        real, calls, first, clock = self._forwards(), list[Call](), dict[str, Output](), StepClock()
+        real, calls, clock = self._forwards(), list[Call](), StepClock()
+        first = dict[tuple[object, ...], Output]()
 
         def answer(call: Call) -> Output:
             calls.append(call)
             if len(calls) > MOST_CALLS:
                 raise StageError(f"the loop calls its denoiser more than {MOST_CALLS} times; ask for fewer steps")
-            if call.part not in first:
-                first[call.part] = self._through(real[call.part], call)
-            output = first[call.part]
+            kind = (call.part, *(leaf.shape for leaf in leaves([call.args, call.kwargs])))
+            if kind not in first:
+                first[kind] = self._through(real[call.part], call)
+            output = first[kind]
             return rebuild(structure(output), iter([leaf.clone() for leaf in leaves(output)]))
 
         self._drive(conditions, answer, decode=False, clock=clock)

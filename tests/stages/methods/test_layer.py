@@ -102,6 +102,8 @@ def test_what_fits_is_not_refused(row: Any, recipe: Any) -> None:
 def test_a_model_is_refused_by_the_shapes_in_its_files(tmp_path: Path) -> None:
     """Layers outside blocks and tensors that are no matrices do not count; names tell conditioning layers."""
     (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text('{"transformer": ["diffusers", "FluxTransformer2DModel"]}')
+    (tmp_path / "transformer" / "config.json").write_text("{}")
     shapes = {
         "blocks.0.ff.weight": (32, 64), "blocks.0.norm1.linear.weight": (32, 96), "embed.weight": (32, 7),
         "blocks.0.norm.weight": (7,),
