@@ -226,8 +226,8 @@ class Denoiser:
 
     @torch.no_grad()
     def rehearse(self, conditions: Conditions) -> list[Call]:
-        """Every call of the loop, at the cost of one per denoiser and size of its inputs: the first output of each answers
-        all such calls.
+        """Every call of the loop, at the cost of one per denoiser and size of inputs: the first output of each kind
+        answers all its calls.
 
         Raises StageError for a loop of more than `MOST_CALLS` calls.
         """
