@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,14 +31,7 @@ def draw(context: Context, path: Path, title: str) -> str:
     picture has all captions. Returns a line that says so, or "".
     """
     plt = pyplot()
-    manifest, columns = context.manifest("evaluate"), list[tuple[str, Picture, Picture]]()
-    for unit in quantized_units(context):
-        rows = tables.read(manifest.local_folder(unit) / "samples.parquet")
-        got = arrays.read(manifest.local_folder(unit), "pictures")
-        drawn = context.manifest("reference").local_folder(unit.replace("quantized", "draw"))
-        wanted = arrays.read(drawn, "pictures")
-        columns += [(row["prompt"], w, g) for row, w, g in zip(rows, wanted, got, strict=True)]
-    columns = columns[:PICTURES]
+    columns = [(row["prompt"], wanted, got) for row, wanted, got in itertools.islice(drawn(context), PICTURES)]
     strips = _of_one_size([[_framed(wanted) for _, wanted, _ in columns], [_framed(got) for *_, got in columns]])
     height, width = strips[0][0].shape[:2]
     figure = plt.figure(figsize=(1.7 * len(columns) + 0.4, 4.1))
@@ -57,6 +52,16 @@ def draw(context: Context, path: Path, title: str) -> str:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return _beside(path.with_suffix(".txt"), [prompt for prompt, *_ in columns], fonts)
+
+
+def drawn(context: Context) -> Iterator[tuple[tables.Row, Picture, Picture]]:
+    """(measurements, full precision, quantized) of every held-out picture, in the order of the samples."""
+    evaluate, reference = context.manifest("evaluate"), context.manifest("reference")
+    for unit in quantized_units(context):
+        rows = tables.read(evaluate.local_folder(unit) / "samples.parquet")
+        got = arrays.read(evaluate.local_folder(unit), "pictures")
+        wanted = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
+        yield from zip(rows, wanted, got, strict=True)
 
 
 def _beside(path: Path, prompts: list[str], fonts: list[tuple[str, ...]]) -> str:

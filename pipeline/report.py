@@ -20,7 +20,7 @@ from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
 from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
-from adatsq_pipe.pipeline.summary import FILE, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
+from adatsq_pipe.pipeline.summary import FILE, PAGE, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
@@ -40,7 +40,6 @@ from adatsq_pipe.storage.tables import Row
 FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
 """Names of the plots that only some recipes have."""
 SIDE_BY_SIDE, POLICY, STEPS = "side_by_side.png", "policy.png", "steps.png"
-PAGE = "report.html"
 FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", POLICY, STEPS, FRONT, WEIGHT_BITS, PAGE)
 """What a report may consist of."""
 

@@ -13,6 +13,8 @@ SAME_BITS = 0.005
 """Means of bits that differ by less are the same."""
 FILE = "summary.json"
 """Name of the file in the run directory's `report`."""
+PAGE = "report.html"
+"""Name of the page there."""
 
 
 @dataclass(frozen=True, kw_only=True)

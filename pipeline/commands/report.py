@@ -9,6 +9,7 @@ import click
 from adatsq_pipe.pipeline.commands.shell import DEFAULT_RUN, example, fail, run_lock, user_errors
 from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.pipeline.request import load_config
+from adatsq_pipe.pipeline.summary import PAGE
 from adatsq_pipe.storage.rundir import RunDir
 
 
@@ -35,5 +36,5 @@ def report(run_dir: str) -> None:
         )
     with run_lock(place):
         reporting.write(config, place, steps, context, lambda line: click.echo(line, file=sys.stderr), again=True)
-    click.echo(f"report    {place.display('report/' + reporting.PAGE)}")
+    click.echo(f"report    {place.display('report/' + PAGE)}")
     click.echo(f"pictures  {place.display('report/pictures')}")

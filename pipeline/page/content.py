@@ -13,7 +13,7 @@ from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.images import Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table
-from adatsq_pipe.pipeline.summary import Summary
+from adatsq_pipe.pipeline.summary import PAGE, Summary
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -31,7 +31,7 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
     for name, draw in charts.drawings(context, summary, run.display()).items():
         if name == "front" and context.settings[Recipe].allocation != "lagrangian":
             continue
-        with notes.of(f"{render.FILE}: {name}"):
+        with notes.of(f"{PAGE}: {name}"):
             drawn[name] = draw()
     tables = dict[str, Table]()
     sources: dict[str, Callable[[], Table]] = {
@@ -43,9 +43,9 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
         "versions": lambda: _versions(context),
     }
     for name, make in sources.items():
-        with notes.of(f"{render.FILE}: {name}"):
+        with notes.of(f"{PAGE}: {name}"):
             tables[name] = make()
-    with notes.of(render.FILE):
+    with notes.of(PAGE):
         page = render.Page(
             summary=summary, pairs=pairs, charts=drawn, tables=tables, facts=_facts(summary), notes=dict(notes),
             configuration=json.dumps(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from adatsq_pipe.pipeline.pictures import Picture
-from adatsq_pipe.pipeline.samples import quantized_units
+from adatsq_pipe.pipeline.pictures import Picture, drawn
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.tables import Row
 
 FOLDER = "pictures"
@@ -55,7 +52,7 @@ def write_pictures(context: Context, report: Path) -> list[Pair]:
     for old in folder.iterdir():
         old.unlink()
     found = list[Pair]()
-    for place, (row, wanted, got) in enumerate(_drawn(context)):
+    for place, (row, wanted, got) in enumerate(drawn(context)):
         stem = f"{place:04d}-{slug(row['prompt'])}-{row['seed']}"
         ending = "png" if wanted.ndim == 3 else "gif"
         files = {"fp": wanted, "q": got, "diff": difference(wanted, got)}
@@ -91,13 +88,3 @@ def save(picture: Picture, path: Path) -> None:
 
 def _bytes(picture: Picture) -> npt.NDArray[np.uint8]:
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _drawn(context: Context) -> Iterator[tuple[Row, Picture, Picture]]:
-    """(measurements, full precision, quantized) of every held-out picture."""
-    evaluate, reference = context.manifest("evaluate"), context.manifest("reference")
-    for unit in quantized_units(context):
-        rows = tables.read(evaluate.local_folder(unit) / "samples.parquet")
-        got = arrays.read(evaluate.local_folder(unit), "pictures")
-        wanted = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
-        yield from zip(rows, wanted, got, strict=True)

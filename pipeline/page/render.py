@@ -16,9 +16,8 @@ from plotly.offline import get_plotlyjs
 from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table, shown
-from adatsq_pipe.pipeline.summary import Summary
+from adatsq_pipe.pipeline.summary import PAGE, Summary
 
-FILE = "report.html"
 EMBEDDED_BYTES = 3_500_000
 """Pictures of so many bytes are in the file, the others beside it: with the charts' library it stays below 10 MB."""
 WORST = 3
@@ -69,7 +68,7 @@ def write(page: Page, report: Path) -> Path:
         left_out=len(page.pairs) - len({view.pair.full for view in views}),
         library=Markup(get_plotlyjs()), data=Markup(_script(json.dumps(data))),
     )  # fmt: skip
-    path = report / FILE
+    path = report / PAGE
     path.write_text(html, encoding="utf-8")
     return path
 

@@ -15,6 +15,7 @@ from PIL import Image
 from adatsq_pipe.pipeline import report
 from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.tables import Table, shown
+from adatsq_pipe.pipeline.pictures import drawn
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.storage.rundir import RunDir
 from tests.pipeline import test_report as made
@@ -46,9 +47,9 @@ def test_names_of_files_are_plain_and_captions_that_differ_have_names_that_diffe
 def test_pictures_are_written_at_full_size_with_their_difference(tmp_path: Path) -> None:
     context = made._drawn(made._store(tmp_path))
     pairs = images.write_pictures(context, tmp_path)
-    drawn = list(images._drawn(context))
-    assert len(pairs) == len(drawn) == 4 and pairs[3].full.endswith("caption-3-10-fp.gif"), "two are clips"
-    for pair, (row, wanted, got) in list(zip(pairs, drawn, strict=True))[:2]:
+    every = list(drawn(context))
+    assert len(pairs) == len(every) == 4 and pairs[3].full.endswith("caption-3-10-fp.gif"), "two are clips"
+    for pair, (row, wanted, got) in list(zip(pairs, every, strict=True))[:2]:
         assert (pair.height, pair.width) == wanted.shape[:2] and pair.row == row
         full, quantized, gap = (
             np.asarray(Image.open(tmp_path / path)) for path in (pair.full, pair.quantized, pair.difference)
