@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
-from adatsq_pipe.pipeline.page.tables import Cell, Table, shown
+from adatsq_pipe.pipeline.page.tables import Cell, Table
 from adatsq_pipe.pipeline.summary import PAGE, Summary
 
 EMBEDDED_BYTES = 3_500_000
@@ -52,25 +52,34 @@ class View:
 def write(page: Page, report: Path) -> Path:
     """Write the page into the folder `report`, which has its pictures; returns its path."""
     views = _views(page.pairs, report)
+    text = html(
+        "report.html.jinja", title=page.summary.title, charts=page.charts, tables=page.tables,
+        summary=page.summary, views=views, facts=page.facts, notes=page.notes, configuration=page.configuration,
+        gain=GAIN, small=SMALL, duration=_duration(page.summary),
+        left_out=len(page.pairs) - len({view.pair.full for view in views}),
+    )  # fmt: skip
+    path = report / PAGE
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def html(
+    template: str, *, title: str, charts: Mapping[str, Chart], tables: Mapping[str, Table], **values: object
+) -> str:
+    """The page that a template makes of its charts and tables, which it names, and of other `values`."""
     environment = Environment(
         loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["shown"] = shown
-    charts = {
-        name: {"title": c.title, "description": c.description, "figure": _figure(c)} for name, c in page.charts.items()
+    figures = {
+        name: {"title": c.title, "description": c.description, "figure": script(c.figure.to_json())}
+        for name, c in charts.items()
     }
-    data = {name: table.plain() for name, table in page.tables.items()}
-    data |= {name: chart.table.plain() for name, chart in page.charts.items()}
-    html = environment.get_template("report.html.jinja").render(
-        summary=page.summary, views=views, charts=charts, tables=page.tables, facts=page.facts, notes=page.notes,
-        configuration=page.configuration, gain=GAIN, small=SMALL, duration=_duration(page.summary),
-        left_out=len(page.pairs) - len({view.pair.full for view in views}),
-        library=Markup(get_plotlyjs()), data=Markup(_script(json.dumps(data))),
+    data = {name: table.plain() for name, table in [*tables.items(), *((n, c.table) for n, c in charts.items())]}
+    return environment.get_template(template).render(
+        title=title, charts=figures, tables=tables, library=Markup(get_plotlyjs()), data=script(json.dumps(data)),
+        **values,
     )  # fmt: skip
-    path = report / PAGE
-    path.write_text(html, encoding="utf-8")
-    return path
 
 
 def _views(pairs: Sequence[Pair], report: Path) -> list[View]:
@@ -86,23 +95,20 @@ def _views(pairs: Sequence[Pair], report: Path) -> list[View]:
             size = sum((report / path).stat().st_size for path in paths.values()) * 4 // 3
             if size <= room:
                 room -= size
-                paths = {name: _embedded(report / path) for name, path in paths.items()}
+                paths = {name: embedded(report / path) for name, path in paths.items()}
             views.append(View(pair=pair, sources=paths, group=group))
     return views
 
 
-def _embedded(path: Path) -> str:
+def embedded(path: Path) -> str:
+    """A picture file as a URL that holds it."""
     kind = path.suffix.removeprefix(".")
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _figure(chart: Chart) -> Markup:
-    return Markup(_script(chart.figure.to_json()))
-
-
-def _script(text: str) -> str:
+def script(text: str) -> Markup:
     """JSON that may stand in a script element, whatever captions hold."""
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _duration(summary: Summary) -> str:

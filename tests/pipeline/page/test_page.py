@@ -124,7 +124,8 @@ def test_the_page_needs_nothing_but_itself_and_shows_captions_literally(
     assert len(text) < 10_000_000 and not any(report.PAGE in line for line in said)
     parts = Parts()
     parts.feed(text)
-    assert parts.sources and all(source.startswith("data:image/") for source in parts.sources), "nothing is loaded"
+    pictures = [source for source in parts.sources if not source.startswith("#")]
+    assert pictures and all(source.startswith("data:image/") for source in pictures), "nothing is loaded"
     assert f"full precision: {HOSTILE}" in parts.descriptions
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
     assert [row[0] for row in data["pictures"]["rows"]] == [HOSTILE] * 4
@@ -174,3 +175,11 @@ def test_a_page_that_fails_leaves_the_run_done(tmp_path: Path, monkeypatch: pyte
 def test_cells_have_four_digits() -> None:
     assert [shown(cell) for cell in (None, "a", 7, 0.123456, 12345.6)] == ["", "a", "7", "0.1235", "1.235e+04"]
     assert Table(name="t", columns=("a",), rows=[[1]]).plain() == {"name": "t", "columns": ["a"], "rows": [[1]]}
+
+
+def test_a_column_may_have_a_format_of_its_own_and_empty_cells_stay_empty() -> None:
+    table = Table(
+        name="t", columns=("gain", "name"), rows=[[6.4512, "a"], [None, "b"], [-0.5, "c"]], formats={"gain": "+.2f"}
+    )
+    assert [table.text(0, row[0]) for row in table.rows] == ["+6.45", "", "-0.50"]
+    assert (table.numeric(0), table.numeric(1)) == (True, False)
