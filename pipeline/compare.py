@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline import report, runner
 from adatsq_pipe.pipeline.compare_table import COLUMNS, cells, write
+from adatsq_pipe.pipeline.comparison import Comparison, LeftOut
 from adatsq_pipe.pipeline.config import RunConfig, preset_tables
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.paired import paired_columns, with_gains
@@ -147,12 +148,16 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
     return values | paired_columns(pictures, quality.captions)
 
 
-def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, screen: runner.Screen) -> Outcome:
+def execute(
+    planned: Sequence[Row], run: RunDir, executors: runner.Executors, screen: runner.Screen, command: str = ""
+) -> Outcome:
     """Run every row that is not refused. The tables are written after each row: an interruption leaves them valid.
 
-    A row that fails is reported and left out; the others still run.
+    A row that fails is reported and left out; the others still run. The page, which says that `command` was given, is
+    written at the end.
     """
     results, left_out, failed = list[tables.Row](), [row for row in planned if row.refused], 0
+    refused, references = len(left_out), dict[str, str]()
     itself: str | None = None
     for row in left_out:
         screen.say(f"{row.name} at {row.bits} is refused: {row.refused}")
@@ -167,13 +172,32 @@ def execute(planned: Sequence[Row], run: RunDir, executors: runner.Executors, sc
             screen.say(f"{row.name} at {row.bits} failed: {error}")
         else:
             results.append(measured(row, report.summarize(row.config, run, context), samples(context)))
+            references[context.fingerprints["evaluate"]] = context.fingerprints["reference"]
             figures = zip(COLUMNS[1:], cells(with_gains(results)[-1])[1:], strict=True)
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, figures))}")
             if itself is None:
                 itself = _floor_line(row.config, run, executors, screen)
         for part, why in write(results, left_out, run, model_name(row.config.model), itself or "").items():
             screen.say(f"{part} could not be drawn: {why}")
+        if results:
+            Comparison(
+                model=model_name(row.config.model), floor=itself or "", command=command, references=references,
+                left_out=[
+                    LeftOut(name=r.name, bits=r.bits, refused=r.refused, failed=place >= refused)
+                    for place, r in enumerate(left_out)
+                ],
+            ).write(run)  # fmt: skip
+    if results:
+        write_page(run, screen.say)
     return Outcome(rows=results, failed=failed)
+
+
+def write_page(run: RunDir, say: Callable[[str], object]) -> None:
+    """Write the page of the comparison in `run`; what it lacks is said in lines. Raises StorageError."""
+    from adatsq_pipe.pipeline.page import comparison_page  # imports plotly, which rows need not
+
+    for part, why in comparison_page.write_page(run).items():
+        say(f"{part}: {why}")
 
 
 def _floor_line(config: RunConfig, run: RunDir, executors: runner.Executors, screen: runner.Screen) -> str:

@@ -67,15 +67,20 @@ class LeftOut(Protocol):
     def refused(self) -> str: ...
 
 
+def name_of(row: tables.Row) -> str:
+    """The row's method, with what differs from the method as published."""
+    change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
+    return f"{row['method']} ({change})" if change else str(row["method"])
+
+
 def cells(row: tables.Row) -> list[str]:
     """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
-    change = ", ".join(f"{key}={value}" for key, value in json.loads(row["change"]).items())
     score, difference = "", ""
     if row["score"] is not None:
         score = f"{row['score']:.2f} ± {row['score_interval']:.2f}"
         difference = f"{row['score_difference']:+.2f} ± {row['score_difference_interval']:.2f}"
     return [
-        f"{row['method']} ({change})" if change else row["method"],
+        name_of(row),
         f"{row['weight_bits']:.2f} ({row['weight_bits_over']:+.2f})",
         f"{row['activation_bits']:.2f} ({row['activation_bits_over']:+.2f})",
         f"{row['layers_smaller']:.2f}x",
@@ -119,14 +124,15 @@ def markdown(results: Sequence[tables.Row], refused: Sequence[LeftOut], model: s
         over = next((row["latent_gain_over"] for row in own if row["latent_gain_over"]), None)
         suffix = f": latent gain over {over} as published" if over else ": no latent gain without adatsq or rtn"
         lines += [f"## {bits}{suffix}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        lines += [f"| {' | '.join(cells(row))} |" for row in sorted(own, key=_rank)]
+        lines += [f"| {' | '.join(cells(row))} |" for row in sorted(own, key=rank)]
         lines.append("")
     lines += [floor, ""] if floor else []
     lines += [f"- {row.name} at {row.bits} was left out: {row.refused}" for row in refused]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _rank(row: tables.Row) -> tuple[bool, float]:
+def rank(row: tables.Row) -> tuple[bool, float]:
+    """Sorts rows at the same bits: by latent gain, then those without one by PSNR."""
     gain = row["latent_gain"]
     return gain is None, -row["psnr"] if gain is None else -gain
 
@@ -143,7 +149,7 @@ PLOT = "compare.png"
 def plot(results: Sequence[tables.Row], path: Path) -> None:
     """Latent error in dB and score against effective bits (mean of weights' and activations'), with the Pareto line."""
     plt = pyplot()
-    panels: list[tuple[Figure, Figure, str]] = [(decibels, _decibels_interval, "-10 log10 of the latent error, dB")]
+    panels: list[tuple[Figure, Figure, str]] = [(decibels, decibels_interval, "-10 log10 of the latent error, dB")]
     if any(row["score"] is not None for row in results):
         label = "share that matches the prompt"
         panels.append((lambda row: row["score"], lambda row: row["score_interval"], label))
@@ -153,7 +159,7 @@ def plot(results: Sequence[tables.Row], path: Path) -> None:
         for i, name in enumerate(names):
             own = [row for row in results if row["method"] == name]
             axis.errorbar(
-                [_effective(row) for row in own],
+                [effective_bits(row) for row in own],
                 [height(row) for row in own],
                 [width(row) for row in own],
                 fmt="o^sDvP*X<>"[i % 10],
@@ -162,8 +168,8 @@ def plot(results: Sequence[tables.Row], path: Path) -> None:
                 elinewidth=0.7,
                 label=name,
             )
-        line = list(_front(results, height))
-        axis.plot([_effective(row) for row in line], [height(row) for row in line], color="0.6", lw=1, zorder=0)
+        line = list(front_of_rows(results, height))
+        axis.plot([effective_bits(row) for row in line], [height(row) for row in line], color="0.6", lw=1, zorder=0)
         axis.set_xlabel("mean of effective weight and activation bits")
         axis.set_ylabel(label)
     axes[0, 0].legend(fontsize=7)
@@ -172,18 +178,20 @@ def plot(results: Sequence[tables.Row], path: Path) -> None:
     plt.close(figure)
 
 
-def _decibels_interval(row: tables.Row) -> float:
+def decibels_interval(row: tables.Row) -> float:
+    """Half the 95 % interval of `decibels`; 0 of a single caption."""
     return DECIBELS * (interval(row["latent_log_by_caption"]) or 0.0)
 
 
-def _effective(row: tables.Row) -> float:
+def effective_bits(row: tables.Row) -> float:
+    """The mean of a row's effective weight and activation bits."""
     return float(row["weight_bits"] + row["activation_bits"]) / 2
 
 
-def _front(results: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row]:
+def front_of_rows(results: Sequence[tables.Row], height: Figure) -> Iterator[tables.Row]:
     """Rows that no other beats with as few bits, by rising bits."""
     most = float("-inf")
-    for row in sorted(results, key=lambda row: (_effective(row), -height(row))):
+    for row in sorted(results, key=lambda row: (effective_bits(row), -height(row))):
         if height(row) > most:
             most = height(row)
             yield row

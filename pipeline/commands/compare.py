@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def compare(
 ) -> None:
     """Run several methods on the same captures and score them in the same way.
 
-    Writes compare.md, compare.parquet and compare.png. Run the same command again to resume.
+    Writes compare.html, compare.md, compare.parquet and compare.png. Run the same command again to resume.
     """
     from adatsq_pipe.pipeline import compare as comparing  # imports numpy and pyarrow
 
@@ -68,8 +69,10 @@ def compare(
     place.create()
     with run_lock(place):
         place.add_prompt_images(first.images)
-        again = " ".join(["adatsq-pipe", *sys.argv[1:]])
-        outcome = with_executors(planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s), again)
+        again = shlex.join(["adatsq-pipe", *sys.argv[1:]])
+        outcome = with_executors(
+            planned[0].config, place, lambda e, s: comparing.execute(planned, place, e, s, again), again
+        )
     if not outcome.rows:
         fail("no row finished; the reasons are above", 1)
     text = read_text(place.path / "compare.md")
@@ -81,5 +84,7 @@ def compare(
     else:
         click.echo(text)
     click.echo(f"rows      {place.display('compare.parquet')}\nplot      {place.display('compare.png')}")
+    if (place.path / "compare.html").exists():
+        click.echo(f"page      {place.display('compare.html')}")
     if outcome.failed:
         fail(f"{outcome.failed} rows failed; the reasons are below the table", 1)

@@ -8,7 +8,7 @@ import click
 
 from adatsq_pipe.pipeline.commands.shell import DEFAULT_RUN, example, fail, run_lock, user_errors
 from adatsq_pipe.pipeline.plan import plan
-from adatsq_pipe.pipeline.request import load_config
+from adatsq_pipe.pipeline.request import load_config, read_request
 from adatsq_pipe.pipeline.summary import PAGE
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -19,12 +19,22 @@ from adatsq_pipe.storage.rundir import RunDir
 def report(run_dir: str) -> None:
     """Write the report of RUN again: report.html, the pictures as files, the plots and the summary.
 
-    RUN is a run directory whose stages are done [default: adatsq-run]. No stage runs.
+    RUN is a run directory whose stages are done [default: adatsq-run], or that of a comparison, whose page compare.html
+    is written again. No stage runs.
     """
-    from adatsq_pipe.pipeline import report as reporting  # imports numpy and pyarrow, which `--help` needs not
+    from adatsq_pipe.pipeline import compare, comparison  # imports numpy and pyarrow, which `--help` needs not
+    from adatsq_pipe.pipeline import report as reporting  # as above
 
     place = RunDir.open(run_dir)
     place.check()
+    if comparison.compared(place):
+        with run_lock(place):
+            compare.write_page(place, lambda line: click.echo(line, file=sys.stderr))
+        if not (place.path / "compare.html").exists():
+            fail(f"the page of {place.display()} could not be written; the reason is above", 1)
+        click.echo(f"page      {place.display('compare.html')}")
+        if read_request(place.path) is None:
+            return
     config = load_config(place, None, None, None, ())
     steps, context = plan(config, place)
     lacking = [step.stage.name for step in steps if not step.complete]

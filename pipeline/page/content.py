@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,12 +12,11 @@ from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.images import Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table
 from adatsq_pipe.pipeline.summary import PAGE, Summary
+from adatsq_pipe.pipeline.versions import versions
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.rundir import RunDir
-
-VERSIONS = ("adatsq-pipe", "torch", "diffusers", "transformers", "ray", "numpy", "zarr", "pyarrow")
 
 
 def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summary, notes: Notes) -> Path | None:
@@ -107,8 +104,7 @@ def _seconds(summary: Summary) -> Table:
 
 
 def _versions(context: Context) -> Table:
-    rows: list[list[Cell]] = [["Python", platform.python_version()]]
-    rows += [[name, importlib.metadata.version(name)] for name in VERSIONS]
+    rows: list[list[Cell]] = [[name, version] for name, version in versions().items()]
     rows += [[f"fingerprint of {stage}", digest] for stage, digest in context.fingerprints.items()]
     return Table(name="versions", columns=("what", "version or digest"), rows=rows)
 

@@ -13,10 +13,12 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from adatsq_pipe.pipeline.compare_table import name_of
 from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table
 from adatsq_pipe.pipeline.summary import PAGE, Summary
+from adatsq_pipe.storage.tables import Row
 
 EMBEDDED_BYTES = 3_500_000
 """Pictures of so many bytes are in the file, the others beside it: with the charts' library it stays below 10 MB."""
@@ -71,6 +73,7 @@ def html(
         loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters |= {"method": name_of, "measured": measured}
     figures = {
         name: {"title": c.title, "description": c.description, "figure": script(c.figure.to_json())}
         for name, c in charts.items()
@@ -104,6 +107,11 @@ def embedded(path: Path) -> str:
     """A picture file as a URL that holds it."""
     kind = path.suffix.removeprefix(".")
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def measured(sample: Row) -> str:
+    """What was measured of one picture, in a line."""
+    return f"PSNR {sample['psnr']:.1f} dB, SSIM {sample['ssim']:.3f}"
 
 
 def script(text: str) -> Markup:

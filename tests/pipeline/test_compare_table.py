@@ -107,7 +107,7 @@ def test_the_front_is_what_nothing_beats_with_as_few_bits() -> None:
         compared(weight_bits=w, latent_error_geometric=e)
         for w, e in ((3.0, 0.9), (4.0, 0.1), (4.5, 0.2), (8.0, 0.01), (4.0, 0.5))
     ]
-    front = compare_table._front(rows, compare_table.decibels)
+    front = compare_table.front_of_rows(rows, compare_table.decibels)
     assert [row["latent_error_geometric"] for row in front] == [0.9, 0.1, 0.01]
 
 

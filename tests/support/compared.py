@@ -1,8 +1,19 @@
-"""A finished row of `compare`, as plain values."""
+"""A finished row of `compare`, as plain values, and a run directory with a finished comparison."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+
+from adatsq_pipe.pipeline.comparison import ROWS, Comparison, LeftOut
+from adatsq_pipe.pipeline.paired import with_gains
+from adatsq_pipe.storage import tables, tensors
+from adatsq_pipe.storage.manifest import Manifest
+from adatsq_pipe.storage.rundir import RunDir
 
 
 def compared(**values: Any) -> dict[str, Any]:
@@ -38,3 +49,56 @@ def compared(**values: Any) -> dict[str, Any]:
         "fingerprint": "f",
     }
     return row | values
+
+
+FULL, GAPS = 0.5, (0.02, 0.06)
+"""Brightness of every pixel in full precision, and how much brighter the two methods' pixels are."""
+ERRORS = ((0.01, 0.2, 0.03, 0.04), (0.05, 0.1, 0.06, 0.3))
+"""Latent errors of the two methods' four draws: the hardest three are the second, the fourth and the third."""
+
+
+def compared_run(folder: Path, *captions: str, clips: bool = False, size: tuple[int, int] = (16, 24)) -> RunDir:
+    """A finished comparison of rtn and quarot on two captions and two seeds, four grey pictures each in two units."""
+    run, names = RunDir(folder), captions or ("a cat", "a dog")
+    run.create()
+    draws = [(names[i % 2], 7 + i // 2) for i in range(4)]
+    shape = (2, *((3,) if clips else ()), *size, 3)
+    for unit in range(2):
+        _unit(run.manifest("reference", "f" * 64), f"draw/{unit:03d}", np.full(shape, FULL), [])
+    rows = []
+    for name, digest, gap, errors in zip(("rtn", "quarot"), ("a" * 64, "b" * 64), GAPS, ERRORS, strict=True):
+        for unit in range(2):
+            samples = [
+                {"prompt": p, "seed": s, "latent_error": errors[i], "psnr": 30.0 + i, "ssim": 0.9}
+                for i, (p, s) in list(enumerate(draws))[2 * unit : 2 * unit + 2]
+            ]
+            _unit(run.manifest("evaluate", digest), f"quarantined/{unit}", np.zeros(shape), samples)
+            _unit(run.manifest("evaluate", digest), f"quantized/{unit:03d}", np.full(shape, FULL + gap), samples)
+        logs = [math.log(errors[i] * errors[i + 2]) / 2 for i in range(2)]
+        error = math.exp(sum(logs) / 2)
+        rows.append(
+            compared(
+                method=name,
+                fingerprint=digest,
+                latent_log_by_caption=logs,
+                latent_error_geometric=error,
+                captions=2,
+                seeds=2,
+            )
+        )
+    tables.write(run.path / ROWS, with_gains(rows))
+    Comparison(
+        model="flux-dev", floor="Floor: low.", command="adatsq-pipe compare --methods rtn,quarot",
+        versions={"torch": "9.9"},
+        references={"a" * 64: "f" * 64, "b" * 64: "f" * 64},
+        left_out=[LeftOut(name="svdquant", bits="w4a4", refused="a group of 64 does not divide 341", failed=False)],
+    ).write(run)  # fmt: skip
+    return run
+
+
+def _unit(manifest: Manifest, unit: str, pictures: Any, samples: list[dict[str, Any]]) -> None:
+    folder = manifest.open_unit(unit)
+    tensors.write(folder, {"pictures": torch.from_numpy(pictures.astype(np.float32))})
+    if samples:
+        tables.write(folder / "samples.parquet", samples)
+    manifest.commit(unit)

@@ -32,6 +32,11 @@ def test_rows_share_the_capture_and_are_not_done_again(arguments: list[str], tmp
     assert rows[0]["latent_gain"] == 0 and rows[1]["latent_gain_over"] == "rtn" and rows[1]["latent_gain"] != 0
     assert said.count("floor: started") == 1 and "\nFloor: a relative change of 1e-7 in every weight" in first.stdout
     assert not (tmp_path / "run" / "model").exists()
+    page = tmp_path / "run" / "compare.html"
+    assert f"page      {page}" in first.stdout and "q_dit" in page.read_text("utf-8")
+    assert "compare --run-dir" in page.read_text("utf-8"), "the page says how it was made"
+    page.unlink()
+    assert harness.run("report", str(tmp_path / "run")).returncode == 0 and page.exists()
     more = harness.run(*arguments, "--methods", "rtn,q_dit,vidit_q", "--bits", "w4a4")
     assert more.returncode == 0, more.stderr
     said = more.stderr + more.stdout
