@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,17 @@ def is_safe_relative(name: str) -> bool:
         and not name.startswith("/")
         and ".." not in name.split("/")
     )
+
+
+def file_size(path: str) -> int | None:
+    """Bytes of a file; None if there is none, or something else is there. One look at the disk."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def read_text(path: Path) -> str:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.heartbeat import Beat
 from adatsq_pipe.storage.remote import Remote
 
 NAME = "lock.json"
@@ -59,6 +60,17 @@ def lease(remote: Remote, on_lost: Callable[[str], None], seconds: float = SECON
         renewal.join()
         if _holds(_read(remote), token):
             remote.files.rm(_path(remote))
+
+
+def holder(remote: Remote) -> Beat | None:
+    """The process that holds the lock, or that held it when it was killed; None if there is no lock."""
+    lock = _read(remote)
+    if lock is None:
+        return None
+    try:
+        return Beat(host=str(lock.host), pid=int(str(lock.pid)), space="", beat=lock.until - SECONDS)
+    except ValueError:
+        return None
 
 
 def _path(remote: Remote) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import read_json_object, write_text
+from adatsq_pipe.storage.files import file_size, read_json_object, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
 from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.remote import Remote
@@ -181,9 +181,9 @@ class Manifest:
 
     def _wrong_sizes(self, marker: Marker, names: Iterable[str] | None = None) -> list[str]:
         """What is wrong with the sizes of the unit's files (or only `names`), as messages."""
-        folder, wrong = self.unit_folder(marker.unit) if marker.files else self.folder, []
+        folder, wrong = f"{self.folder}/units/{marker.unit}", []  # texts: Path objects would take most of the time
         for name in marker.files if names is None else names:
-            size, path = marker.files[name][0], folder / name
+            size, path = marker.files[name][0], f"{folder}/{name}"
             actual = self._size(path)
             if actual is None:
                 wrong.append(f"{path} is missing")
@@ -191,11 +191,11 @@ class Manifest:
                 wrong.append(f"{path} has {actual} bytes, its marker says {size}")
         return wrong
 
-    def _size(self, path: Path) -> int | None:
+    def _size(self, path: str) -> int | None:
         """Bytes of a file, in the store if there is one; None if it is missing."""
         if self.remote is None:
-            return path.stat().st_size if path.is_file() else None
-        name = self._names(path)[0]
+            return file_size(path)
+        name = self._names(Path(path))[0]
         return self.remote.sizes[name] if self.remote.exists(name) else None
 
     def local_folder(self, unit: str) -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from adatsq_pipe.storage import heartbeat
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import (
     PARTIAL,
@@ -31,6 +31,8 @@ from adatsq_pipe.storage.files import (
     write_text,
 )
 from adatsq_pipe.storage.fingerprint import Plain, canonical, file_digest, list_files, list_names
+from adatsq_pipe.storage.heartbeat import PAUSE, Beat, Pulse
+from adatsq_pipe.storage.lease import holder as lease_holder
 from adatsq_pipe.storage.lease import lease
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.published import MODEL_JSON, PublishedModel, StoredModel, files_of
@@ -39,6 +41,8 @@ from adatsq_pipe.storage.remote import Remote, is_url, open_remote
 FORMAT = 1
 SMALL_FILES = ("run.json", "config.toml", "log.jsonl", MODEL_JSON, "report/summary.json")
 """Files of a run directory at a URL that may change: they are downloaded whenever it is opened."""
+HOLDER = ".holder.json"
+"""The file that says which process holds the lock of a folder."""
 ENTRY = {"stage", "fingerprint", "wall"}
 """What every entry of log.jsonl has."""
 
@@ -261,6 +265,17 @@ class RunDir:
         with lease(self.remote, on_lost) as message, self._file_lock(), self._swept():
             yield message
 
+    def holder(self) -> Beat | None:
+        """The process that holds the lock, or that held it when it was killed; None if the last one ended by itself.
+
+        `is_alive` of it says whether it is still there.
+        """
+        return heartbeat.read(self.path / HOLDER) if self.remote is None else lease_holder(self.remote)
+
+    def workers(self) -> list[Beat]:
+        """The last signs of life of the workers of the present or the last run. At a URL, as it was last listed."""
+        return heartbeat.workers(self.path, self.remote)
+
     @contextmanager
     def _swept(self) -> Iterator[None]:
         """Remove what killed processes left, before and after: a worker may die in a run that ends well."""
@@ -268,12 +283,15 @@ class RunDir:
         try:
             yield
         finally:
+            heartbeat.rest()
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove unfinished units, also of stages that have no finished one, and unfinished files and copies."""
+        """Remove unfinished units, also of stages that have no finished one, unfinished files and copies, and the
+        workers' signs of life."""
         for folder in self.path.glob("*/*/attempts"):
             Manifest(folder.parents[1].name, folder.parent).sweep()
+        heartbeat.remove_all(self.path, self.remote)
         for folder in self.path.glob(f"published/*/*{UNFINISHED}"):
             shutil.rmtree(folder, ignore_errors=True)
         for root, folders, names in os.walk(self.path):
@@ -285,10 +303,11 @@ class RunDir:
 
     @contextmanager
     def _file_lock(self) -> Iterator[None]:
-        path, lock = self.path / ".holder.json", FileLock(self.path / ".lock", timeout=0)
+        path, lock = self.path / HOLDER, FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
-            write_text(path, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            write_text(path, Beat.here().text())
+            pulse = Pulse(lambda beat: write_text(path, beat.text()), PAUSE)
         except Timeout:
             try:
                 body = read_json_object(path)
@@ -307,6 +326,8 @@ class RunDir:
         try:
             yield
         finally:
+            pulse.close()
+            path.unlink(missing_ok=True)
             lock.release()
 
     def log(self, entry: Mapping[str, Plain]) -> None:

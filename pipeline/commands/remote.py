@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from adatsq_pipe.cluster import wheel
 from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
@@ -64,8 +63,8 @@ def submit(
 
     Uploads this package and follows the log. Ctrl-C stops following, not the job. The exit code is the job's.
     """
-    # Both import Ray, which the other commands do without.
-    from adatsq_pipe.cluster import dashboard
+    # The first two import Ray, the third the readers of packages' metadata: other commands do without.
+    from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job or jobs.new_id())
@@ -103,8 +102,8 @@ def submit(
 @user_errors
 def attach(job: str, address: str) -> None:
     """Follow the job ID from the beginning of its log to its end. The exit code is the job's."""
-    # Both import Ray, which the other commands do without.
-    from adatsq_pipe.cluster import dashboard
+    # The first two import Ray, the third the readers of packages' metadata: other commands do without.
+    from adatsq_pipe.cluster import dashboard, wheel
     from adatsq_pipe.cluster import submit as jobs
 
     address, job = _checked(dashboard.check_address, address), _checked(jobs.check_id, job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
 from adatsq_pipe.storage.errors import DamagedUnit
+from adatsq_pipe.storage.heartbeat import at_work
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.marker import Marker
 from adatsq_pipe.storage.rundir import RunDir
@@ -42,6 +44,11 @@ class Context:
         except KeyError as missing:
             raise DamagedUnit(stage, unit, str(missing.args[0])) from None
 
+    def at_work(self, stage: str, unit: str = "") -> AbstractContextManager[None]:
+        """Inside, `status` shows this process at work on the unit; without one, as it opens its model."""
+        run = RunDir.at(self.run)
+        return at_work(run.path, run.remote, stage=stage, fingerprint=self.fingerprints.get(stage, ""), unit=unit)
+
 
 class Worker(Protocol):
     """Opened once per process with the context, then called with one unit's key at a time; commits its own units.
@@ -68,8 +75,9 @@ class WorkerRef:
     """Tasks that wait at a worker while it works; 2 for tasks of milliseconds."""
 
     def __call__(self, context: Context) -> Worker:
-        worker: type[Worker] = resolve_name(self.path)
-        return worker(context)
+        with context.at_work(self.stage):
+            worker: type[Worker] = resolve_name(self.path)
+            return worker(context)
 
 
 Report = Callable[[int, int], None]

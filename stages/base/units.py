@@ -83,21 +83,22 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
     unit = Unit(manifest.open_unit(key))
     if micro is not None:
         micro.begin()
-    try:
-        yield unit
-    except DamagedUnit:
-        raise
-    except Exception:
-        manifest.fail(key, traceback.format_exc())
-        raise
-    result = UnitResult(
-        value=unit.value,
-        seconds={**unit.seconds, "total": time.perf_counter() - start + unit.elsewhere},
-        calls=unit.calls,
-        micro_batch=unit.micro_batch if micro is None else micro.reduction(),
-        peak=0 if micro is None else micro.peak(),
-    )
-    result.commit(manifest, key)
+    with context.at_work(stage, key):
+        try:
+            yield unit
+        except DamagedUnit:
+            raise
+        except Exception:
+            manifest.fail(key, traceback.format_exc())
+            raise
+        result = UnitResult(
+            value=unit.value,
+            seconds={**unit.seconds, "total": time.perf_counter() - start + unit.elsewhere},
+            calls=unit.calls,
+            micro_batch=unit.micro_batch if micro is None else micro.reduction(),
+            peak=0 if micro is None else micro.peak(),
+        )
+        result.commit(manifest, key)
 
 
 def complete(context: Context, stage: str) -> None:

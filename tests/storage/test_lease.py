@@ -13,7 +13,7 @@ import pytest
 
 from adatsq_pipe.storage import lease as module
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.lease import lease
+from adatsq_pipe.storage.lease import holder, lease
 from adatsq_pipe.storage.remote import Remote
 from tests.support.memory_store import RecordingStore, remote_of
 
@@ -47,6 +47,18 @@ def test_a_lock_says_who_holds_it_and_until_when_and_is_removed(remote: Remote, 
         assert message == "" and (body["pid"], body["host"]) == (os.getpid(), socket.gethostname())
         assert before + 100 <= body["until"] <= time.time() + 100 and len(body["token"]) == 32
     assert not store.exists(LOCK)
+
+
+def test_the_holder_is_alive_until_its_lease_ends(remote: Remote, store: RecordingStore) -> None:
+    assert holder(remote) is None
+    with lease(remote, _ignore):
+        held = holder(remote)
+        assert held is not None and (held.host, held.pid) == (socket.gethostname(), os.getpid())
+        assert held.is_alive(time.time()) and not held.is_alive(time.time() + 61)
+    assert holder(remote) is None
+    _leave(store, time.time() - 5)
+    left = holder(remote)
+    assert left is not None and (left.host, left.pid) == ("elsewhere", 7) and not left.is_alive(time.time())
 
 
 def test_a_lock_is_not_read_from_a_cache(

@@ -454,3 +454,40 @@ def test_a_store_keeps_why_a_unit_failed_until_it_is_done(tmp_path: Path, store:
     assert json.loads(store.contents()["/run/capture/ab/failures/a/0.json"])["reason"] == "ValueError: no"
     _commit(manifest, "a/0")
     assert list(store.contents()) == ["/run/capture/ab/markers/a/0.json"] and manifest.failures() == {}
+
+
+def test_a_unit_is_looked_at_with_one_call_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, seen = Manifest("capture", tmp_path), list[str]()
+    _commit(manifest, "a/0", a=b"1", b=b"22", c=b"333")
+    stat, opened = os.stat, os.open
+
+    def counted_stat(path: object, **options: object) -> os.stat_result:
+        seen.append(f"stat {os.path.basename(os.fspath(path))}")  # type: ignore[call-overload]
+        return stat(path, **options)  # type: ignore[call-overload,no-any-return]
+
+    def counted_open(path: str, flags: int) -> int:
+        seen.append(f"open {os.path.basename(path)}")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "stat", counted_stat)
+    monkeypatch.setattr(os, "open", counted_open)
+    assert manifest.done("a/0")
+    assert seen == ["stat 0.json", "open 0.json", "stat a", "stat b", "stat c"]
+    seen.clear()
+    assert manifest.done("a/0")
+    assert seen == ["stat 0.json", "stat a", "stat b", "stat c"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "a folder", "a file in place of its folder"])
+def test_what_is_no_file_is_missing(there: str, tmp_path: Path) -> None:
+    manifest = Manifest("capture", tmp_path)
+    _commit(manifest, "a", bytes=b"hello")
+    assert manifest.done("a")
+    folder = tmp_path / "units" / "a"
+    (folder / "bytes").unlink()
+    if there == "a folder":
+        (folder / "bytes").mkdir()
+    if there == "a file in place of its folder":
+        folder.rmdir()
+        folder.touch()
+    assert not manifest.done("a")
