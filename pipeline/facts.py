@@ -36,6 +36,7 @@ def facts_of(config: RunConfig, run: RunDir, context: Context) -> Facts:
         smoothing=dict(Counter(value["smoothing"] for value in layers.values())),
         groups_fitted=_fitted(config, layers),
         worst_layer_error=max((value["error"], name) for name, value in layers.items()),
+        main_memory=_main_memory(context),
     )
 
 
@@ -47,6 +48,11 @@ def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
         if halved:
             halvings[stage] = dict(sorted(Counter(f"{m['from']} -> {m['to']}" for m in halved).items()))
     return halvings
+
+
+def _main_memory(context: Context) -> dict[str, int]:
+    peaks = {stage: [m.resident for m in context.manifest(stage).markers().values()] for stage in context.fingerprints}
+    return {stage: max(found) for stage, found in peaks.items() if any(found)}
 
 
 def _logged(run: RunDir, context: Context, fact: str) -> dict[str, object]:

@@ -128,6 +128,8 @@ class Facts:
     groups_fitted: Mapping[str, int]
     """By layer, where the weight group differs from the recipe's."""
     worst_layer_error: tuple[float, str]
+    main_memory: Mapping[str, int] = field(default_factory=dict)
+    """By stage: most bytes of main memory that a worker's process held."""
     report: Mapping[str, str] = field(default_factory=dict)
     """By part of the report that could not be made as it is meant: why."""
 

@@ -37,6 +37,12 @@ class Marker:
         return self.seconds.get("calls", 0.0)
 
     @property
+    def resident(self) -> int:
+        """Most bytes of main memory that the worker's process held, from the unit before to the end of this one; 0 if
+        it was not recorded. On disk it stands among the seconds."""
+        return int(self.seconds.get("resident", 0))
+
+    @property
     def digest(self) -> str:
         """Digest of the result: the names and digests of the files, and the value. Times and hosts do not enter."""
         return digest({"files": {name: entry[1] for name, entry in self.files.items()}, "value": self.value})

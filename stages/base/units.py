@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
+from adatsq_pipe.stages.base.resident import take_peak
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
@@ -36,17 +37,19 @@ class UnitResult:
 
     value: Plain
     seconds: Mapping[str, float]
-    """By kind: `model`, `algebra`, and their `total` with everything else."""
+    """By kind: `model`, `algebra`, and their `total` with everything else; `cpu`, of all threads of the process."""
     calls: float
     """Denoiser calls that the unit accounts for."""
     micro_batch: Mapping[str, int] | None
     """Samples at a time, `from` and `to`, if a batch did not fit."""
     peak: int
     """Most bytes of GPU memory at once; 0 on a CPU."""
+    resident: int = 0
+    """Most bytes of main memory that the process held since its unit before."""
 
     def commit(self, manifest: Manifest, key: str) -> None:
-        """Write the marker, in which the calls stand among the seconds (see Marker.calls)."""
-        seconds = {**self.seconds, "calls": self.calls}
+        """Write the marker, in which calls and main memory stand among the seconds (see Marker.calls)."""
+        seconds = {**self.seconds, "calls": self.calls, "resident": float(self.resident)}
         manifest.commit(key, value=self.value, seconds=seconds, micro_batch=self.micro_batch, peak=self.peak)
 
 
@@ -79,7 +82,7 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
 
     If the body fails, the traceback is stored beside the markers. `micro` is the worker's, if it runs a denoiser.
     """
-    manifest, start = context.manifest(stage), time.perf_counter()
+    manifest, start, cpu = context.manifest(stage), time.perf_counter(), time.process_time()
     unit = Unit(manifest.open_unit(key))
     if micro is not None:
         micro.begin()
@@ -93,10 +96,15 @@ def unit_of(context: Context, stage: str, key: str, micro: MicroBatch | None = N
             raise
         result = UnitResult(
             value=unit.value,
-            seconds={**unit.seconds, "total": time.perf_counter() - start + unit.elsewhere},
+            seconds={
+                **unit.seconds,
+                "total": time.perf_counter() - start + unit.elsewhere,
+                "cpu": time.process_time() - cpu,
+            },
             calls=unit.calls,
             micro_batch=unit.micro_batch if micro is None else micro.reduction(),
             peak=0 if micro is None else micro.peak(),
+            resident=take_peak(),
         )
         result.commit(manifest, key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,25 @@ def test_a_unit_is_committed_when_its_body_ends(context: Context) -> None:
         assert not manifest.done("a")
     marker = manifest.read("a")
     assert marker.value == {"x": 1} and marker.calls == 3.0
-    assert 1000.0 <= marker.seconds["total"] < 1900.0 and set(marker.seconds) == {"model", "algebra", "total", "calls"}
+    assert 1000.0 <= marker.seconds["total"] < 1900.0
+    assert set(marker.seconds) == {"model", "algebra", "total", "calls", "cpu", "resident"}
+
+
+def test_a_marker_says_how_much_main_memory_and_cpu_its_unit_took(context: Context) -> None:
+    with unit_of(context, "capture", "before"):
+        pass
+    with unit_of(context, "capture", "large"):
+        block = bytearray(b"x") * 200_000_000
+        total = sum(range(3_000_000))
+    del block
+    for unit in ("after", "small"):  # the unit after begins where the large one ends
+        with unit_of(context, "capture", unit):
+            pass
+    before, large, small = (context.manifest("capture").read(unit) for unit in ("before", "large", "small"))
+    assert total and large.seconds["cpu"] > 0.01 > before.seconds["cpu"]
+    assert large.resident > before.resident + 150_000_000 and large.digest == small.digest
+    if sys.platform == "linux":
+        assert small.resident < large.resident - 150_000_000, "a peak is the unit's own"
 
 
 def test_a_unit_that_fails_is_not_committed_and_says_why(context: Context) -> None:
