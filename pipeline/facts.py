@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from adatsq_pipe.pipeline.captions import origin
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.summary import Facts
 from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.calibration.survey import left_of
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.weights.solve import SolveSettings
 from adatsq_pipe.storage.rundir import RunDir
@@ -35,6 +38,7 @@ def facts_of(config: RunConfig, run: RunDir, context: Context) -> Facts:
         placement=_logged(run, context, "placement"),
         smoothing=dict(Counter(value["smoothing"] for value in layers.values())),
         groups_fitted=_fitted(config, layers),
+        captions=origin(config.settings[EvaluateSettings], config.settings[ModelSettings].world),
         worst_layer_error=max((value["error"], name) for name, value in layers.items()),
         main_memory=_main_memory(context),
     )

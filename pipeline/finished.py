@@ -21,6 +21,14 @@ def reported(run: RunDir) -> str | None:
         return ""
 
 
+def additions(run: RunDir) -> str:
+    """What the report has besides its evaluation, as Summary.additions says it; "" without a report."""
+    try:
+        return str(read_json_object(run.report / FILE).get("additions", ""))
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
 def damage(run: RunDir, fingerprints: Mapping[str, str]) -> str:
     """What is wrong with the model and the report of the run with these fingerprints of its stages; "" if nothing is.
 
@@ -37,11 +45,13 @@ def damage(run: RunDir, fingerprints: Mapping[str, str]) -> str:
     return model.damage(report=run.report)
 
 
-def stands(run: RunDir, fingerprints: Mapping[str, str]) -> bool:
-    """Whether the model and the report of the run with these fingerprints are there, vouched for and undamaged."""
+def stands(run: RunDir, fingerprints: Mapping[str, str], wanted: str = "") -> bool:
+    """Whether the model and the report of the run with these fingerprints are there, vouched for and undamaged, and the
+    report has the additions `wanted`."""
     model = PublishedModel(run.published_folder(fingerprints["assemble"], fingerprints["evaluate"]))
     vouched = run.stored_model is not None or model.vouched
-    return vouched and reported(run) == fingerprints["evaluate"] and not damage(run, fingerprints)
+    same = reported(run) == fingerprints["evaluate"] and additions(run) == wanted
+    return vouched and same and not damage(run, fingerprints)
 
 
 def verify(run: RunDir) -> tuple[int, list[tuple[str, str, str]]]:

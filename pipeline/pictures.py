@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.pipeline.plots.glyphs import PLAIN, escaped, fonts_for, on_one_line, width_of
-from adatsq_pipe.pipeline.samples import quantized_units
+from adatsq_pipe.pipeline.samples import quantized_units, samples
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import write_text
@@ -56,12 +56,17 @@ def draw(context: Context, path: Path, title: str) -> str:
 
 def drawn(context: Context) -> Iterator[tuple[tables.Row, Picture, Picture]]:
     """(measurements, full precision, quantized) of every held-out picture, in the order of the samples."""
+    for row, (wanted, got) in zip(samples(context), _pairs(context), strict=True):
+        yield row, wanted, got
+
+
+def _pairs(context: Context) -> Iterator[tuple[Picture, Picture]]:
+    """(full precision, quantized) in the same order, read unit by unit."""
     evaluate, reference = context.manifest("evaluate"), context.manifest("reference")
     for unit in quantized_units(context):
-        rows = tables.read(evaluate.local_folder(unit) / "samples.parquet")
         got = arrays.read(evaluate.local_folder(unit), "pictures")
         wanted = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
-        yield from zip(rows, wanted, got, strict=True)
+        yield from zip(wanted, got, strict=True)
 
 
 def _beside(path: Path, prompts: list[str], fonts: list[tuple[str, ...]]) -> str:

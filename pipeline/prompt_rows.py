@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from adatsq_pipe.storage.errors import StorageError
 
 COLUMN = "prompt"
-MORE = ("images", "call", "seed")
+MORE = ("images", "call", "seed", "kind")
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """Where it stands, for a message; and its values by column, `prompt` among them."""

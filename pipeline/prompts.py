@@ -1,7 +1,8 @@
 """Prompts from a file: text with one to a line, or a manifest (JSON, JSONL, CSV, Parquet) with a column `prompt`.
 
 A manifest may have more columns: `images` (argument of the pipeline's call -> path, or a list of paths, relative to
-the manifest), `call` (further arguments) and `seed`. It ignores other columns. An image is identified by its bytes.
+the manifest), `call` (further arguments), `seed` and `kind` (results are grouped by it). It ignores other columns. An
+image is identified by its bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from adatsq_pipe.pipeline.prompt_rows import COLUMN, rows
-from adatsq_pipe.stages.base.settings import check_call
+from adatsq_pipe.stages.base.settings import check_call, checked_kind
 from adatsq_pipe.storage.fingerprint import file_digest
 
 LARGEST_SEED = 2**62
@@ -24,10 +25,11 @@ LARGEST_SEED = 2**62
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The contents of a file: prompts in order; `inputs`, further arguments of each (empty if none has any); and the
-    images by their digest."""
+    """The contents of a file: prompts in order; `kinds`, "" where a prompt has none, and `inputs`, further arguments of
+    each (both empty if none has any); and the images by their digest."""
 
     prompts: list[str]
+    kinds: list[str]
     inputs: list[dict[str, object]]
     images: Mapping[str, Path]
 
@@ -41,7 +43,20 @@ def read(path: Path) -> Prompts:
         _check_text(where, row[COLUMN])
     images: dict[str, Path] = {}
     inputs = [_more(where, row, path.parent, images) for where, row in found]
-    return Prompts(prompts=[row[COLUMN] for _, row in found], inputs=inputs if any(inputs) else [], images=images)
+    kinds = [_kind(where, row.get("kind")) for where, row in found]
+    return Prompts(
+        prompts=[row[COLUMN] for _, row in found],
+        kinds=kinds if any(kinds) else [],
+        inputs=inputs if any(inputs) else [],
+        images=images,
+    )
+
+
+def _kind(where: str, kind: object) -> str:
+    try:
+        return checked_kind(kind)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _check_text(where: str, prompt: object) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
+from adatsq_pipe.pipeline.by_kind import by_kind
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.costs import capture_cost, search_cost, seconds
 from adatsq_pipe.pipeline.facts import facts_of
@@ -32,6 +33,7 @@ from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
+from adatsq_pipe.storage.fingerprint import digest
 from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
@@ -67,7 +69,7 @@ def write(
     if not done["evaluate"].complete:
         return False
     path = run.report / FILE
-    if not again and finished.stands(run, context.fingerprints):
+    if not again and finished.stands(run, context.fingerprints, _additions(context)):
         return True
     _verify(context)
     run.report.mkdir(exist_ok=True)
@@ -86,6 +88,12 @@ def write(
     fingerprints = context.fingerprints
     PublishedModel(run.published_folder(fingerprints["assemble"], fingerprints["evaluate"])).vouch(run.report, FILES)
     return True
+
+
+def _additions(context: Context) -> str:
+    """What Summary.additions says of this run."""
+    kinds = context.settings[EvaluateSettings].kinds
+    return digest(kinds) if kinds else ""
 
 
 def _verify(context: Context) -> None:
@@ -137,21 +145,22 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
     with notes.of(SCORES):
         scores = _scores(config, context, drawn)
     point, found = point_of(context), context.manifest("search").read("front").value["front"]
-    widths = weight_widths(context)
+    widths, asked = weight_widths(context), config.settings[EvaluateSettings]
     sizes, name = context.manifest("assemble").read("model").value, model_name(config.model)
     return Summary(
         title=f"{name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
         fingerprint=context.fingerprints["evaluate"],
         model=str(config.model),
         quality=Quality(
-            captions=len(config.settings[EvaluateSettings].prompts),
-            seeds=config.settings[EvaluateSettings].seeds,
+            captions=len(asked.prompts),
+            seeds=asked.seeds,
             latent_error=_mean(drawn, "latent_error"),
             latent_psnr=_mean(drawn, "latent_psnr"),
             psnr=_mean(drawn, "psnr"),
             ssim=_mean(drawn, "ssim"),
             asked_for=scores,
             per_step=_per_step(read_rows(context, "steps.parquet")),
+            by_kind=by_kind(drawn, len(asked.prompts)) if asked.kinds else [],
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],
@@ -175,6 +184,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
         facts=facts_of(config, run, context),
         capture_over_bare_forwards=capture_cost(context),
         seconds=seconds(run, context),
+        additions=_additions(context),
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage import tables
 
 
@@ -30,5 +33,13 @@ def bits_run(context: Context) -> float | None:
 
 
 def samples(context: Context) -> list[tables.Row]:
-    """The measurements of every picture: all captions with the first seed, then with the next."""
-    return read_rows(context, "samples.parquet")
+    """The measurements of every picture: all captions with the first seed, then with the next. Each row has its
+    caption's `kind`, where captions have kinds."""
+    return list(with_kinds(context, read_rows(context, "samples.parquet")))
+
+
+def with_kinds(context: Context, rows: Iterable[tables.Row]) -> Iterator[tables.Row]:
+    """The rows of all samples in order, each with its caption's `kind` where captions have kinds."""
+    kinds = context.settings[EvaluateSettings].kinds
+    for place, row in enumerate(rows):
+        yield {**row, "kind": kinds[place % len(kinds)]} if kinds else row

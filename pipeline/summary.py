@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from adatsq_pipe.pipeline.kind_quality import KindQuality
+
 SAME_BITS = 0.005
 """Means of bits that differ by less are the same."""
 FILE = "summary.json"
@@ -50,6 +52,8 @@ class Quality:
     asked_for: Mapping[str, Any] | None
     """GenEval's tasks and Frechet distances, where a program can score the pictures; else None."""
     per_step: PerStep
+    by_kind: Sequence[KindQuality] = field(default_factory=list)
+    """Where captions have kinds: what was measured of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,8 @@ class Facts:
     worst_layer_error: tuple[float, str]
     main_memory: Mapping[str, int] = field(default_factory=dict)
     """By stage: most bytes of main memory that a worker's process held."""
+    captions: str = ""
+    """Where the held-out captions come from, and how many there are of each kind."""
     report: Mapping[str, str] = field(default_factory=dict)
     """By part of the report that could not be made as it is meant: why."""
 
@@ -152,6 +158,8 @@ class Summary:
     """Worker seconds of the capture over those of its bare forwards."""
     seconds: Mapping[str, Mapping[str, float]]
     """By stage: `wall` over all tries, and the workers' `model`, `algebra` and `overhead`."""
+    additions: str = ""
+    """Digest of what the report shows besides the evaluation: the kinds of captions. "" without them."""
 
 
 def read_summary(report: Path) -> Summary:

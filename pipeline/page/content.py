@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from adatsq_pipe.pipeline.by_kind import by_kind
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.kind_quality import KindQuality
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.images import Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table
+from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import PAGE, Summary
 from adatsq_pipe.pipeline.versions import versions
 from adatsq_pipe.stages.base.context import Context
@@ -33,7 +36,7 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
     tables = dict[str, Table]()
     sources: dict[str, Callable[[], Table]] = {
         "pictures": lambda: _pictures(pairs),
-        "kinds": lambda: render.kinds_table(pairs),
+        "kinds": lambda: _kinds(by_kind(samples(context), summary.quality.captions)),
         "layers": lambda: _layers(context),
         "left": lambda: _left(summary),
         "seconds": lambda: _seconds(summary),
@@ -41,7 +44,8 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
     }
     for name, make in sources.items():
         with notes.of(f"{PAGE}: {name}"):
-            tables[name] = make()
+            if (table := make()).rows or name != "kinds":
+                tables[name] = table
     with notes.of(PAGE):
         page = render.Page(
             summary=summary, pairs=pairs, charts=drawn, tables=tables, facts=_facts(summary), notes=dict(notes),
@@ -70,6 +74,20 @@ def _pictures(pairs: list[Pair]) -> Table:
     ]
     columns = ("caption", "seed", "kind", "latent error", "PSNR, dB", "SSIM", "full precision", "quantized")
     return Table(name="pictures", columns=columns, rows=rows)
+
+
+def _kinds(kinds: Sequence[KindQuality]) -> Table:
+    """Results by kind of caption; each mean has half its 95 % interval beside it."""
+    scored = any(each.score for each in kinds)
+    names = ["latents above error, dB", "PSNR, dB", "SSIM"] + ["prompt match", "difference"] * scored
+    rows: list[list[Cell]] = []
+    for each in kinds:
+        figures = [each.latent_db, each.psnr, each.ssim] + [each.score, each.score_difference] * scored
+        cells = [cell for f in figures for cell in ((f.mean, f.interval) if f else (None, None))]
+        rows.append([each.kind, each.captions, each.pictures, *cells])
+    columns = ["kind of caption", "captions", "pictures", *(column for name in names for column in (name, f"± {name}"))]
+    formats = {column: ".3f" if column.endswith("SSIM") else ".2f" for column in columns[3:]}
+    return Table(name="kinds", columns=columns, rows=rows, formats=formats)
 
 
 def _layers(context: Context) -> Table:
@@ -113,6 +131,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     """What a reader of the numbers should know, in lines; what there is nothing of is left out."""
     facts = summary.facts
     lines: list[tuple[str, str | Mapping[str, object]]] = [
+        ("held-out captions", facts.captions),
         ("sensitivity", facts.sensitivity),
         ("batches halved, by stage", facts.micro_batch),
         ("damping raised, by layer", facts.damping_raised),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from adatsq_pipe.pipeline.by_kind import kind_of
 from adatsq_pipe.pipeline.pictures import Picture, drawn
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.storage.tables import Row
@@ -38,8 +39,8 @@ class Pair:
 
     @property
     def kind(self) -> str:
-        """What the caption asks for, where the built-in world scores it; else ""."""
-        return ", ".join(self.row.get("tasks") or ())
+        """The caption's kind; where captions have none, what it asks for in the built-in world; else ""."""
+        return kind_of(self.row)
 
 
 def write_pictures(context: Context, report: Path) -> list[Pair]:
@@ -87,4 +88,4 @@ def save(picture: Picture, path: Path) -> None:
 
 
 def _bytes(picture: Picture) -> npt.NDArray[np.uint8]:
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    return (np.nan_to_num(picture).clip(0, 1) * 255).round().astype(np.uint8)

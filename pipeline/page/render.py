@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from adatsq_pipe.pipeline.compare_table import name_of
 from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
-from adatsq_pipe.pipeline.page.tables import Cell, Table
+from adatsq_pipe.pipeline.page.tables import Table
 from adatsq_pipe.pipeline.summary import PAGE, Summary
 from adatsq_pipe.storage.tables import Row
 
@@ -25,6 +24,8 @@ EMBEDDED_BYTES = 3_500_000
 WORST = 3
 OF_A_KIND = 4
 """At most so many pairs of a kind of caption are on the page; the table names the files of all."""
+KINDS = 20
+"""At most so many kinds of captions have pairs on the page."""
 SMALL = 256
 """Pictures smaller than so many pixels are enlarged, with their pixels kept apart."""
 
@@ -48,17 +49,24 @@ class View:
 
     pair: Pair
     sources: Mapping[str, str]
-    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Pairs below one heading."""
+
+    title: str
+    views: Sequence[View]
 
 
 def write(page: Page, report: Path) -> Path:
     """Write the page into the folder `report`, which has its pictures; returns its path."""
-    views = _views(page.pairs, report)
+    groups = _groups(page.pairs, report)
     text = html(
         "report.html.jinja", title=page.summary.title, charts=page.charts, tables=page.tables,
-        summary=page.summary, views=views, facts=page.facts, notes=page.notes, configuration=page.configuration,
+        summary=page.summary, groups=groups, facts=page.facts, notes=page.notes, configuration=page.configuration,
         gain=GAIN, small=SMALL, duration=_duration(page.summary),
-        left_out=len(page.pairs) - len({view.pair.full for view in views}),
+        left_out=len(page.pairs) - sum(len(group.views) for group in groups),
     )  # fmt: skip
     path = report / PAGE
     path.write_text(text, encoding="utf-8")
@@ -85,22 +93,27 @@ def html(
     )  # fmt: skip
 
 
-def _views(pairs: Sequence[Pair], report: Path) -> list[View]:
+def _groups(pairs: Sequence[Pair], report: Path) -> list[Group]:
     """The worst pairs first, then some of every kind of caption; pictures are embedded while there is room."""
-    groups = {"the worst": sorted(pairs, key=lambda pair: -pair.row["latent_error"])[:WORST]}
-    for pair in sorted(pairs, key=lambda pair: pair.kind):
-        if pair not in groups["the worst"]:
-            groups.setdefault(pair.kind or "captions", []).append(pair)
-    room, views = EMBEDDED_BYTES, list[View]()
-    for group, members in groups.items():
-        for pair in members[:OF_A_KIND]:
-            paths = {"full": pair.full, "quantized": pair.quantized, "difference": pair.difference}
-            size = sum((report / path).stat().st_size for path in paths.values()) * 4 // 3
-            if size <= room:
-                room -= size
-                paths = {name: embedded(report / path) for name, path in paths.items()}
-            views.append(View(pair=pair, sources=paths, group=group))
-    return views
+    ordered = sorted(pairs, key=lambda pair: -pair.row["latent_error"])
+    kinds: dict[str, list[Pair]] = {pair.kind: [] for pair in pairs}
+    for pair in pairs:
+        if pair not in ordered[:WORST]:
+            kinds[pair.kind].append(pair)
+    room = EMBEDDED_BYTES
+
+    def view(pair: Pair) -> View:
+        nonlocal room
+        paths = {"full": pair.full, "quantized": pair.quantized, "difference": pair.difference}
+        size = sum((report / path).stat().st_size for path in paths.values()) * 4 // 3
+        if size <= room:
+            room -= size
+            paths = {name: embedded(report / path) for name, path in paths.items()}
+        return View(pair=pair, sources=paths)
+
+    some = [(kind or "captions", ones[:OF_A_KIND]) for kind, ones in list(kinds.items())[:KINDS]]
+    chosen = [("the worst", ordered[:WORST]), *some]
+    return [Group(title=title, views=[view(pair) for pair in members]) for title, members in chosen if members]
 
 
 def embedded(path: Path) -> str:
@@ -126,15 +139,3 @@ def _duration(summary: Summary) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def kinds_table(pairs: Sequence[Pair]) -> Table:
-    """Quality by kind of caption."""
-    kinds: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        kinds.setdefault(pair.kind or "captions", []).append(pair)
-    rows: list[list[Cell]] = [
-        [kind, len(ones), *(statistics.fmean(one.row[name] for one in ones) for name in ("psnr", "ssim"))]
-        for kind, ones in sorted(kinds.items())
-    ]
-    return Table(name="kinds", columns=("kind of caption", "pictures", "PSNR, dB", "SSIM"), rows=rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +22,10 @@ LARGEST_COUNT = {
     "max_sequence_length": 1_000_000,
 }  # fmt: skip
 """Arguments of a pipeline's call that are whole numbers of 1 or more, whatever the pipeline; and the largest."""
+
+
+LONGEST_KIND = 60
+"""Characters of the name of a kind of caption."""
 
 
 class Settings(BaseModel):
@@ -49,16 +54,23 @@ class PromptSettings(Settings):
     """What [data] and [evaluate] have in common: captions, and what comes with each."""
 
     prompts: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     inputs: tuple[dict[str, Any], ...] = ()
     prompts_file: str = ""
     count: int
     batch: int
     seed: int
 
+    @field_validator("kinds")
+    @classmethod
+    def _names(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_kind(kind) for kind in kinds)
+
     def identity(self) -> dict[str, Plain]:
-        """The captions themselves and their inputs, not the file or the count that they came from."""
+        """The captions themselves and their inputs: not the file or the count that they came from, nor their kinds, by
+        which results are only grouped."""
         plain = super().identity()
-        del plain["count"], plain["prompts_file"]
+        del plain["count"], plain["prompts_file"], plain["kinds"]
         if not self.inputs:
             del plain["inputs"]
         return plain
@@ -73,6 +85,28 @@ def first_error(error: ValidationError, table: str) -> str:
     where = ".".join(str(part) for part in (table, *first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}" + ("" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})")
+
+
+def checked_kind(kind: object) -> str:
+    """The name of a kind of caption, on one line; "" for none. ValueError, in one line, for what is no name."""
+    if kind is None:
+        return ""
+    if isinstance(kind, int) and not isinstance(kind, bool):
+        kind = str(kind)
+    if not isinstance(kind, str):
+        raise ValueError(f'kind is {_short(kind)}, no text; write a word or two, e.g. "hands", or leave it out')
+    name = " ".join(unicodedata.normalize("NFC", kind).split())
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError(f"kind is {_short(kind)}, which holds a character that cannot be shown; leave that out")
+    if len(name) > LONGEST_KIND:
+        raise ValueError(f"kind is {_short(kind)}, {len(name)} characters; write at most {LONGEST_KIND}")
+    return name
+
+
+def _short(value: object) -> str:
+    """A value for a message."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= LONGEST_KIND else f"{text[:LONGEST_KIND]}..."
 
 
 def check_call(call: Mapping[str, object]) -> None:
@@ -128,14 +162,16 @@ class DataSettings(PromptSettings):
     table: ClassVar[str] = "data"
 
     prompts: tuple[str, ...] = ()
-    """Calibration captions; empty = the built-in world's training captions."""
+    """Calibration captions; empty = the built-in world's training captions, or the captions that ship."""
+    kinds: tuple[str, ...] = ()
+    """What kind each caption is of, shown before a run; no result depends on it. The file's column `kind` sets it."""
     inputs: tuple[dict[str, Any], ...] = ()
     """What each caption comes with, from a manifest (see prompts_file): `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
     """The same from a file: text with one caption a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`.
     The result depends on its contents, not on its path."""
     count: int = Field(default=32, ge=1, le=100_000)
-    """How many captions, when they come from the built-in world."""
+    """How many captions, when they are built-in ones."""
     batch: int = Field(default=8, ge=1)
     """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
     pipelines take the pictures of a batch for one prompt's."""

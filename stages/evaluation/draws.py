@@ -19,14 +19,18 @@ class EvaluateSettings(PromptSettings):
     table: ClassVar[str] = "evaluate"
 
     prompts: tuple[str, ...] = ()
-    """Held-out captions; empty = the built-in world's held-out combinations."""
+    """Held-out captions; empty = the built-in world's held-out combinations; for models outside that world the
+    built-in stress captions, of six kinds in turn."""
+    kinds: tuple[str, ...] = ()
+    """What kind each caption is of, "" for none: results are shown by kind too. The file's column `kind` sets it. A
+    changed kind draws nothing again."""
     inputs: tuple[dict[str, Any], ...] = ()
     """What each caption comes with, from a manifest: `images` by argument, `call`, `seed`."""
     prompts_file: str = ""
     """The same from a file: text with one caption a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`.
     The result depends on its contents, not on its path."""
     count: int = Field(default=16, ge=1, le=100_000)
-    """How many captions, when they come from the built-in world."""
+    """How many captions, when they are built-in ones."""
     seeds: int = Field(default=3, ge=1, le=1_000)
     """Draws per caption, each with the same seed for both models."""
     batch: int = Field(default=6, ge=1)

@@ -61,7 +61,7 @@ def test_json_has_every_table_and_every_key() -> None:
         "key": "count",
         "type": "int, >= 1, <= 100000",
         "default": 32,
-        "text": "How many captions, when they come from the built-in world.",
+        "text": "How many captions, when they are built-in ones.",
     }
     assert listed["recipe"]["solver"]["default"] == "gptq", "the default method's own value"
 

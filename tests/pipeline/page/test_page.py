@@ -134,9 +134,9 @@ def test_the_page_needs_nothing_but_itself_and_shows_captions_literally(
 
 def test_the_worst_come_first(tmp_path: Path) -> None:
     context = made._drawn(made._store(tmp_path))
-    views = render._views(images.write_pictures(context, tmp_path), tmp_path)
-    assert [view.pair.row["latent_error"] for view in views] == [0.05, 0.04, 0.02, 0.01]
-    assert [view.group for view in views] == ["the worst"] * 3 + ["captions"]
+    groups = render._groups(images.write_pictures(context, tmp_path), tmp_path)
+    shown_errors = {group.title: [view.pair.row["latent_error"] for view in group.views] for group in groups}
+    assert shown_errors == {"the worst": [0.05, 0.04, 0.02], "captions": [0.01]}
 
 
 def test_pictures_beyond_the_room_are_files_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_pictures_beyond_the_room_are_files_beside_the_page(tmp_path: Path, monk
     pairs = images.write_pictures(context, tmp_path)
     sizes = [sum((tmp_path / p).stat().st_size for p in (x.full, x.quantized, x.difference)) for x in pairs]
     monkeypatch.setattr(render, "EMBEDDED_BYTES", sizes[1] * 4 // 3)
-    views = render._views(pairs, tmp_path)
+    views = render._groups(pairs, tmp_path)[0].views
     assert views[0].sources["full"].startswith("data:image/png;base64,")
     assert views[1].sources["full"] == views[1].pair.full and (tmp_path / views[1].pair.full).is_file()
 

@@ -1,0 +1,48 @@
+"""What a run measured of one kind of caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN = 8
+"""Kinds that a line names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A mean over captions, each the mean of its seeds, and half its 95 % interval; None of a single caption."""
+
+    mean: float
+    interval: float | None
+
+    def shown(self, digits: int, sign: str = "±") -> str:
+        """As text, with so many digits after the point, and the sign before the interval."""
+        half = "" if self.interval is None else f" {sign} {self.interval:.{digits}f}"
+        return f"{self.mean:.{digits}f}{half}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindQuality:
+    """One kind of caption: quantized against full precision, on the same seeds."""
+
+    kind: str
+    captions: int
+    pictures: int
+    latent_db: Figure
+    """-10 log10 of the latent error: decibels of the final latents above their error. Higher is nearer."""
+    psnr: Figure
+    """dB."""
+    ssim: Figure
+    score: Figure | None = None
+    """Share of what the captions ask for that the quantized pictures show; None where no program can read them."""
+    score_difference: Figure | None = None
+    """The same minus that of the full-precision pictures of the same seeds."""
+
+
+def line(kinds: Sequence[KindQuality]) -> str:
+    """PSNR of the kinds in one line, the lowest first."""
+    ordered = sorted(kinds, key=lambda each: each.psnr.mean)
+    parts = [f"{each.kind} {each.psnr.shown(1, '+-')}" for each in ordered[:SHOWN]]
+    more = f", and {len(ordered) - SHOWN} more in the report" if len(ordered) > SHOWN else ""
+    return f"PSNR by kind of caption, dB: {', '.join(parts)}{more}"
