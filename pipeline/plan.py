@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.storage.errors import DamagedUnit
+from adatsq_pipe.storage.failures import Failure
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 from adatsq_pipe.storage.model_files import loaded_files
@@ -33,8 +34,15 @@ class Step:
     expected: int | None
     damaged: tuple[tuple[str, str], ...]
     changed: tuple[tuple[str, Plain, Plain], ...]
-    failed: Mapping[str, str]
-    """Units whose last try failed, with the error."""
+    failures: tuple[Failure, ...]
+    """Of the units whose last try failed."""
+    size: int
+    """Bytes that the sound units vouch for; 0 in a store, whose markers are not read."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Units whose last try failed, with the error."""
+        return {failure.unit: failure.error for failure in self.failures}
 
     @property
     def state(self) -> str:
@@ -73,16 +81,22 @@ def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[l
         fingerprint = digest(identity)
         context = replace(context, fingerprints={**context.fingerprints, stage.name: fingerprint})
         ready = all(step.complete for step in steps if step.stage.name in stage.needs)
-        steps.append(_look(stage, identity, fingerprint, context, run, ready))
+        steps.append(look(stage, identity, fingerprint, context, run, ready))
     return steps, context
 
 
-def _look(
+def look(
     stage: Stage, identity: Mapping[str, Plain], fingerprint: str, context: Context, run: RunDir, ready: bool
 ) -> Step:
+    """A stage as its folder of that fingerprint shows it. `ready`: the stages that it needs are done."""
     manifest = run.manifest(stage.name, fingerprint)
-    units, noted = list(manifest.units()), manifest.notes.all()
-    damaged = tuple(damage for unit in units if (damage := _damage(manifest, unit, noted.get(unit))))
+    units, noted, damaged, size = list(manifest.units()), manifest.notes.all(), list[tuple[str, str]](), 0
+    for unit in units:
+        marker, what = (None, noted[unit]) if unit in noted else manifest.look(unit)
+        if what:
+            damaged.append((unit, what))
+        elif marker is not None:
+            size += sum(entry[0] for entry in marker.files.values())
     complete = not damaged and _complete(manifest, units)
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []
@@ -93,9 +107,10 @@ def _look(
         complete=complete,
         done=len(units) - len(damaged),
         expected=_expected(stage, context) if ready else None,
-        damaged=damaged,
+        damaged=tuple(damaged),
         changed=tuple(c for c in changed if not c[0].startswith("needs.")) or tuple(changed),
-        failed={u: why.strip().splitlines()[-1] for u, why in manifest.failures().items() if why.strip()},
+        failures=tuple(failure for failure in manifest.last_failures() if failure.error),
+        size=size,
     )
 
 
@@ -103,21 +118,6 @@ def _expected(stage: Stage, context: Context) -> int | None:
     try:
         return stage.expected(context)
     except DamagedUnit:
-        return None
-
-
-def _damage(manifest: Manifest, unit: str, noted: str | None) -> tuple[str, str] | None:
-    """The unit and what is wrong with it, by its marker, its files' sizes and what `verify` noted. None: nothing."""
-    if noted is not None:
-        return unit, noted
-    try:
-        if manifest.done(unit):
-            return None
-        manifest.read(unit)
-        return unit, "a file is missing or has the wrong size"
-    except DamagedUnit as error:
-        return unit, error.what
-    except KeyError:
         return None
 
 
@@ -202,7 +202,12 @@ def as_json(steps: list[Step]) -> list[dict[str, Plain]]:
             "expected": step.expected,
             "damaged": [{"unit": unit, "what": what} for unit, what in step.damaged],
             "failed": dict(step.failed),
-            "changed": [{"field": field, "old": old, "new": new} for field, old, new in step.changed],
+            "changed": changes(step),
         }
         for step in steps
     ]
+
+
+def changes(step: Step) -> list[dict[str, Plain]]:
+    """The fields that make a stage stale, as plain values."""
+    return [{"field": field, "old": old, "new": new} for field, old, new in step.changed]

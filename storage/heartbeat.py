@@ -44,7 +44,9 @@ class Beat:
     fingerprint: str = ""
     """The first 16 digits of the stage's, as its folder is named."""
     unit: str = ""
-    """Empty while the worker opens its model, or waits."""
+    """Empty while the worker opens its model, or waits for its next unit."""
+    opening: bool = False
+    """Whether it opens its model."""
     since: float = 0.0
     """When it began that (Unix seconds)."""
     beat: float = 0.0
@@ -79,6 +81,7 @@ class Beat:
             stage=str(body.get("stage", "")),
             fingerprint=str(body.get("fingerprint", "")),
             unit=str(body.get("unit", "")),
+            opening=body.get("opening") is True,
             since=float(str(body["since"])),
             beat=float(str(body["beat"])),
         )
@@ -115,9 +118,11 @@ class Pulse:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def set(self, *, stage: str, fingerprint: str, unit: str) -> None:
+    def set(self, *, stage: str, fingerprint: str, unit: str = "", opening: bool = False) -> None:
         """From now on the process does this. Returns at once."""
-        self._beat = replace(self._beat, stage=stage, fingerprint=fingerprint, unit=unit, since=time.time())
+        self._beat = replace(
+            self._beat, stage=stage, fingerprint=fingerprint, unit=unit, opening=opening, since=time.time()
+        )
         self._changed.set()
 
     def close(self) -> None:
@@ -145,11 +150,11 @@ _guard = threading.Lock()
 def at_work(run: Path, remote: Remote | None, *, stage: str, fingerprint: str, unit: str) -> Iterator[None]:
     """Inside, this process works on the unit (empty: it opens its model), and lets `status` know."""
     pulse = _pulse_of(run, remote)
-    pulse.set(stage=stage, fingerprint=fingerprint[:16], unit=unit)
+    pulse.set(stage=stage, fingerprint=fingerprint[:16], unit=unit, opening=not unit)
     try:
         yield
     finally:
-        pulse.set(stage=stage, fingerprint=fingerprint[:16], unit="")
+        pulse.set(stage=stage, fingerprint=fingerprint[:16])
 
 
 def _pulse_of(run: Path, remote: Remote | None) -> Pulse:

@@ -22,7 +22,8 @@ from pathlib import Path
 from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import file_size, read_json_object, write_text
+from adatsq_pipe.storage.failures import Failure, failures_of
+from adatsq_pipe.storage.files import file_size, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
 from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.remote import Remote
@@ -125,15 +126,41 @@ class Manifest:
             self.remote.upload(self._names(self._failure(unit)))
         shutil.rmtree(self.attempt_folder(unit), ignore_errors=True)
 
+    def last_failures(self) -> list[Failure]:
+        """The last failures of units that have not been done since. At a URL, as they were last downloaded."""
+        return failures_of(self.folder)
+
     def failures(self) -> dict[str, str]:
-        """Reasons by unit, for units whose last attempt failed. The last line of a reason is the error."""
-        root, reasons = self.folder / "failures", dict[str, str]()
-        for path in list_files(root) if root.is_dir() else []:
-            try:
-                reasons[str(path.relative_to(root).with_suffix(""))] = str(read_json_object(path)["reason"])
-            except (ValueError, KeyError):
-                continue
-        return reasons
+        """Their reasons by unit. The last line of a reason is the error."""
+        return {failure.unit: failure.reason for failure in self.last_failures()}
+
+    def look(self, unit: str) -> tuple[Marker | None, str]:
+        """The unit's marker, and what is wrong with it or with the sizes of its files ("" if nothing is).
+
+        None in a store, where the marker is not read, and for a unit that has none.
+        """
+        if self.remote is not None:
+            return None, ""
+        try:
+            marker = self.read(unit)
+        except KeyError:
+            return None, ""
+        except DamagedUnit as error:
+            return None, error.what
+        return marker, "a file is missing or has the wrong size" if self._wrong_sizes(marker) else ""
+
+    def times(self) -> list[float]:
+        """When the units' markers were written (Unix seconds), rising. In a store, as far as its listing says so."""
+        folder = self.folder / "markers"
+        if self.remote is not None:
+            prefix = self._names(folder)[0]
+            known = self.remote.modified
+            return sorted(known[name] for name in self.remote.list_prefix(prefix) if name in known)
+        found = list[float]()
+        for name in list_names(folder):
+            with suppress(FileNotFoundError):
+                found.append(os.stat(f"{folder}/{name}").st_mtime)
+        return sorted(found)
 
     def done(self, unit: str) -> bool:
         """Whether the unit has a valid marker and its files have their sizes. `verify` checks their contents.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ class Remote:
     files: AbstractFileSystem
     base: str
     sizes: dict[str, int] = field(default_factory=dict)
+    modified: dict[str, float] = field(default_factory=dict)
+    """When files were written (Unix seconds), of those of which the last listing says so."""
     _current: set[str] = field(default_factory=set)
 
     def _path(self, name: str) -> str:
@@ -67,6 +70,8 @@ class Remote:
             if not is_safe_relative(name):
                 raise StorageError(f"{self.url} holds a file named {name!r}, which leads out of it; remove it there")
             self.sizes[name] = int(entry["size"] or 0)
+            if (when := _modified(entry)) is not None:
+                self.modified[name] = when
 
     @property
     def is_current(self) -> bool:
@@ -127,6 +132,22 @@ class Remote:
     def list_prefix(self, prefix: str) -> list[str]:
         """Names of the known files below the name `prefix`, sorted."""
         return sorted(n for n in self.sizes if n.startswith(f"{prefix}/"))
+
+
+def _modified(entry: Mapping[str, object]) -> float | None:
+    """When a listed file was written; stores have other names and types for it."""
+    for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        when = entry.get(key)
+        if isinstance(when, str):
+            try:
+                when = datetime.fromisoformat(when)
+            except ValueError:
+                continue
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    return None
 
 
 def _size(path: Path) -> int:

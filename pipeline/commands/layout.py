@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import click
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
@@ -19,3 +23,18 @@ def many(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return str(count)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document on stdout. Numbers that JSON does not have (infinite, none) are null."""
+    click.echo(json.dumps(_finite(value), indent=1, allow_nan=False, default=str))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

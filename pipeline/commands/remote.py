@@ -18,7 +18,7 @@ import click
 from adatsq_pipe.cluster.errors import ConnectionLost, JobRefused
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
-from adatsq_pipe.pipeline.commands.shell import STOPPED, example, fail, user_errors
+from adatsq_pipe.pipeline.commands.shell import LEFT, STOPPED, example, fail, user_errors
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import as_sets, parse_set, read_toml
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
@@ -26,8 +26,6 @@ from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 NAME = "adatsq-pipe"
 ROOMS = ("adatsq_pipe.cluster", "adatsq_pipe.pipeline", "adatsq_pipe.stages", "adatsq_pipe.storage")
 SUBMITTED = ("run", "pick", "compare")
-LEFT = 130
-"""Exit code of Ctrl-C while following. The job itself continues."""
 
 _address = click.option(
     "--address", required=True, metavar="http://HEAD:8265", help="Dashboard of a running Ray cluster."

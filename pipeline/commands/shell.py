@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
 from adatsq_pipe.pipeline import config as configuration
@@ -25,6 +26,8 @@ from adatsq_pipe.storage.rundir import RunDir
 
 STOPPED = 75
 """Exit code of a run that was stopped between units."""
+LEFT = 130
+"""Exit code of Ctrl-C while following what runs elsewhere and continues."""
 DEFAULT_RUN = "adatsq-run"
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -39,6 +42,19 @@ run_dir_option = click.option(
     metavar="PATH|URL",
     help="Run directory: a folder or a URL such as s3://bucket/run.",
 )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+run_argument = click.argument("named", metavar="[RUN]", required=False)
+"""A run directory as an argument, for commands that have --run-dir as well; `run_dir_of` takes either."""
+
+
+def run_dir_of(named: str | None, run_dir: str) -> str:
+    """The run directory that the argument or --run-dir names. Raises UsageError if both do, and differ."""
+    given = click.get_current_context().get_parameter_source("run_dir") is not ParameterSource.DEFAULT
+    if named is not None and given and named != run_dir:
+        raise click.UsageError(f"RUN is {named} and --run-dir is {run_dir}; name one run directory")
+    return run_dir if named is None else named
 
 
 def example(line: str) -> str:

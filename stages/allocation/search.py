@@ -137,6 +137,19 @@ def _uniform(context: Context) -> None:
             }
 
 
+def _expected(context: Context) -> int | None:
+    """Units of the finished stage; None where the paths that survive decide it."""
+    allocation, settings = context.settings[Recipe].allocation, context.settings[SearchSettings]
+    if allocation == "uniform":
+        return 1
+    if allocation == "decoupled":
+        return sum(layer.rounded for layer in survey_of(context).layers) + 1
+    if allocation == "lagrangian" and not settings.beam:
+        rolled_out = ("its own policy", "weights alone")
+        return len(rolled_out) * len(BatchSlice.for_rollouts(context.settings[DataSettings], settings)) + 1
+    return None
+
+
 def _reads(settings: RunSettings, model: str) -> Plain:
     recipe = settings[Recipe]
     if recipe.allocation == "uniform":
@@ -153,6 +166,6 @@ STAGE = Stage(
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,
-    expected=lambda context: None,
+    expected=_expected,
     settings=SearchSettings,
 )

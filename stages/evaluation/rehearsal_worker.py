@@ -31,7 +31,8 @@ class Rehearsal(OutOfMemoryBackoff):
         table = key.partition("/")[2]
         try:
             batches = calibration_shards(self.context) if table == "data" else draws(self.context)
-            self._rehearse(table, batches)
+            with self.context.at_work(self.stage, table):
+                self._rehearse(table, batches)
         except (NotTaken, OutOfMemory):
             raise
         except StageError as error:

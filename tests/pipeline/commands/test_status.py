@@ -1,0 +1,151 @@
+"""What `status` prints of run directories written by hand, and how `--watch` ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adatsq_pipe.pipeline.commands import watch
+from adatsq_pipe.pipeline.commands.cli import main
+from adatsq_pipe.pipeline.commands.look import duration, rate_text
+from adatsq_pipe.pipeline.request import write_request
+from adatsq_pipe.storage.heartbeat import Beat
+from tests.pipeline.test_plan import NAMES, Made
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    made = Made(tmp_path)
+    write_request(made.run, made.config())
+    return made
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(main, list(arguments))
+    return done.exit_code, done.stdout, done.stderr
+
+
+def finish(made: Made, *stages: str) -> None:
+    for stage in stages:
+        made.commit(stage, "u", complete=True)
+
+
+def test_the_run_is_an_argument_or_an_option(made: Made) -> None:
+    made.commit("capture", "a")
+    run = str(made.run.path)
+    for command in ("status", "why", "verify"):
+        named, option = call(command, run), call(command, "--run-dir", run)
+        assert named == option and named[0] == 0
+        assert call(command, run, "--run-dir", run) == named
+        code, _, error = call(command, run, "--run-dir", "another")
+        assert code == 2 and "name one run directory" in error
+
+
+def test_a_line_says_what_is_done_failed_and_damaged_and_the_last_what_to_do(made: Made) -> None:
+    manifest = made.commit("capture", "a", "b")
+    manifest.fail("c", "ValueError: no")
+    (manifest.unit_folder("b") / "bytes").unlink()
+    code, output, _ = call("status", str(made.run.path))
+    fingerprint = made.steps()["capture"].fingerprint[:16]
+    assert code == 0 and f"capture   damaged  1 units, 1 failed, 1 damaged   {fingerprint}\n" in output
+    assert "          c failed: ValueError: no\n" in output
+    assert "          b is damaged: a file is missing or has the wrong size\n" in output
+    assert "run       failed: no process holds it; 1 units failed; 1 units are damaged; not done: capture" in output
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("failed", 1), ("stopped", 75)])
+def test_a_watch_ends_as_the_run_ended(state: str, code: int, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(made, *(NAMES if state == "done" else ["capture"]))
+    if state == "failed":
+        made.manifest("fisher").fail("x", "ValueError: no")
+    ended, output, _ = call("status", str(made.run.path), "--watch", "--interval", "0.1")
+    assert ended == code and "capture: done, 1 units" in output and f"run: {state}, " in output
+    assert len(output.splitlines()) == len({line[9:] for line in output.splitlines()}), "no line twice"
+
+
+def test_a_watch_shows_each_change_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = made.run.path / ".holder.json"
+    holder.write_text(Beat(host="node1", pid=7, space="", since=0.0, beat=time.time()).text())
+    changes = [
+        lambda: None,
+        lambda: made.commit("capture", "a"),
+        lambda: None,
+        lambda: made.manifest("capture").fail("b", "OSError: gone"),
+        holder.unlink,
+    ]
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: changes.pop(0)() if changes else None)
+    code, output, _ = call("status", str(made.run.path), "--watch")
+    lines = [line[9:] for line in output.splitlines()]
+    assert code == 1 and lines[0] == "run: running, process 7 on node1 holds it"
+    assert lines[1:3] == ["capture: partial, 1 units", "capture: partial, 1 units, 1 failed"]
+    assert "capture b failed on" in lines[3] and lines[3].endswith("OSError: gone")
+    assert lines[4].startswith("run: failed, no process holds it; 1 units failed")
+    assert len(lines) == 5
+
+
+def test_a_watch_as_json_is_a_document_a_line(made: Made) -> None:
+    finish(made, "capture")
+    code, output, _ = call("status", str(made.run.path), "--watch", "--json", "--interval", "0.1")
+    (found,) = [json.loads(line) for line in output.splitlines()]
+    assert (
+        code == 75 and found["state"] == "stopped" and [s["done"] for s in found["stages"]] == [1, 0, 0, 0, 0, 0, 0, 0]
+    )
+
+
+def test_ctrl_c_leaves_without_a_traceback(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupted)
+    code, _, error = call("status", str(made.run.path), "--watch")
+    assert (code, error) == (130, "stopped watching; the run is as it was\n")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon", "0.01"])
+def test_an_interval_that_is_none_is_refused(seconds: str, made: Made) -> None:
+    code, _, error = call("status", str(made.run.path), "--watch", "--interval", seconds)
+    assert code == 2 and "--interval" in error and len(error.splitlines()) <= 4
+
+
+def test_an_interval_is_for_watch(made: Made) -> None:
+    code, _, error = call("status", str(made.run.path), "--interval", "2")
+    assert code == 2 and "--interval is for --watch" in error
+
+
+def test_without_its_model_folder_a_run_is_shown_as_it_was_recorded(made: Made) -> None:
+    step = made.steps()["capture"]
+    made.run.record_identity("capture", step.fingerprint, dict(step.identity))
+    finish(made, "capture")
+    made.model.rename(made.model.with_name("elsewhere"))
+    code, output, error = call("status", str(made.run.path))
+    assert (code, error) == (0, "") and f"capture   done     1 units   {step.fingerprint[:16]}" in output
+    assert f"note      the model folder {made.model} is not on this machine: shown are" in output
+
+
+def test_without_its_settings_a_run_is_shown_as_it_was_recorded(made: Made) -> None:
+    step = made.steps()["capture"]
+    made.run.record_identity("capture", step.fingerprint, dict(step.identity))
+    finish(made, "capture")
+    (made.run.path / "config.toml").unlink()
+    code, output, _ = call("status", str(made.run.path))
+    assert code == 0 and f"capture   done     1 units   {step.fingerprint[:16]}" in output
+    assert "note      config.toml is missing: shown are the stages that were recorded last" in output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (18720, "5 h 12 min"), (273600, "3 d 4 h")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(2.25, "2.2/s"), (0.5, "30.0/min"), (0.001, "3.6/h"), (0.00001, "0.9/day"), (None, "")]
+)
+def test_rates_are_in_the_unit_that_fits(rate: float | None, text: str) -> None:
+    assert rate_text(rate) == text
