@@ -19,36 +19,42 @@ from adatsq_pipe.storage import arrays, tables
 from adatsq_pipe.storage.files import write_text
 
 PICTURES = 8
+BELOW, ABOVE = 0.492, 0.328
+"""Inches for the captions and for the title."""
 
 Picture: TypeAlias = npt.NDArray[np.floating]
 """[height, width, 3] or, of a video, [frames, height, width, 3]; values in [0, 1]."""
 
 
-def draw(context: Context, path: Path, title: str) -> str:
-    """Draw the first captions to `path`: full precision above quantized, captions below. Videos show one frame.
+def draw(context: Context, path: Path, title: str, *, count: int = PICTURES, inches: float = 1.7) -> str:
+    """Draw the first `count` captions to `path`, each `inches` wide: full precision above quantized, captions below.
+    Videos show one frame.
 
     Where no installed font has a caption's characters, its number stands in its place, and a text file beside the
     picture has all captions. Returns a line that says so, or "".
     """
     plt = pyplot()
-    columns = [(row["prompt"], wanted, got) for row, wanted, got in itertools.islice(drawn(context), PICTURES)]
+    columns = [(row["prompt"], wanted, got) for row, wanted, got in itertools.islice(drawn(context), count)]
     strips = _of_one_size([[_framed(wanted) for _, wanted, _ in columns], [_framed(got) for *_, got in columns]])
     height, width = strips[0][0].shape[:2]
-    figure = plt.figure(figsize=(1.7 * len(columns) + 0.4, 4.1))
-    axis = figure.add_axes((0.03, 0.12, 0.96, 0.8))
+    size = (inches * len(columns) + 0.4, 2 * inches * height / width + 0.7)
+    figure, letters = plt.figure(figsize=size), 7 if inches < 2 else 10
+    axis = figure.add_axes((0.03, BELOW / size[1], 0.96, 1 - (BELOW + ABOVE) / size[1]))
     axis.imshow(np.concatenate([np.concatenate(strip, 1) for strip in strips]))
     axis.set_xticks([width * (i + 0.5) for i in range(len(columns))])
     captions = [on_one_line(prompt) for prompt, *_ in columns]
     fonts = [fonts_for(caption) for caption in captions]
-    labels = [_wrapped(c) if known else f"[{i}]" for i, (c, known) in enumerate(zip(captions, fonts, strict=True), 1)]
-    for label, known in zip(axis.set_xticklabels(labels, fontsize=7), fonts, strict=True):
+    fits = round(22 * inches / 1.7 * 7 / letters)
+    both = enumerate(zip(captions, fonts, strict=True), 1)
+    labels = [_wrapped(caption, fits) if known else f"[{i}]" for i, (caption, known) in both]
+    for label, known in zip(axis.set_xticklabels(labels, fontsize=letters), fonts, strict=True):
         label.set_fontfamily(list(known) or [PLAIN])
     axis.set_yticks([height / 2, height * 1.5])
-    axis.set_yticklabels(["full precision", "quantized"], fontsize=8, rotation=90, va="center")
+    axis.set_yticklabels(["full precision", "quantized"], fontsize=letters + 1, rotation=90, va="center")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     heading = escaped(on_one_line(title))
-    axis.set_title(heading, fontsize=9, fontfamily=list(fonts_for(heading)))
+    axis.set_title(heading, fontsize=letters + 2, fontfamily=list(fonts_for(heading)))
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return _beside(path.with_suffix(".txt"), [prompt for prompt, *_ in columns], fonts)
@@ -101,7 +107,7 @@ def _framed(picture: Picture) -> Picture:
     return np.pad(still.clip(0, 1), ((edge, edge), (edge, edge), (0, 0)), constant_values=1.0)
 
 
-def _wrapped(text: str, width: int = 22) -> str:
+def _wrapped(text: str, width: int) -> str:
     """The text in up to three lines of so many columns; a wide character takes two."""
     characters = max(1, width * len(text) // max(width_of(text), 1))
     return "\n".join(textwrap.wrap(text, min(width, characters))[:3])

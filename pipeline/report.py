@@ -13,6 +13,7 @@ import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
 from adatsq_pipe.pipeline.by_kind import by_kind
+from adatsq_pipe.pipeline.card import POLICY, SHEET, SHOWN, card
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.costs import capture_cost, search_cost, seconds
 from adatsq_pipe.pipeline.facts import facts_of
@@ -27,7 +28,6 @@ from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
-from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.weights.widths import weight_widths
@@ -41,8 +41,8 @@ from adatsq_pipe.storage.tables import Row
 
 FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
 """Names of the plots that only some recipes have."""
-SIDE_BY_SIDE, POLICY, STEPS = "side_by_side.png", "policy.png", "steps.png"
-FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", POLICY, STEPS, FRONT, WEIGHT_BITS, PAGE)
+SIDE_BY_SIDE, STEPS = "side_by_side.png", "steps.png"
+FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", SHEET, "sheet.txt", POLICY, STEPS, FRONT, WEIGHT_BITS, PAGE)
 """What a report may consist of."""
 
 
@@ -82,7 +82,7 @@ def write(
     summary = replace(summary, facts=replace(summary.facts, report=dict(notes)))
     for part, why in notes.items():
         say(f"report: {part}: {why}")
-    _publish(run, context, summary)
+    _publish(config, run, context, summary)
     write_text(path, json.dumps(asdict(summary), indent=1) + "\n")
     run.upload("report")
     fingerprints = context.fingerprints
@@ -109,6 +109,7 @@ def _plot(folder: Path, context: Context, summary: Summary, notes: Notes) -> Non
         (folder / name).unlink(missing_ok=True)
     drawings: dict[str, Callable[[], object]] = {
         SIDE_BY_SIDE: lambda: pictures.draw(context, folder / SIDE_BY_SIDE, summary.title),
+        SHEET: lambda: pictures.draw(context, folder / SHEET, summary.title, count=SHOWN, inches=3.4) and None,
         POLICY: lambda: policy.draw(context, folder / POLICY),
         STEPS: lambda: by_step.draw(summary.quality.per_step, folder / STEPS),
     }
@@ -124,15 +125,16 @@ def _plot(folder: Path, context: Context, summary: Summary, notes: Notes) -> Non
         (folder / name).unlink(missing_ok=True)
 
 
-def _publish(run: RunDir, context: Context, summary: Summary) -> None:
+def _publish(config: RunConfig, run: RunDir, context: Context, summary: Summary) -> None:
     """The assembled folder with a card that says what it scores; `model` is that from now on."""
     manifest = context.manifest("assemble")
     place = run.published_folder(context.fingerprints["assemble"], context.fingerprints["evaluate"])
-    text = card(context, manifest.read("model").value, asdict(summary.quality))
-    plot = run.report / POLICY
-    added = {POLICY: plot.read_bytes()} if plot.exists() else {}
-    if not added:
-        text = "".join(line for line in text.splitlines(keepends=True) if f"({POLICY})" not in line)
+    text, added = card(config, context, summary), dict[str, bytes]()
+    for name in (POLICY, SHEET):
+        if (run.report / name).exists():
+            added[name] = (run.report / name).read_bytes()
+        else:
+            text = "".join(line for line in text.splitlines(keepends=True) if f"({name})" not in line)
     added["README.md"] = text.encode()
     clone_tree(manifest.local_folder("model"), place, added)
     run.publish(place, context.fingerprints["assemble"], context.fingerprints["evaluate"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from adatsq_pipe.pipeline.compare_table import best, effective_bits, name_of, rank
+from adatsq_pipe.pipeline.compare_table import SAME_BITS, best, effective_bits, name_of, rank
 from adatsq_pipe.pipeline.comparison import ROWS, Comparison, LeftOut, read_comparison
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.page import gain_charts, method_pictures
@@ -82,19 +82,21 @@ def _html(
     samples = shown[0]["captions"] * shown[0]["seeds"]
     return html(
         "compare.html.jinja", title=f"Methods on {comparison.model}", charts=charts, tables=made, comparison=comparison,
-        leaders=_leaders(shown), rows=shown, draws=draws, sources=sources, notes=dict(notes), gain=GAIN, small=SMALL,
+        leaders=leaders_of(shown), rows=shown, draws=draws, sources=sources, notes=dict(notes), gain=GAIN, small=SMALL,
         whole=WHOLE, samples=samples, pictures=script(json.dumps(_pictures(draws, sources))),
         groups=list(dict.fromkeys(tile.bits for tile in draws[0].tiles)) if draws else [],
     )  # fmt: skip
 
 
-def _leaders(shown: Sequence[Row]) -> list[Row]:
-    """The first row at each pair of bits that has a gain."""
-    leaders = dict[str, Row]()
-    for row in shown:
-        if row["latent_gain"] is not None:
-            leaders.setdefault(row["bits"], row)
-    return list(leaders.values())
+def leaders_of(shown: Sequence[Row]) -> list[Row]:
+    """The row of the largest gain at each pair of bits, of those that are as small as the smallest there."""
+    leaders = list[Row]()
+    for bits in dict.fromkeys(row["bits"] for row in shown):
+        own = [row for row in shown if row["bits"] == bits]
+        least = min(map(effective_bits, own))
+        gains = [row for row in own if row["latent_gain"] is not None and effective_bits(row) <= least + SAME_BITS]
+        leaders += sorted(gains, key=rank)[:1]
+    return leaders
 
 
 def methods_table(name: str, rows: Sequence[Row]) -> Table:

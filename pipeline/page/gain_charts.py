@@ -66,9 +66,10 @@ def gain_chart(rows: Sequence[Row]) -> Chart:
 def error_chart(rows: Sequence[Row]) -> Chart:
     """-10 log10 of the latent error of every row, with the line of those that nothing beats with as few bits."""
     figure = _scattered(rows, decibels, decibels_interval)
-    front = list(front_of_rows(rows, decibels))
+    places = _beside(rows)
+    front = [(places[rows.index(row)], decibels(row)) for row in front_of_rows(rows, decibels)]
     figure.add_scatter(
-        x=[effective_bits(row) for row in front], y=[decibels(row) for row in front], mode="lines", hoverinfo="skip",
+        x=[place for place, _ in front], y=[height for _, height in front], mode="lines", hoverinfo="skip",
         name="nothing better with as few bits", line={"color": "#8a8a96", "dash": "dot", "width": 1.5},
     )  # fmt: skip
     figure.update_layout(yaxis_title="-10 log10 of the latent error, dB")

@@ -1,4 +1,4 @@
-"""The model card of a quantized folder (its README.md): what it is, what it scores, how it loads."""
+"""The card of an assembled folder (its README.md): what it is and how it loads. An evaluated one gets another."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import yaml
 
 from adatsq_pipe.stages.allocation.points import point_of
-from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.model_files import is_inside, model_name
 
@@ -40,35 +38,15 @@ Without the first line diffusers stops with "Unknown quantization type, got adat
 self-contained` writes a folder that needs no such line.
 """
 
-_SCORES = """
-## What it scores
 
-Against the full-precision pipeline, on {captions} captions x {seeds} seeds (mean, standard error):
-
-| measure | value |
-|---|---|
-{rows}
-
-## What it does
-
-![Sensitivity and activation bits of every layer at every denoising step](policy.png)
-
-- sensitivity measured: {sensitivity}
-- weights of layers that see tokens, without scales: {widths}
-
-The policy follows the denoiser's own timestep: at other step counts each step takes the bits of the nearest calibrated
-noise level.
-"""
-
-
-def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] | None = None) -> str:
-    """Text of the card. `sizes` is what assemble counted, `quality` what evaluate measured (None: not evaluated)."""
+def card(context: Context, sizes: Mapping[str, Any]) -> str:
+    """Text of the card. `sizes` is what assemble counted."""
     source, name = context.model.path, model_name(context.model.path)
     inherited = front_matter(source)
     point = point_of(context)
     licence = inherited.get("license_name") or inherited.get("license")
     head = {"base_model": name, "library_name": "diffusers", "tags": ["quantized", "adatsq"], **inherited}
-    text = f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
+    return f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n" + _BODY.format(
         name=name,
         pipeline=read_json_object(source / "model_index.json")["_class_name"],
         loading=LOADING,
@@ -83,31 +61,16 @@ def card(context: Context, sizes: Mapping[str, Any], quality: Mapping[str, Any] 
         ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
     )
-    if quality is None:
-        return text
-    facts = {"sensitivity": sensitivity_of(context), "widths": weight_widths(context)}
-    return text + _SCORES.format(**quality, **facts, rows="\n".join(_rows(quality)))
-
-
-def _rows(quality: Mapping[str, Any]) -> list[str]:
-    named = (
-        ("psnr", "PSNR of pictures, dB", 1),
-        ("ssim", "SSIM of pictures", 3),
-        ("latent_error", "error of latents", 3),
-    )
-    rows = [
-        f"| {title} | {quality[key]['mean']:.{digits}f} +- {quality[key]['standard_error']:.{digits}f} |"
-        for key, title, digits in named
-    ]
-    if scores := quality["asked_for"]:
-        for title, key in (("full precision", "full_precision"), ("quantized", "quantized")):
-            total = scores[key]["total"]
-            rows.append(f"| matches the prompt, {title} | {total['mean']:.3f} +- {total['standard_error']:.3f} |")
-    return rows
 
 
 def front_matter(source: Path) -> dict[str, object]:
     """What the original's card says of its licence and language; empty if it has no card, or none that can be read."""
+    metadata = metadata_of(source)
+    return {key: metadata[key] for key in INHERITED if key in metadata}
+
+
+def metadata_of(source: Path) -> dict[str, object]:
+    """The front matter of the original's card; empty if it has no card, or none that can be read."""
     path = source / "README.md"
     if not path.is_file() or not is_inside(source, path.name):
         return {}
@@ -118,4 +81,4 @@ def front_matter(source: Path) -> dict[str, object]:
         metadata = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return {}
-    return {key: metadata[key] for key in INHERITED if key in metadata} if isinstance(metadata, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

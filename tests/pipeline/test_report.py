@@ -349,7 +349,7 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     manifest.discard("model")
     (manifest.open_unit("model") / "model_index.json").write_text("{}")
     manifest.commit("model", value=sizes)
-    monkeypatch.setattr(report, "card", lambda context, sizes, quality: f"psnr {quality['psnr']['mean']}")
+    monkeypatch.setattr(report, "card", lambda config, context, summary: f"psnr {summary.quality.psnr.mean}")
     path, fingerprint = run.report / "summary.json", context.fingerprints["evaluate"]
 
     def write(*, complete: bool) -> bool:
@@ -362,11 +362,12 @@ def test_a_report_is_written_when_evaluate_is_done_and_stands_until_it_changes(
     assert json.loads(path.read_text()) == json.loads(json.dumps(asdict(whole)))
     assert read_summary(run.report) == whole
     assert {p.name for p in run.report.iterdir()} == {
-        "summary.json", "policy.png", "side_by_side.png", "steps.png", "report.html", "pictures",
+        "summary.json", "policy.png", "side_by_side.png", "sheet.png", "steps.png", "report.html", "pictures",
     }  # fmt: skip
     assert run.model.resolve() == run.published_folder(context.fingerprints["assemble"], fingerprint).resolve()
     assert (run.model / "README.md").read_text() == "psnr 35.0"
-    assert (run.model / "policy.png").read_bytes() == (run.report / "policy.png").read_bytes()
+    for name in ("policy.png", "sheet.png"):
+        assert (run.model / name).read_bytes() == (run.report / name).read_bytes()
     assert (run.model / "model_index.json").read_text() == "{}"
     stamp = path.stat().st_mtime_ns
     assert write(complete=True) and path.stat().st_mtime_ns == stamp

@@ -90,7 +90,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, li
     manifest.discard("model")
     (manifest.open_unit("model") / "model_index.json").write_text("{}")
     manifest.commit("model", value=sizes)
-    monkeypatch.setattr(report, "card", lambda *_: "one\n![plot](policy.png)\ntwo\n")
+    monkeypatch.setattr(report, "card", lambda *_: "one\n![plot](policy.png)\n![sheet](sheet.png)\ntwo\n")
     steps: Any = [
         made._Step("assemble", True, "a"),
         made._Step("evaluate", True, context.fingerprints["evaluate"]),
@@ -103,18 +103,21 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, li
 def test_a_plot_that_fails_is_one_line_and_the_run_is_done(
     plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: Any) -> None:
-        arguments[-2 if plot == "side_by_side.png" else -1].write_bytes(b"half a picture")
+    def fails(*arguments: Any, **_: Any) -> None:
+        next(a for a in arguments if isinstance(a, Path)).write_bytes(b"half a picture")
         raise ValueError("no\n  room")
 
     module = {"side_by_side.png": pictures, "policy.png": report.policy, "steps.png": report.by_step}[plot]
     monkeypatch.setattr(module, "draw", fails)
     run, said = written(tmp_path, monkeypatch)
-    assert said == [f"report: {plot}: ValueError: no room"]
-    assert json.loads((run.report / "summary.json").read_text())["facts"]["report"] == {plot: "ValueError: no room"}
-    assert not (run.report / plot).exists()
-    card = (run.model / "README.md").read_text()
-    assert card == ("one\ntwo\n" if plot == "policy.png" else "one\n![plot](policy.png)\ntwo\n")
+    failed = [plot, "sheet.png"] if plot == "side_by_side.png" else [plot]
+    assert said == [f"report: {name}: ValueError: no room" for name in failed]
+    facts = json.loads((run.report / "summary.json").read_text())["facts"]["report"]
+    assert facts == dict.fromkeys(failed, "ValueError: no room")
+    assert not any((run.report / name).exists() for name in failed)
+    lines = ["one", "![plot](policy.png)", "![sheet](sheet.png)", "two"]
+    left = [line for line in lines if not any(f"({name})" in line for name in failed)]
+    assert (run.model / "README.md").read_text().splitlines() == left
 
 
 def test_scores_that_cannot_be_computed_are_none_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

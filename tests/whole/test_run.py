@@ -36,11 +36,12 @@ def test_outputs(undisturbed: Path) -> None:
     assert said["call"]["num_inference_steps"] == 4 and said["world"] == ""
     card = (undisturbed / "model" / "README.md").read_text()
     assert (
-        card.startswith("---\nbase_model: ")
+        card.startswith("---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n")
         and "| PSNR of pictures, dB |" in card
         and "![Sensitivity and activation bits" in card
     )
     assert coloured(undisturbed / "model" / "policy.png") > 0.2
+    assert coloured(undisturbed / "model" / "sheet.png") > 0.1
     assert coloured(undisturbed / "report" / "side_by_side.png") > 0.1
 
 

@@ -24,7 +24,7 @@ Export = Callable[[Path, Path], str]
 """Writes the quantized pipeline folder `source` to the empty folder `out`; returns a line about it."""
 
 
-CARD = ("README.md", "policy.png")
+CARD = ("README.md", "policy.png", "sheet.png")
 """The files of a quantized folder's card."""
 OF_SEVERAL = ("dequantized", "self-contained")
 """Formats of pipelines with several denoisers; the others have one place for weights or for a policy."""

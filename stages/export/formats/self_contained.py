@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,8 +72,16 @@ def export(source: Path, out: Path) -> str:
     index["_class_name"] = ["pipeline", f"Quantized{pipeline}"]
     write_text(out / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     if (out / "README.md").exists():
-        write_text(out / "README.md", read_text(out / "README.md").replace(LOADING, _LOADING))
+        write_text(out / "README.md", _card(read_text(out / "README.md")))
     return "load it with DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True); nothing of ours is needed"
+
+
+def _card(text: str) -> str:
+    """A card that says how this folder loads. The section of an evaluated model's card says it of other folders too."""
+    own = re.sub(
+        r"^## Use\n.*?(?=^## )", lambda _: f"## Use\n\n{_LOADING}\n", text, count=1, flags=re.DOTALL | re.MULTILINE
+    )
+    return own.replace(LOADING, _LOADING)
 
 
 def code(pipeline: str) -> str:

@@ -187,7 +187,21 @@ def test_the_error_chart_has_decibels_and_the_line_that_nothing_beats() -> None:
     rows = with_gains([compared(method=m, weight_bits=b, latent_error_geometric=e) for m, b, e in made])
     *points, line = gain_charts.error_chart(rows).figure.data
     assert [point.y[0] for point in points] == pytest.approx([10.0, 10 * math.log10(5), 30.0])
-    assert list(line.x) == [3.5, 6.0] and list(line.y) == pytest.approx([10.0, 30.0])
+    assert list(line.x) == pytest.approx([3.5, 6.0]) and list(line.y) == pytest.approx([10.0, 30.0])
+
+
+def test_the_best_at_a_pair_of_bits_is_none_that_is_larger_than_the_others() -> None:
+    """A branch in full precision makes a row better and larger: it leads nothing."""
+    rows = with_gains(
+        [
+            compared(),
+            compared(method="svdquant", latent_log_by_caption=[-9.0, -9.0], weight_bits=8.7),
+            compared(method="endpoint", latent_log_by_caption=[-5.0, -5.0]),
+            compared(method="quarot", latent_log_by_caption=[-4.0, -4.0]),
+            compared(method="rtn", bits="w3a3", weight_bits=3.5),
+        ]
+    )
+    assert [row["method"] for row in comparison_page.leaders_of(rows)] == ["endpoint", "rtn"]
 
 
 def test_without_a_baseline_there_is_no_gain_chart(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The card: what it takes over from the original, and what a finished run puts there."""
+"""The card of an assembled folder: what it takes over from the original, and what was counted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ SIZES: dict[str, Any] = {
     "layer_bytes": 520,
     "transformer_bytes_bf16": 2400,
     "transformer_bytes": 960,
-}
-QUALITY: dict[str, Any] = {
-    "captions": 16,
-    "seeds": 3,
-    "psnr": {"mean": 38.449, "standard_error": 0.249},
-    "ssim": {"mean": 0.98765, "standard_error": 0.00149},
-    "latent_error": {"mean": 0.01251, "standard_error": 0.00061},
-    "asked_for": None,
 }
 
 
@@ -116,29 +108,3 @@ def test_an_original_without_a_card_passes_on_its_licence_in_words(store: MadeSt
     head, body = _parts(card(store.context, SIZES))
     assert "license" not in head
     assert "Its licence is that of the original model." in body
-
-
-def test_the_card_of_an_evaluated_model_has_a_row_per_measure(store: MadeStore) -> None:
-    body = _parts(card(store.context, SIZES, QUALITY))[1]
-    assert "on 16 captions x 3 seeds (mean, standard error)" in body
-    table = [line for line in body.splitlines() if line.startswith("|")]
-    assert table == [
-        "| measure | value |",
-        "|---|---|",
-        "| PSNR of pictures, dB | 38.4 +- 0.2 |",
-        "| SSIM of pictures | 0.988 +- 0.001 |",
-        "| error of latents | 0.013 +- 0.001 |",
-    ]
-    assert "![Sensitivity and activation bits of every layer at every denoising step](policy.png)" in body
-    assert "- weights of layers that see tokens, without scales: 3 bits in 2 layers; 3.00 on average over" in body
-    assert "- sensitivity measured: step\n" in body
-
-
-def test_prompt_scores_of_both_models_are_shown(store: MadeStore) -> None:
-    asked = {
-        "full_precision": {"total": {"mean": 0.75, "standard_error": 0.0312}},
-        "quantized": {"total": {"mean": 0.5, "standard_error": 0.04}},
-    }
-    body = _parts(card(store.context, SIZES, {**QUALITY, "asked_for": asked}))[1]
-    assert "| matches the prompt, full precision | 0.750 +- 0.031 |" in body
-    assert "| matches the prompt, quantized | 0.500 +- 0.040 |" in body
