@@ -209,19 +209,19 @@ class Manifest:
     def _wrong_sizes(self, marker: Marker, names: Iterable[str] | None = None) -> list[str]:
         """What is wrong with the sizes of the unit's files (or only `names`), as messages."""
         folder, wrong = f"{self.folder}/units/{marker.unit}", []  # texts: Path objects would take most of the time
+        size_of = file_size if self.remote is None else self._stored_size
         for name in marker.files if names is None else names:
             size, path = marker.files[name][0], f"{folder}/{name}"
-            actual = self._size(path)
+            actual = size_of(path)
             if actual is None:
                 wrong.append(f"{path} is missing")
             elif actual != size:
                 wrong.append(f"{path} has {actual} bytes, its marker says {size}")
         return wrong
 
-    def _size(self, path: str) -> int | None:
-        """Bytes of a file, in the store if there is one; None if it is missing."""
-        if self.remote is None:
-            return file_size(path)
+    def _stored_size(self, path: str) -> int | None:
+        """Bytes of the store's file at a path of the mirror; None if it is missing."""
+        assert self.remote is not None
         name = self._names(Path(path))[0]
         return self.remote.sizes[name] if self.remote.exists(name) else None
 

@@ -240,7 +240,7 @@ class RunDir:
         try:
             version = read_json_object(path)["format"]
         except (FileNotFoundError, NotADirectoryError):
-            raise StorageError(f"{self.display()} holds no run (no run.json); name the --run-dir of a run") from None
+            raise StorageError(f"{self.display()} {self._in_its_place()}") from None
         except (ValueError, KeyError):
             raise StorageError(
                 f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start a new run"
@@ -250,6 +250,22 @@ class RunDir:
                 f"{self.display()} was written in format {version}, this version reads format {FORMAT}; "
                 "use the version that wrote it, or another --run-dir"
             )
+
+    def _in_its_place(self) -> str:
+        """What is where a run directory was expected, and what to do."""
+        there, again = "no run.json", "name the --run-dir of a run"
+        if self.remote is None and not self.path.exists():
+            there = "it does not exist"
+        elif self.remote is None and not self.path.is_dir():
+            there = "it is a file"
+        elif self.remote is None and (self.path / "model_index.json").exists():
+            there = "it is a pipeline folder"
+        elif self.remote is None and any(self.path.glob("*/*/markers")):
+            there = "no run.json, though stages are there"
+            again = f'restore that file as {{"format": {FORMAT}}}, or name another --run-dir'
+        elif self.remote is None and not any(self.path.iterdir()):
+            there = "it is empty"
+        return f"holds no run ({there}); {again}"
 
     @contextmanager
     def lock(self, on_lost: Callable[[str], None] = lambda message: None) -> Iterator[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from adatsq_pipe.pipeline.commands.cli import main
+from adatsq_pipe.pipeline.request import write_request
+from adatsq_pipe.storage.heartbeat import Beat
 from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
+from tests.pipeline.test_plan import NAMES, Made
 
 
 @pytest.fixture
@@ -41,3 +45,60 @@ def test_a_damaged_model_is_not_exported(run: RunDir) -> None:
     assert done.exit_code == 1 and done.output.startswith("error: ") and "model_index.json has 0 bytes" in done.output
     assert f"restore it with: adatsq-pipe run --run-dir {run.path}" in done.output
     assert not (run.path / "exports").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "report", "why", "verify"])
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ("nothing", "it does not exist"),
+        ("a file", "it is a file"),
+        ("an empty folder", "it is empty"),
+        ("another folder", "no run.json"),
+        ("a pipeline", "it is a pipeline folder"),
+        ("a run without its run.json", 'though stages are there); restore that file as {"format": 1}'),
+    ],
+)
+def test_what_is_no_run_is_named_for_what_it_is(command: str, there: str, words: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if there == "a file":
+        place.touch()
+    elif there != "nothing":
+        place.mkdir()
+    if there == "another folder":
+        (place / "thesis.tex").touch()
+    if there == "a pipeline":
+        (place / "model_index.json").touch()
+    if there == "a run without its run.json":
+        (place / "solve" / "0123" / "markers").mkdir(parents=True)
+    done = CliRunner().invoke(main, [command, str(place)])
+    assert done.exit_code == 1 and done.output.startswith(f"error: {place} holds no run (") and words in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_a_report_of_a_run_that_is_not_finished_says_what_is_missing(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    write_request(made.run, made.config())
+    path = str(made.run.path)
+
+    def refused() -> str:
+        done = CliRunner().invoke(main, ["report", path])
+        assert done.exit_code == 1 and len(done.output.splitlines()) == 1
+        return done.output
+
+    assert refused() == (
+        f"error: {path} is not finished: {', '.join(NAMES)} not done; finish it with: adatsq-pipe run --run-dir {path}\n"
+    )
+    for stage in NAMES[:4]:
+        made.commit(stage, "u", complete=True)
+    made.commit("search", "a", "b")
+    manifest = made.manifest("search")
+    manifest.fail("c", "Traceback\nValueError: no")
+    said = refused()
+    assert "is not finished: search (2 units), assemble, reference, evaluate not done;" in said
+    assert "unit 'c' of search failed: ValueError: no" in said
+    (made.manifest("solve").unit_folder("u") / "bytes").unlink()
+    assert "unit 'u' of solve is damaged: a file is missing or has the wrong size" in refused()
+    beat = Beat(host="node1", pid=7, space="", beat=time.time())
+    (made.run.path / ".holder.json").write_text(beat.text())
+    assert f"process 7 on node1 is at it; watch it with: adatsq-pipe status {path} --watch" in refused()
