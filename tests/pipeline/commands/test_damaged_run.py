@@ -86,16 +86,15 @@ def test_a_report_of_a_run_that_is_not_finished_says_what_is_missing(tmp_path: P
         assert done.exit_code == 1 and len(done.output.splitlines()) == 1
         return done.output
 
-    assert refused() == (
-        f"error: {path} is not finished: {', '.join(NAMES)} not done; finish it with: adatsq-pipe run --run-dir {path}\n"
-    )
+    missing, again = ", ".join(NAMES), f"adatsq-pipe run --run-dir {path}"
+    assert refused() == f"error: {path} is not finished: {missing} not done; finish it with: {again}\n"
     for stage in NAMES[:4]:
         made.commit(stage, "u", complete=True)
     made.commit("search", "a", "b")
     manifest = made.manifest("search")
     manifest.fail("c", "Traceback\nValueError: no")
     said = refused()
-    assert "is not finished: search (2 units), assemble, reference, evaluate not done;" in said
+    assert "is not finished: search (2 of 3 units), assemble, reference, evaluate not done;" in said
     assert "unit 'c' of search failed: ValueError: no" in said
     (made.manifest("solve").unit_folder("u") / "bytes").unlink()
     assert "unit 'u' of solve is damaged: a file is missing or has the wrong size" in refused()
