@@ -29,6 +29,7 @@ ORDER = [
     "compare",
     "export",
     "inspect",
+    "plan",
     "settings",
     "verify",
     "submit",

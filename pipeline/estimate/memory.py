@@ -1,0 +1,241 @@
+"""Memory: the most that a worker of every stage holds, on the device that computes and in main memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adatsq_pipe.pipeline.estimate.disk import FLOAT, denoiser_bytes, quantized_layers
+from adatsq_pipe.pipeline.estimate.outlook import Outlook
+from adatsq_pipe.pipeline.placement import ROOM, RUNTIME
+from adatsq_pipe.stages.architecture import memory
+from adatsq_pipe.stages.architecture.memory import MemoryPlan
+from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.base.stage import all_stages
+from adatsq_pipe.stages.calibration.survey import CaptureSettings
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
+
+PROCESS = 700 * 10**6
+"""Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
+SCORING = 100 * 10**6
+"""Bytes of the libraries that draws of the built-in world are scored with."""
+RETAINED = 0.9
+"""Share of its highest memory that a process keeps afterwards: C's allocator returns little of what lay in its heap.
+Measured: 0.80 (DiT-XL/2) and 1.00 (wan) after fisher."""
+DECODING = 8.0
+"""Maps of the picture's size, with the channels of its last layers, that an autoencoder holds at most as it decodes."""
+STAGES = tuple(all_stages())
+WITH_MODEL = ("capture", "fisher", "search", "reference", "evaluate")
+"""The stages that run a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """How a stage's worker fits: bytes that it holds, and what gives way where they are too many."""
+
+    device: int
+    """On the device that computes."""
+    host: int
+    """In main memory, where that is not the device."""
+    blockwise: bool = False
+    """Blocks take turns on the device."""
+    recomputed: bool = False
+    """A backward pass computes blocks again."""
+    captions: int = 0
+    """Captions in one forward pass, fewer than configured where memory asks for it; 0 of stages that run no model."""
+
+
+def memory_of(outlook: Outlook, device: int | None) -> dict[str, Placed]:
+    """By stage, of a worker that has `device` bytes of a GPU; None where it computes in main memory."""
+    if device is None:
+        found, most = dict[str, Placed](), 0.0
+        for stage in STAGES:  # in the order of a run, whose workers live as long as it does
+            most = max(_main(outlook, stage), RETAINED * most)
+            found[stage] = Placed(device=int(most), host=0)
+        return found
+    plan = plan_of(outlook, device)
+    return {stage: _on_device(outlook, stage, plan, device) for stage in STAGES}
+
+
+def plan_of(outlook: Outlook, device: int) -> MemoryPlan:
+    """How the run itself would place the full-precision model."""
+    sizes: dict[str, Mapping[str, int]] = {part: one.sizes for part, one in outlook.denoising.items()}
+    sizes |= {part: {"all": numbers} for part, numbers in outlook.subject.parameters.items()}
+    one = next(iter(outlook.denoising.values()))
+    return memory.plan(
+        sizes, denoising=list(outlook.denoising), device=device, dtype=_dtype(outlook), rows=outlook.survey.layers,
+        samples=one.captions,
+    )  # fmt: skip
+
+
+def _dtype(outlook: Outlook) -> str:
+    return next(name for name, size in memory.BYTES.items() if size == outlook.size)
+
+
+def _main(outlook: Outlook, stage: str) -> float:
+    """Bytes of a worker that computes in main memory. A worker keeps the model of the stage before."""
+    weights = outlook.weights
+    works = {
+        "capture": weights + _forward(outlook) + 3 * _unit_of_capture(outlook),
+        "fisher": weights + _errors(outlook) + _backward(outlook),
+        "hessian": weights + max(_gram(outlook, name) for name in _owners(outlook)),
+        "solve": weights + max(_solve(outlook, *shape) for shape in _shapes(outlook)),
+        "search": _quantized(outlook) + _forward(outlook, quantized=True),
+        "assemble": _assembly(outlook),
+        "reference": weights + max(_forward(outlook, _held_out(outlook)), _decode(outlook)) + _scored(outlook),
+        "evaluate": _quantized(outlook) + max(_forward(outlook, _held_out(outlook), quantized=True), _decode(outlook)),
+    }
+    return PROCESS + works[stage]
+
+
+def _on_device(outlook: Outlook, stage: str, plan: MemoryPlan, device: int) -> Placed:
+    """Bytes of a GPU's worker: the run's own plan says whether blocks take turns; batches are halved until they fit."""
+    loaded = outlook.weights  # a model is read into main memory before it goes to the device
+    if stage == "assemble":
+        return Placed(device=0, host=int(PROCESS + _assembly(outlook)))
+    if stage not in WITH_MODEL:
+        held = 0.0 if plan.blockwise else float(plan.weights)
+        work = max(
+            *(_gram(outlook, name) for name in _owners(outlook)) if stage == "hessian" else (0.0,),
+            *(_solve(outlook, *shape) for shape in _shapes(outlook)) if stage == "solve" else (0.0,),
+        )
+        return Placed(device=int(RUNTIME + held + work), host=PROCESS + loaded, blockwise=plan.blockwise)
+    resident = plan.stays + plan.largest if plan.blockwise else plan.weights
+    if stage in ("search", "evaluate"):
+        resident += sum(quantized_layers(outlook, part) for part in outlook.denoising) * (not plan.blockwise)
+    captions = _held_out(outlook) if stage in ("reference", "evaluate") else _calibrated(outlook)
+    while True:
+        working = _working(outlook, stage, captions, plan.recomputed)
+        needed = RUNTIME + ROOM * (resident + working)
+        if needed <= device or captions <= 1:
+            break
+        captions = (captions + 1) // 2
+    return Placed(
+        device=int(min(needed, max(device, RUNTIME + resident + working))),
+        host=int(PROCESS + loaded),
+        blockwise=plan.blockwise,
+        recomputed=plan.recomputed and stage == "fisher",
+        captions=captions,
+    )
+
+
+def _working(outlook: Outlook, stage: str, captions: int, recomputed: bool) -> float:
+    """Bytes besides weights, for so many captions at a time."""
+    if stage == "fisher":
+        return _backward(outlook, captions, recomputed=recomputed)
+    if stage == "capture":
+        return _forward(outlook, captions)
+    decoding = _decode(outlook, 1) if stage in ("reference", "evaluate") else 0.0
+    return max(_forward(outlook, captions, quantized=stage in ("search", "evaluate")), decoding)
+
+
+def _calibrated(outlook: Outlook) -> int:
+    return next(iter(outlook.denoising.values())).captions
+
+
+def _held_out(outlook: Outlook) -> int:
+    return min(outlook.settings[EvaluateSettings].batch, sum(outlook.draws))
+
+
+def _forward(outlook: Outlook, captions: int | None = None, *, quantized: bool = False) -> float:
+    """Tensors of a forward pass at most, and the outputs of a run that are kept."""
+    found = 0.0
+    for part, one in outlook.denoising.items():
+        share = (captions or one.captions) / one.captions
+        peak = one.quantized.peak if quantized else one.forward.peak
+        found = max(found, share * (peak + outlook.calls_of(part) * one.output))
+    return found
+
+
+def _backward(outlook: Outlook, captions: int | None = None, *, recomputed: bool = False) -> float:
+    """Tensors of a backward pass at most: what all blocks keep, or their inputs and what one keeps."""
+    found = 0.0
+    for part, one in outlook.denoising.items():
+        share, kept = (captions or one.captions) / one.captions, one.backward.peak
+        if recomputed:
+            inputs = one.sample * len(one.blocks) + outlook.size * sum(
+                one.rows[row.name] * row.in_features for row in one.survey.layers if row.rounded
+            ) / max(1, sum(len(block.rows) for block in one.blocks))  # fmt: skip
+            kept = kept - one.held + one.held_by_block + inputs * sum(block.count for block in one.blocks)
+        found = max(found, share * (kept + outlook.calls_of(part) * one.output))
+    return found
+
+
+def _errors(outlook: Outlook) -> float:
+    """The weights' rounding errors, float32, which a worker in main memory keeps as far as they fit beside."""
+    if outlook.recipe.sensitivity != "trajectory":
+        return 0.0
+    numbers = sum(row.size for row in outlook.survey.layers)
+    return min(4.0, outlook.size) * numbers
+
+
+def _unit_of_capture(outlook: Outlook) -> float:
+    """The rows of one unit of capture, in memory until it is written."""
+    geometry, settings = outlook.geometry, outlook.settings[CaptureSettings]
+    per_call = max(1, settings.rows // max(1, geometry.calls_per_step))
+    calls = min(settings.block, geometry.steps) * geometry.calls_per_step
+    return calls * outlook.size * sum(
+        row.in_features * (1 + min(per_call, one.rows[row.name]))
+        for one in outlook.denoising.values()
+        for row in one.survey.layers
+        if row.owns_input
+    )  # fmt: skip
+
+
+def _owners(outlook: Outlook) -> Mapping[str, int]:
+    """The layers that own inputs, by name, with how many layers share each."""
+    shares: dict[str, int] = {}
+    for row in outlook.survey.layers:
+        shares[row.input_of] = shares.get(row.input_of, 0) + 1
+    return shares
+
+
+def _gram(outlook: Outlook, owner: str) -> float:
+    """Float64 sums of every layer that shares the input, one step's product in both precisions, and its float32
+    copies."""
+    width = next(row.in_features for row in outlook.survey.layers if row.name == owner)
+    sharers = _owners(outlook)[owner]
+    return float(width**2 * (12 * sharers + 20))
+
+
+def _shapes(outlook: Outlook) -> set[tuple[int, int]]:
+    return {(row.in_features, row.out_features) for row in outlook.survey.layers}
+
+
+def _solve(outlook: Outlook, width: int, out: int) -> float:
+    """GPTQ in float64: the Gram matrix, its copy, a factor and its inverse; then weight, scales, zeros and codes."""
+    if outlook.recipe.solver != "gptq":
+        return float(16 * width**2 + 24 * width * out)
+    return float(max(32 * width**2 + 12 * width * out, 16 * width**2 + 48 * width * out))
+
+
+def _quantized(outlook: Outlook) -> float:
+    """The pipeline with quantized layers: packed ones, dequantized ones, and what is left as it is."""
+    return outlook.weights + sum(quantized_layers(outlook, part) for part in outlook.denoising)
+
+
+def _assembly(outlook: Outlook) -> float:
+    """The denoisers' stored tensors beside their packed layers; nothing else is loaded."""
+    stored = 0.0
+    for part, one in outlook.denoising.items():
+        stored += outlook.subject.stored.get(part) or outlook.size * one.parameters
+        stored += denoiser_bytes(outlook, part)
+    return stored
+
+
+def _scored(outlook: Outlook) -> float:
+    """True scenes of the built-in world, rendered and once more with their channels last."""
+    if not outlook.settings[ModelSettings].world:
+        return 0.0
+    return SCORING + 2.0 * FLOAT * TRUE_SCENES * outlook.geometry.pixels
+
+
+def _decode(outlook: Outlook, pictures: int | None = None) -> float:
+    """Maps of the autoencoder's last layers, for the pictures of a batch."""
+    geometry, vae = outlook.geometry, outlook.subject.vae
+    channels = vae.get("block_out_channels") or [vae.get("base_dim") or vae.get("decoder_base_dim") or 0]
+    count = pictures or _held_out(outlook)
+    frames = min(4, max(1, geometry.frames))  # clips are decoded in pieces
+    pixels = count * frames * geometry.height * geometry.width
+    return float(DECODING * outlook.size * pixels * int(channels[0]))
