@@ -10,7 +10,7 @@ from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.pipeline.estimate.devices import LINK, PRODUCTS, TRAFFIC, Device, device_of
 from adatsq_pipe.pipeline.estimate.disk import assembled_of, disk_of
 from adatsq_pipe.pipeline.estimate.hours import Speed, of_device, on_workers, seconds_of
-from adatsq_pipe.pipeline.estimate.memory import Placed, memory_of, plan_of
+from adatsq_pipe.pipeline.estimate.memory import Placed, memory_of, plan_of, stored_of
 from adatsq_pipe.pipeline.estimate.outlook import Outlook, outlook_of
 from adatsq_pipe.pipeline.estimate.subject import Subject
 from adatsq_pipe.pipeline.estimate.units import units_of
@@ -131,7 +131,8 @@ def estimate(
         speed = of_device(named, outlook, placed, plan.weights - plan.stays)
     stages = []
     for name, waves in units.items():
-        seconds = seconds_of(work[name], speed, disk[name], sum(waves)) if speed else None
+        read = stored_of(outlook) + disk["solve"] if name == "assemble" else 0
+        seconds = seconds_of(work[name], speed, stored=disk[name], read=read, units=sum(waves)) if speed else None
         stages.append(
             StageEstimate(
                 stage=name,

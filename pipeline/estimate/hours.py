@@ -12,10 +12,12 @@ from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.trace import Cost
 from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, solve_cost
 
-COMMIT = 0.004
-"""Seconds that a unit takes besides its work (tests/bench/results/2026-11-22-units.md)."""
+COMMIT = 0.012
+"""Seconds that a unit takes besides its work, with a few small arrays: 6 to 15 ms in runs of flux-dev and wan."""
 DISK = 0.5e9
-"""Bytes that a worker reads, hashes and writes a second."""
+"""Bytes that a worker writes and hashes a second."""
+READ = 1e9
+"""Bytes that a worker reads a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +60,16 @@ def of_device(device: Device, outlook: Outlook, placed: Mapping[str, Placed], mo
     return Speed(call=call, algebra=device.seconds, solve=solve, clip=clip)
 
 
-def seconds_of(work: Work, speed: Speed, stored: int, units: int) -> float:
-    """A stage's seconds of one worker that did all of it; `stored` bytes are what it writes."""
+def seconds_of(work: Work, speed: Speed, *, stored: int, read: int, units: int) -> float:
+    """A stage's seconds of one worker that did all of it; `stored` bytes are what it writes, `read` what it reads
+    besides the inputs that are counted with the work."""
     total = sum(count * speed.call(kind, part) for kind, of in work.calls.items() for part, count in of.items())
     if work.solved:
         total += sum(count * speed.solve(*shape) for shape, count in work.solved.items())
     else:
         total += speed.algebra(work.algebra)
-    return total + (speed.clip(work.clipped) if work.clipped else 0.0) + COMMIT * units + stored / DISK
+    total += speed.clip(work.clipped) if work.clipped else 0.0
+    return total + COMMIT * units + stored / DISK + read / READ
 
 
 def on_workers(stage: str, seconds: float, waves: tuple[int, ...], workers: int) -> float:

@@ -16,13 +16,15 @@ from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
 
-PROCESS = 700 * 10**6
+PROCESS = 650 * 10**6
 """Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
 SCORING = 100 * 10**6
 """Bytes of the libraries that draws of the built-in world are scored with."""
-RETAINED = 0.9
+RETAINED = 0.8
 """Share of its highest memory that a process keeps afterwards: C's allocator returns little of what lay in its heap.
-Measured: 0.80 (DiT-XL/2) and 1.00 (wan) after fisher."""
+Measured after fisher: 0.7 of what DiT-XL/2 held besides its model, all of what wan did."""
+SCATTERED = 1.15
+"""Memory of a backward pass's many tensors over their bytes, in C's heap."""
 DECODING = 8.0
 """Maps of the picture's size, with the channels of its last layers, that an autoencoder holds at most as it decodes."""
 STAGES = tuple(all_stages())
@@ -49,11 +51,7 @@ class Placed:
 def memory_of(outlook: Outlook, device: int | None) -> dict[str, Placed]:
     """By stage, of a worker that has `device` bytes of a GPU; None where it computes in main memory."""
     if device is None:
-        found, most = dict[str, Placed](), 0.0
-        for stage in STAGES:  # in the order of a run, whose workers live as long as it does
-            most = max(_main(outlook, stage), RETAINED * most)
-            found[stage] = Placed(device=int(most), host=0)
-        return found
+        return _in_main_memory(outlook)
     plan = plan_of(outlook, device)
     return {stage: _on_device(outlook, stage, plan, device) for stage in STAGES}
 
@@ -73,20 +71,38 @@ def _dtype(outlook: Outlook) -> str:
     return next(name for name, size in memory.BYTES.items() if size == outlook.size)
 
 
-def _main(outlook: Outlook, stage: str) -> float:
-    """Bytes of a worker that computes in main memory. A worker keeps the model of the stage before."""
-    weights = outlook.weights
-    works = {
-        "capture": weights + _forward(outlook) + 3 * _unit_of_capture(outlook),
-        "fisher": weights + _errors(outlook) + _backward(outlook),
-        "hessian": weights + max(_gram(outlook, name) for name in _owners(outlook)),
-        "solve": weights + max(_solve(outlook, *shape) for shape in _shapes(outlook)),
-        "search": _quantized(outlook) + _forward(outlook, quantized=True),
-        "assemble": _assembly(outlook),
-        "reference": weights + max(_forward(outlook, _held_out(outlook)), _decode(outlook)) + _scored(outlook),
-        "evaluate": _quantized(outlook) + max(_forward(outlook, _held_out(outlook), quantized=True), _decode(outlook)),
-    }
-    return PROCESS + works[stage]
+def _in_main_memory(outlook: Outlook) -> dict[str, Placed]:
+    """Bytes of a worker that computes in main memory, by stage in the order of a run, for it lives as long as the run:
+    the model and what a stage works with, or what the process has not given back of an earlier stage's."""
+    found, most = dict[str, Placed](), 0.0
+    for stage in STAGES:
+        work, left = _besides(outlook, stage), RETAINED * most
+        if stage == "fisher":
+            work = SCATTERED * work + left  # what capture left is in small pieces
+        held = max(work, left) + (_scored(outlook) if stage == "reference" else 0.0)
+        most = max(most, held)
+        found[stage] = Placed(device=int(PROCESS + outlook.weights + held), host=0)
+    return found
+
+
+def _besides(outlook: Outlook, stage: str) -> float:
+    """Bytes that a stage works with besides the full-precision model."""
+    packed = float(sum(quantized_layers(outlook, part) for part in outlook.denoising))
+    if stage == "capture":
+        return _forward(outlook) + 3 * _unit_of_capture(outlook)
+    if stage == "fisher":
+        return _errors(outlook) + _backward(outlook)
+    if stage == "hessian":
+        return max(_gram(outlook, name) for name in _owners(outlook))
+    if stage == "solve":
+        return max(_solve(outlook, *shape) for shape in _shapes(outlook))
+    if stage == "search":
+        return packed + _forward(outlook, quantized=True)
+    if stage == "assemble":
+        return max(0.0, _assembly(outlook) - outlook.weights)
+    quantized = stage == "evaluate"
+    drawn = max(_forward(outlook, _held_out(outlook), quantized=quantized), _decode(outlook))
+    return drawn + (packed if quantized else 0.0)
 
 
 def _on_device(outlook: Outlook, stage: str, plan: MemoryPlan, device: int) -> Placed:
@@ -210,18 +226,15 @@ def _solve(outlook: Outlook, width: int, out: int) -> float:
     return float(max(32 * width**2 + 12 * width * out, 16 * width**2 + 48 * width * out))
 
 
-def _quantized(outlook: Outlook) -> float:
-    """The pipeline with quantized layers: packed ones, dequantized ones, and what is left as it is."""
-    return outlook.weights + sum(quantized_layers(outlook, part) for part in outlook.denoising)
-
-
 def _assembly(outlook: Outlook) -> float:
     """The denoisers' stored tensors beside their packed layers; nothing else is loaded."""
-    stored = 0.0
-    for part, one in outlook.denoising.items():
-        stored += outlook.subject.stored.get(part) or outlook.size * one.parameters
-        stored += denoiser_bytes(outlook, part)
-    return stored
+    return float(stored_of(outlook) + sum(denoiser_bytes(outlook, part) for part in outlook.denoising))
+
+
+def stored_of(outlook: Outlook) -> int:
+    """Bytes of the denoisers' weights as the source stores them, in the compute dtype where it has none."""
+    sizes = {part: outlook.size * one.parameters for part, one in outlook.denoising.items()}
+    return sum(outlook.subject.stored.get(part) or size for part, size in sizes.items())
 
 
 def _scored(outlook: Outlook) -> float:

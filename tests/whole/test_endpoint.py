@@ -11,7 +11,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from adatsq_pipe.pipeline.estimate.estimate import estimate
+from adatsq_pipe.pipeline.estimate.outlook import outlook_of
+from adatsq_pipe.pipeline.request import load_config
+from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.storage import arrays
+from adatsq_pipe.storage.rundir import RunDir
 from tests.whole import harness
 
 pytestmark = pytest.mark.run
@@ -72,3 +77,21 @@ def test_two_ray_workers_and_kills_leave_the_same_bytes(
     done = started[-1].wait()
     assert done.returncode == 0, done.stderr
     harness.same(run, endpoint)
+
+
+def test_a_plan_from_the_configs_foretold_the_run(endpoint: Path) -> None:
+    config = load_config(RunDir.open(str(endpoint)), None, None, None, ())
+    outlook, found = outlook_of(config), estimate(config)
+    wanted = Survey.from_plain(_unit(endpoint, "capture", "survey"))  # type: ignore[arg-type]
+    assert outlook.survey.layers == wanted.layers and outlook.survey.parameters == wanted.parameters
+    assert outlook.survey.step_of_call == wanted.step_of_call
+    for stage in found.stages:
+        (folder,) = (
+            path for path in (endpoint / stage.stage).iterdir() if (path / "markers" / "complete.json").exists()
+        )
+        markers = [path for path in (folder / "markers").rglob("*.json") if path.stem != "complete"]
+        assert stage.units == len(markers), stage.stage
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert abs(stage.disk - size) < 0.2 * size + 20_000, stage.stage
+    model = sum(path.stat().st_size for path in (endpoint / "model").resolve().rglob("*") if path.is_file())
+    assert abs(found.folder - model) < 0.2 * model
