@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from adatsq_pipe.pipeline.config import BUILT_IN, RunConfig
+from adatsq_pipe.pipeline.config import BUILT_IN, RunConfig, kinds, preset_tables, sampling
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.origin import Origin, origin_of, task_of
 from adatsq_pipe.pipeline.pictures import drawn
@@ -26,7 +26,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.export.model_card import LOADING
-from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage.model_files import components
@@ -51,7 +51,7 @@ def card(config: RunConfig, context: Context, summary: Summary) -> str:
         loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"size": _size, "interval": _interval, "fenced": fenced}
+    environment.filters |= {"size": _size, "interval": _interval, "fenced": fenced, "cell": _cell}
     head = front_matter(origin, task_of(origin, clips=clips, images=images), summary)
     return environment.get_template("card.md.jinja").render(
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True), origin=origin, summary=summary, loading=LOADING,
@@ -87,21 +87,42 @@ def weight_files(context: Context, files: Mapping[str, tuple[int, str]]) -> Iter
 
 
 def command(config: RunConfig, origin: Origin) -> str:
-    """The command that makes the model again. Paths of this machine are left out, and so is where the run went."""
-    asked: Any = config.request.get("tables", {})
-    tables = {name: dict(values) for name, values in asked.items() if name != NOT_SAID}
-    path = str(tables.get("model", {}).pop("path", "")) or BUILT_IN
-    model = path if path in builtin_models() else origin.name
-    for table in ("data", "evaluate"):
-        if file := tables.get(table, {}).get("prompts_file"):
-            tables[table]["prompts_file"] = re.split(r"[/\\]", str(file))[-1]
+    """The command that makes the model again: the settings that differ from those of the preset.
+
+    Captions stand for themselves, in a file that a reader has to write; paths of this machine are left out, and so is
+    where the run went.
+    """
     preset = str(config.request.get("preset", "w4a4"))
-    named = ["--preset", preset] if preset != "w4a4" else []
+    asked: Any = config.request.get("tables", {})
+    changed = {
+        name: _changed(name, asked[name], preset, config) for name in kinds() if name in asked and name != NOT_SAID
+    }
+    path = str(asked.get("model", {}).get("path", "")) or BUILT_IN
+    model = path if path in builtin_models() else origin.name
     try:
-        sets = [part for text in as_sets(tables) for part in ("--set", text)]
-    except ConfigError:
+        sets = [part for text in as_sets(changed) for part in ("--set", text)]
+    except ConfigError:  # tables in lists, which no --set expresses
         sets = ["--config", "settings.toml"]
-    return shlex.join(["adatsq-pipe", "run", "--model", model, *named, *sets])
+    return shlex.join(
+        ["adatsq-pipe", "run", "--model", model, *(["--preset", preset] if preset != "w4a4" else []), *sets]
+    )
+
+
+def _changed(table: str, values: Mapping[str, Any], preset: str, config: RunConfig) -> dict[str, Any]:
+    """The settings of a table that are not what they would be without them."""
+    named = preset_tables(preset).get(table, {})
+    if table == Recipe.table:
+        before = resolve({**named, "method": config.settings[Recipe].method}).model_dump() | {"method": "endpoint"}
+    else:
+        before = {name: field.default for name, field in kinds()[table].model_fields.items()} | named
+    changed = {key: value for key, value in values.items() if key == "call" or value != before[key]}
+    if table == ModelSettings.table:
+        own = sampling(config.model).get("call", {})
+        changed["call"] = {key: value for key, value in changed.get("call", {}).items() if own.get(key, ...) != value}
+        changed.pop("path", None)
+    if changed.pop("prompts", None) or changed.pop("prompts_file", None):
+        changed["prompts_file"] = f"{'held-out' if table == EvaluateSettings.table else 'calibration'}-captions.txt"
+    return dict(sorted(changed.items()))
 
 
 def fenced(text: str) -> str:
@@ -109,6 +130,11 @@ def fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a table, on one line and literally."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _facts(facts: Facts) -> Iterator[str]:

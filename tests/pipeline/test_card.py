@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub import ModelCard
 from adatsq_pipe.pipeline import card as cards
 from adatsq_pipe.pipeline import report
 from adatsq_pipe.pipeline.config import RunConfig
+from adatsq_pipe.pipeline.kind_quality import Figure, KindQuality
 from adatsq_pipe.pipeline.origin import Origin, origin_of, task_of
 from adatsq_pipe.stages.export.formats.self_contained import _card
 from adatsq_pipe.stages.export.model_card import LOADING
@@ -106,6 +108,18 @@ def test_the_figures_are_the_runs_with_95_percent_intervals(tmp_path: Path) -> N
     assert "`height=32, guidance_scale=3.5`" in found.body
 
 
+def test_results_by_kind_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    found = Made(tmp_path)
+    assert "kind of caption" not in found.body
+    figure = Figure(mean=31.25, interval=1.5)
+    kind = KindQuality(
+        kind="a|b *c*", captions=3, pictures=6, latent_db=figure, psnr=figure, ssim=Figure(mean=0.5, interval=None)
+    )
+    summary = replace(found.summary, quality=replace(found.summary.quality, by_kind=[kind]))
+    body = cards.card(found.config, found.context, summary)
+    assert "| kind of caption | captions |" in body and r"| a\|b \*c\* | 3 | 31.2 ± 1.5 | 0.500 |" in body
+
+
 def test_checksums_are_those_of_the_weights(tmp_path: Path) -> None:
     found = Made(tmp_path)
     listed = re.findall(r"^([0-9a-f]{64})  (\S+)$", found.body, re.MULTILINE)
@@ -115,20 +129,33 @@ def test_checksums_are_those_of_the_weights(tmp_path: Path) -> None:
 
 def test_the_command_makes_the_model_again_without_paths_of_this_machine(tmp_path: Path) -> None:
     asked = {
-        "model": {"path": "/secret/place/flux"},
+        "model": {"path": "/secret/place/flux", "call": {"height": 64}},
         "cluster": {"executor": "inline", "workers": 7},
+        "data": {"prompts": ["a secret"]},
         "search": {"budget": 3.6},
-        "evaluate": {"prompts_file": "/home/me/my captions.txt"},
+        "evaluate": {"prompts_file": "/home/me/my captions.txt", "seeds": 5},
+        "recipe": {"method": "endpoint", "weight_bits": 6},
     }
     found = Made(tmp_path, preset="w3a3", tables=asked)
     (line,) = re.findall(r"^adatsq-pipe run .*$", found.body, re.MULTILINE)
-    assert line == (
-        "adatsq-pipe run --model model --preset w3a3 --set search.budget=3.6 "
-        "--set 'evaluate.prompts_file=\"my captions.txt\"'"
-    )
+    assert shlex.split(line) == [
+        "adatsq-pipe", "run", "--model", "model", "--preset", "w3a3",
+        "--set", "model.call.height=64",
+        "--set", 'data.prompts_file="calibration-captions.txt"',
+        "--set", "recipe.weight_bits=6",
+        "--set", "search.budget=3.6",
+        "--set", 'evaluate.prompts_file="held-out-captions.txt"', "--set", "evaluate.seeds=5",
+    ]  # fmt: skip
     assert not re.search(r"secret|/home|inline", found.text)
-    builtin = cards.command(replace(found.config, request={}), origin_of(found.context.model.path))
-    assert builtin == "adatsq-pipe run --model scenes/flux-dev"
+
+
+def test_settings_that_say_what_would_be_anyway_are_no_part_of_the_command(tmp_path: Path) -> None:
+    """`pick RUN --mean-bits 0` writes such a one, and the card stays as it was."""
+    found, origin = Made(tmp_path), origin_of(folder_of(tmp_path / "mine"))
+    plain = cards.command(replace(found.config, request={}), origin)
+    assert plain == "adatsq-pipe run --model scenes/flux-dev"
+    same = {"assemble": {"mean_bits": 0.0}, "recipe": {"method": "endpoint"}, "search": {"budget": 4.0}, "model": {}}
+    assert cards.command(replace(found.config, request={"preset": "w4a4", "tables": same}), origin) == plain
 
 
 def test_equal_runs_have_equal_cards(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from adatsq_pipe.pipeline import compare, config, report, runner
 from adatsq_pipe.pipeline.compare import Row
+from adatsq_pipe.pipeline.comparison import read_comparison
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
@@ -122,7 +123,7 @@ class Runs:
 
         patch.setattr(compare, "write", write)
         patch.setattr(floor, "floor_of", lambda context: floor.Floor(**NO_FLOOR))
-        self.outcome = compare.execute(planned("rtn,quarot", "w4a4"), RunDir(folder), None, self)
+        self.outcome = compare.execute(planned("rtn,quarot", "w4a4"), RunDir(folder), None, self, "the command")
 
     def execute(
         self, made: RunConfig, run: RunDir, stages: list[str], *rest: Any, extra: Any = (), publish: bool
@@ -149,6 +150,13 @@ def test_the_floor_is_measured_once_after_the_first_finished_row(
     assert [name for name, _ in runs.asked] == ["rtn", "quarot", "floor"]
     assert runs.outcome.failed == 1 and runs.written[0] == (0, "")
     assert runs.written[1] == (1, floor.Floor(**NO_FLOOR).line("float32"))
+    left = read_comparison(RunDir(tmp_path))
+    assert [(row.name, row.bits, row.refused, row.failed) for row in left.left_out] == [
+        ("rtn", "w4a4", "it broke", True)
+    ]
+    assert left.floor == runs.written[1][1] and left.model == "flux-dev" and left.command == "the command"
+    assert left.references == {runs.context.fingerprints["evaluate"]: runs.context.fingerprints["reference"]}
+    assert runs.lines[-1].startswith("compare.html: "), "these rows have no pictures: a line, and the comparison stands"
 
 
 def test_rows_stand_without_a_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
