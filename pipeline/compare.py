@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from adatsq_pipe.cluster.errors import TaskFailed
 from adatsq_pipe.pipeline import report, runner
-from adatsq_pipe.pipeline.compare_table import COLUMNS, cells, write
+from adatsq_pipe.pipeline.compare_table import cells, columns, write
 from adatsq_pipe.pipeline.comparison import Comparison, LeftOut
 from adatsq_pipe.pipeline.config import RunConfig, preset_tables
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -133,6 +133,9 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
     for name, value in (("psnr", quality.psnr), ("ssim", quality.ssim), ("latent_error", quality.latent_error)):
         values[name] = value.mean
         values[f"{name}_interval"] = 1.96 * value.standard_error
+    for name, metric in quality.metrics.items():
+        values[name], values[f"{name}_interval"] = metric.quantized.mean, metric.quantized.interval
+        values[f"{name}_full_precision"] = metric.full_precision.mean if metric.full_precision else None
     for name, part in (("score", "quantized"), ("full_precision_score", "full_precision")):
         values[name] = scores[part]["total"]["mean"] if scores else None
         values[f"{name}_interval"] = 1.96 * scores[part]["total"]["standard_error"] if scores else None
@@ -173,7 +176,8 @@ def execute(
         else:
             results.append(measured(row, report.summarize(row.config, run, context), samples(context)))
             references[context.fingerprints["evaluate"]] = context.fingerprints["reference"]
-            figures = zip(COLUMNS[1:], cells(with_gains(results)[-1])[1:], strict=True)
+            last = with_gains(results)[-1]
+            figures = zip(columns(last)[1:], cells(last)[1:], strict=True)
             screen.say(f"{row.name} at {row.bits}: {', '.join(map(' '.join, figures))}")
             if itself is None:
                 itself = _floor_line(row.config, run, executors, screen)

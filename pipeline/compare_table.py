@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from adatsq_pipe.pipeline.kind_quality import METRICS, metric_text
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.paired import DECIBELS, interval, is_baseline, with_gains
 from adatsq_pipe.pipeline.plots.figures import pyplot
@@ -73,6 +74,12 @@ def name_of(row: tables.Row) -> str:
     return f"{row['method']} ({change})" if change else str(row["method"])
 
 
+def columns(row: tables.Row) -> list[str]:
+    """Names of the columns of a row's table: COLUMNS, and after SSIM the optional metrics that it has."""
+    after = COLUMNS.index("SSIM") + 1
+    return [*COLUMNS[:after], *(METRICS[name][0] for name in METRICS if name in row), *COLUMNS[after:]]
+
+
 def cells(row: tables.Row) -> list[str]:
     """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
     score, difference = "", ""
@@ -89,6 +96,7 @@ def cells(row: tables.Row) -> list[str]:
         f"{row['psnr']:.1f} ± {row['psnr_interval']:.1f}",
         f"{row['psnr_median']:.1f}",
         f"{row['ssim']:.3f}",
+        *(metric_text(name, row[name], row[f"{name}_interval"]) for name in METRICS if name in row),
         score,
         difference,
         f"{row['calibration_seconds']:.0f} s",
@@ -123,7 +131,8 @@ def markdown(results: Sequence[tables.Row], refused: Sequence[LeftOut], model: s
         own = [row for row in results if row["bits"] == bits]
         over = next((row["latent_gain_over"] for row in own if row["latent_gain_over"]), None)
         suffix = f": latent gain over {over} as published" if over else ": no latent gain without adatsq or rtn"
-        lines += [f"## {bits}{suffix}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        lines += [f"## {bits}{suffix}", "", f"| {' | '.join(columns(own[0]))} |"]
+        lines.append("|---" * len(columns(own[0])) + "|")
         lines += [f"| {' | '.join(cells(row))} |" for row in sorted(own, key=rank)]
         lines.append("")
     lines += [floor, ""] if floor else []

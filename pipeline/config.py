@@ -156,6 +156,8 @@ def load(
     for table in ("data", "evaluate"):
         if file_of := tables.get(table, {}).get("prompts_file"):
             tables = merged(tables, {table: {"prompts_file": str(Path(str(file_of)).expanduser().resolve())}})
+    if clip := tables.get("evaluate", {}).get("clip"):
+        tables = merged(tables, {"evaluate": {"clip": str(Path(str(clip)).expanduser().resolve())}})
     request = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), request)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 from adatsq_pipe.pipeline import finished
@@ -14,6 +15,8 @@ from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.base.stage import Stage, all_stages
+from adatsq_pipe.stages.evaluation import perceptual
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.failures import Failure
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
@@ -66,16 +69,23 @@ def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Contex
     )
 
 
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages of a run in order: all, and that of the optional metrics where some are asked for."""
+    optional = [perceptual.STAGE] if config.settings[EvaluateSettings].metrics else []
+    return [*all_stages().values(), *optional]
+
+
 def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[list[Step], Context]:
     """Every stage in order, then those of `extra`, and the context that workers get."""
     context = context_of(config, run, folder_digest(config.model, loaded_files(config.model), run.digest_cache))
     steps: list[Step] = []
-    for stage in (*all_stages().values(), *extra):
+    for stage in (*stages_of(config), *extra):
+        model = _clip_digest(config, run) if stage is perceptual.STAGE else context.model.digest
         needs = {step.stage.name: step.fingerprint for step in steps if step.stage.name in stage.needs}
         identity: dict[str, Plain] = {
             "stage": stage.name,
             "version": stage.version,
-            "reads": stage.reads(config.settings, context.model.digest),
+            "reads": stage.reads(config.settings, model),
             "needs": needs,
         }
         fingerprint = digest(identity)
@@ -83,6 +93,19 @@ def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[l
         ready = all(step.complete for step in steps if step.stage.name in stage.needs)
         steps.append(look(stage, identity, fingerprint, context, run, ready))
     return steps, context
+
+
+def _clip_digest(config: RunConfig, run: RunDir) -> str:
+    """The digest of the CLIP model's files, "" without one. Raises ConfigError if it is not there."""
+    asked = config.settings[EvaluateSettings]
+    if "clip" not in asked.metrics:
+        return ""
+    folder = Path(asked.clip)
+    if not asked.clip or not folder.is_dir():
+        raise ConfigError(
+            f"evaluate.clip: there is no folder {asked.clip!r}; name it, or leave clip out of the metrics"
+        )
+    return folder_digest(folder, perceptual.clip_files(folder), run.digest_cache.with_name("clip_files.json"))
 
 
 def look(

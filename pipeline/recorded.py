@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from adatsq_pipe.pipeline.config import RunConfig
-from adatsq_pipe.pipeline.plan import Step, context_of, look
+from adatsq_pipe.pipeline.plan import Step, context_of, look, stages_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.storage.fingerprint import Plain, digest
@@ -21,7 +21,7 @@ def recorded_plan(config: RunConfig, run: RunDir, *, settings_known: bool) -> tu
     Without the run's own settings no number of units is expected.
     """
     context, steps = context_of(config, run), list[Step]()
-    for stage in all_stages().values():
+    for stage in stages_of(config):
         identity = _newest(stage, context, run)
         fingerprint = digest(identity) if identity is not None else ""
         context = replace(context, fingerprints={**context.fingerprints, stage.name: fingerprint})

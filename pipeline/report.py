@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
-from adatsq_pipe.pipeline.by_kind import by_kind
+from adatsq_pipe.pipeline.by_kind import by_kind, grouped, metrics_of
 from adatsq_pipe.pipeline.card import POLICY, SHEET, SHOWN, card
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.costs import capture_cost, search_cost, seconds
@@ -27,6 +27,7 @@ from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
@@ -61,12 +62,13 @@ def write(
     *,
     again: bool = False,
 ) -> bool:
-    """Write the report unless it stands already for this very run, or in any case. False if evaluate has not finished.
+    """Write the report unless it stands already for this very run, or in any case. False if evaluate has not finished,
+    or an optional metric.
 
     A plot that fails is left out: `say` gets a line on it, and the summary has it. Raises DamagedUnit.
     """
     done = {step.stage.name: step for step in steps}
-    if not done["evaluate"].complete:
+    if not all(done[name].complete for name in ("evaluate", perceptual.STAGE.name) if name in done):
         return False
     path = run.report / FILE
     if not again and finished.stands(run, context.fingerprints, _additions(context)):
@@ -92,13 +94,14 @@ def write(
 
 def _additions(context: Context) -> str:
     """What Summary.additions says of this run."""
-    kinds = context.settings[EvaluateSettings].kinds
-    return digest(kinds) if kinds else ""
+    kinds, scored = context.settings[EvaluateSettings].kinds, context.fingerprints.get(perceptual.STAGE.name, "")
+    return digest([kinds, scored]) if kinds or scored else ""
 
 
 def _verify(context: Context) -> None:
     """Hash the files of the units that the report reads: what is published must be what was computed."""
-    for stage in ("search", "assemble", "reference", "evaluate"):
+    stages = ("search", "assemble", "reference", "evaluate", perceptual.STAGE.name)
+    for stage in [stage for stage in stages if stage in context.fingerprints]:
         for unit in context.manifest(stage).units():
             context.read(stage, unit)
 
@@ -163,6 +166,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
             asked_for=scores,
             per_step=_per_step(read_rows(context, "steps.parquet")),
             by_kind=by_kind(drawn, len(asked.prompts)) if asked.kinds else [],
+            metrics=metrics_of(grouped(drawn, len(asked.prompts))),
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],

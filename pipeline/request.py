@@ -14,6 +14,7 @@ from adatsq_pipe.pipeline.config import RunConfig, load
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
+from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
@@ -71,6 +72,8 @@ def load_config(
 
 
 def check_model(config: RunConfig) -> None:
-    """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments."""
+    """Raise NotTaken if the model cannot be quantized, or not with these prompts and call arguments, or if a metric is
+    asked for that is not at hand."""
+    perceptual.check(config.settings[EvaluateSettings])
     prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
     support.check_pipeline(config.model, prompts, config.prompt_arguments(), config.settings[ModelSettings].call)

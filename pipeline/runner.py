@@ -19,16 +19,16 @@ from adatsq_pipe.pipeline import captions, placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.plan import Step, plan
+from adatsq_pipe.pipeline.plan import Step, plan, stages_of
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
-from adatsq_pipe.stages.base.stage import Stage, all_stages
+from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
-from adatsq_pipe.stages.evaluation import rehearsal
+from adatsq_pipe.stages.evaluation import perceptual, rehearsal
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
@@ -158,9 +158,12 @@ def execute(
     """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran.
 
     `publish` points the run directory's `model` to what was assembled. `stages` may name stages of `extra` too, which
-    are in no ordinary run. `conclude` is called when all are done; a unit that it finds damaged is done again.
+    are in no ordinary run; the optional metrics come with evaluate. `conclude` is called when all are done; a unit that
+    it finds damaged is done again.
     """
     ran = False
+    if "evaluate" in stages and config.settings[EvaluateSettings].metrics:
+        stages = [*stages, perceptual.STAGE.name]
     _withdraw_noted(run, screen)
     for _ in range(REPAIRS):
         try:
@@ -187,7 +190,7 @@ def _once(
     extra: Sequence[Stage],
 ) -> bool:
     ran, completed = False, set[str]()
-    for name in [name for name in (*all_stages(), *(stage.name for stage in extra)) if name in stages]:
+    for name in [stage.name for stage in (*stages_of(config), *extra) if stage.name in stages]:
         steps, context = plan(config, run, extra)
         step = next(s for s in steps if s.stage.name == name)
         completed |= {s.stage.name for s in steps if s.complete}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage import tables
 
@@ -34,8 +35,21 @@ def bits_run(context: Context) -> float | None:
 
 def samples(context: Context) -> list[tables.Row]:
     """The measurements of every picture: all captions with the first seed, then with the next. Each row has its
-    caption's `kind`, where captions have kinds."""
-    return list(with_kinds(context, read_rows(context, "samples.parquet")))
+    caption's `kind`, where captions have kinds, and the optional metrics, where they are done."""
+    rows, scores = read_rows(context, "samples.parquet"), _scores(context)
+    scored = [row | more for row, more in zip(rows, scores, strict=True)] if scores else rows
+    return list(with_kinds(context, scored))
+
+
+def _scores(context: Context) -> list[tables.Row]:
+    """The optional metrics of every picture; none where they were not asked for, or are not done."""
+    if perceptual.STAGE.name not in context.fingerprints:
+        return []
+    manifest = context.manifest(perceptual.STAGE.name)
+    units = [unit.replace("quantized/", "scores/") for unit in quantized_units(context)]
+    if not all(manifest.done(unit) for unit in units):
+        return []
+    return [row for unit in units for row in tables.read(manifest.local_folder(unit) / perceptual.ROWS)]
 
 
 def with_kinds(context: Context, rows: Iterable[tables.Row]) -> Iterator[tables.Row]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from adatsq_pipe.pipeline.kind_quality import KindQuality
+from adatsq_pipe.pipeline.kind_quality import KindQuality, Metric
 
 SAME_BITS = 0.005
 """Means of bits that differ by less are the same."""
@@ -54,6 +54,8 @@ class Quality:
     per_step: PerStep
     by_kind: Sequence[KindQuality] = field(default_factory=list)
     """Where captions have kinds: what was measured of each."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """The optional metrics that were asked for: lpips, clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ class Summary:
     seconds: Mapping[str, Mapping[str, float]]
     """By stage: `wall` over all tries, and the workers' `model`, `algebra` and `overhead`."""
     additions: str = ""
-    """Digest of what the report shows besides the evaluation: the kinds of captions. "" without them."""
+    """Digest of what the report shows besides the evaluation: the kinds of captions, and optional metrics. "" without
+    them."""
 
 
 def read_summary(report: Path) -> Summary:

@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.kind_quality import line
+from adatsq_pipe.pipeline.kind_quality import line, metric_line
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
 from adatsq_pipe.pipeline.summary import read_summary
@@ -117,6 +117,8 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
             f"the pictures were drawn at {bits.activations_run:.2f} mean activation bits, where the policy has "
             f"{bits.activations_mean:.2f}: the held-out runs have other steps than the calibration's"
         )
+    for name, metric in quality.metrics.items():
+        click.echo(metric_line(name, metric))
     if quality.by_kind:
         click.echo(f"held-out captions: {summary.facts.captions}")
         click.echo(line(quality.by_kind))

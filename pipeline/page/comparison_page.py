@@ -25,9 +25,9 @@ WHOLE = 1024
 """Pictures are shown at most so many pixels wide; the files beside the page are at full size."""
 FORMATS = {
     "latent gain, dB": "+.2f", "gain ±": ".2f", "latent error": ".3g", "PSNR, dB": ".1f", "PSNR ±": ".1f",
-    "median PSNR, dB": ".1f", "SSIM": ".3f", "prompt match": ".2f", "match ±": ".2f", "match - full precision": "+.2f",
-    "difference ±": ".2f", "weights": ".2f", "activations": ".2f", "effective bits": ".2f", "smaller": ".2f",
-    "calibration, s": ".0f",
+    "median PSNR, dB": ".1f", "SSIM": ".3f", "LPIPS": ".3f", "CLIP score": ".2f", "prompt match": ".2f",
+    "match ±": ".2f", "match - full precision": "+.2f", "difference ±": ".2f", "weights": ".2f",
+    "activations": ".2f", "effective bits": ".2f", "smaller": ".2f", "calibration, s": ".0f",
 }  # fmt: skip
 """How the columns of the methods' table are shown."""
 
@@ -105,7 +105,8 @@ def methods_table(name: str, rows: Sequence[Row]) -> Table:
     cells: list[list[Cell]] = [
         [
             name_of(row), row["bits"], row["latent_gain"], row["latent_gain_interval"], row["latent_error_geometric"],
-            row["psnr"], row["psnr_interval"], row["psnr_median"], row["ssim"], row["score"], row["score_interval"],
+            row["psnr"], row["psnr_interval"], row["psnr_median"], row["ssim"], row.get("lpips"), row.get("clip"),
+            row["score"], row["score_interval"],
             row["score_difference"], row["score_difference_interval"], row["weight_bits"], row["activation_bits"],
             effective_bits(row), row["layers_smaller"], row["calibration_seconds"],
         ]

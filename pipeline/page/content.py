@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adatsq_pipe.pipeline.by_kind import by_kind
 from adatsq_pipe.pipeline.config import RunConfig
-from adatsq_pipe.pipeline.kind_quality import KindQuality
+from adatsq_pipe.pipeline.kind_quality import METRICS, KindQuality
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.images import Pair
@@ -59,34 +59,29 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
 
 
 def _pictures(pairs: list[Pair]) -> Table:
+    columns = {"latent_error": "latent error", "psnr": "PSNR, dB", "ssim": "SSIM"}
+    optional = {"lpips": "LPIPS", "clip": "CLIP score", "clip_full_precision": "CLIP score, full precision"}
+    columns |= {key: name for key, name in optional.items() if pairs and key in pairs[0].row}
     rows: list[list[Cell]] = [
-        [
-            p.row["prompt"],
-            p.row["seed"],
-            p.kind,
-            p.row["latent_error"],
-            p.row["psnr"],
-            p.row["ssim"],
-            p.full,
-            p.quantized,
-        ]
-        for p in pairs
+        [p.row["prompt"], p.row["seed"], p.kind, *(p.row[key] for key in columns), p.full, p.quantized] for p in pairs
     ]
-    columns = ("caption", "seed", "kind", "latent error", "PSNR, dB", "SSIM", "full precision", "quantized")
-    return Table(name="pictures", columns=columns, rows=rows)
+    names = ("caption", "seed", "kind", *columns.values(), "full precision", "quantized")
+    return Table(name="pictures", columns=names, rows=rows)
 
 
 def _kinds(kinds: Sequence[KindQuality]) -> Table:
     """Results by kind of caption; each mean has half its 95 % interval beside it."""
     scored = any(each.score for each in kinds)
     names = ["latents above error, dB", "PSNR, dB", "SSIM"] + ["prompt match", "difference"] * scored
+    names += [METRICS[name][0] for name in (kinds[0].metrics if kinds else ())]
     rows: list[list[Cell]] = []
     for each in kinds:
         figures = [each.latent_db, each.psnr, each.ssim] + [each.score, each.score_difference] * scored
+        figures += [metric.quantized for metric in each.metrics.values()]
         cells = [cell for f in figures for cell in ((f.mean, f.interval) if f else (None, None))]
         rows.append([each.kind, each.captions, each.pictures, *cells])
     columns = ["kind of caption", "captions", "pictures", *(column for name in names for column in (name, f"± {name}"))]
-    formats = {column: ".3f" if column.endswith("SSIM") else ".2f" for column in columns[3:]}
+    formats = {column: ".3f" if column.endswith(("SSIM", "LPIPS")) else ".2f" for column in columns[3:]}
     return Table(name="kinds", columns=columns, rows=rows, formats=formats)
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from adatsq_pipe.pipeline.compare_table import name_of
+from adatsq_pipe.pipeline.kind_quality import METRICS
 from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
 from adatsq_pipe.pipeline.page.tables import Table
@@ -65,7 +66,7 @@ def write(page: Page, report: Path) -> Path:
     text = html(
         "report.html.jinja", title=page.summary.title, charts=page.charts, tables=page.tables,
         summary=page.summary, groups=groups, facts=page.facts, notes=page.notes, configuration=page.configuration,
-        gain=GAIN, small=SMALL, duration=_duration(page.summary),
+        gain=GAIN, small=SMALL, metrics=METRICS, duration=_duration(page.summary),
         left_out=len(page.pairs) - sum(len(group.views) for group in groups),
     )  # fmt: skip
     path = report / PAGE

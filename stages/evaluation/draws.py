@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,18 @@ class EvaluateSettings(PromptSettings):
     """Captions in one forward pass. Float results depend on it."""
     seed: int = Field(default=7_000, ge=0, le=LARGEST_SEED)
     """Seed of the noise of the first draw, and of the choice of built-in captions; each further draw adds 1."""
+    metrics: tuple[Literal["lpips", "clip"], ...] = ()
+    """Further metrics of the pictures, where their packages and weights are at hand: lpips (pip install lpips
+    torchvision), and clip, the CLIP score of evaluate.clip. They draw nothing again."""
+    clip: str = ""
+    """For the CLIP score: the folder of a transformers CLIPModel with its processor. Scores depend on its files, not on
+    its path."""
+
+    def identity(self) -> dict[str, Plain]:
+        """What the draws depend on."""
+        plain = super().identity()
+        del plain["metrics"], plain["clip"]
+        return plain
 
 
 def draws_identity(settings: RunSettings, model: str) -> dict[str, Plain]:

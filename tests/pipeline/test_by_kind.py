@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from adatsq_pipe.pipeline import captions, config, plan, report
-from adatsq_pipe.pipeline.by_kind import by_kind
+from adatsq_pipe.pipeline.by_kind import by_kind, grouped, metrics_of
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.kind_quality import line
+from adatsq_pipe.pipeline.kind_quality import line, metric_line
 from adatsq_pipe.pipeline.page import content, images, render
 from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import read_summary
@@ -222,3 +222,68 @@ def test_files_of_pictures_have_safe_names_of_their_own_and_full_size(
 def test_a_picture_of_no_numbers_is_written_too(tmp_path: Path) -> None:
     images.save(np.full((4, 4, 3), np.nan), tmp_path / "nan.png")
     assert not np.asarray(Image.open(tmp_path / "nan.png")).any()
+
+
+def test_metrics_are_means_over_captions_and_paired_where_both_models_have_one() -> None:
+    """Two captions, two seeds; LPIPS is of pairs of pictures, a CLIP score of each picture."""
+    rows: list[dict[str, Any]] = [
+        {"lpips": [0.1, 0.2, 0.3, 0.8][i], "clip": [20.0, 30, 22, 36][i], "clip_full_precision": [21.0, 33, 22, 37][i]}
+        for i in range(4)
+    ]
+    found = metrics_of(grouped(rows, 2))
+    assert found["lpips"].quantized.mean == pytest.approx((0.2 + 0.5) / 2) and found["lpips"].difference is None
+    own, full, gap = found["clip"].quantized, found["clip"].full_precision, found["clip"].difference
+    assert full is not None and gap is not None
+    assert (own.mean, full.mean, gap.mean) == ((21 + 33) / 2, (21.5 + 35) / 2, (-0.5 - 2) / 2)
+    assert gap.interval == pytest.approx(1.96 * statistics.stdev([-0.5, -2]) / math.sqrt(2))
+    assert metric_line("clip", found["clip"]) == (
+        "CLIP score 27.00 +- 11.76, full precision 28.25 +- 13.23, paired difference -1.25 +- 1.47"
+    )
+    assert metric_line("lpips", found["lpips"]) == "LPIPS 0.350 +- 0.294 to full precision (0: alike)"
+    assert metrics_of(grouped([{"psnr": 1.0}], 1)) == {}
+
+
+def test_metrics_are_a_stage_of_their_own_that_depends_on_the_clip_model_s_bytes(tmp_path: Path) -> None:
+    """Asking for one leaves the other stages as they are, and moving the model's folder changes nothing."""
+    run, clip = RunDir(tmp_path / "run"), tmp_path / "clip"
+    clip.mkdir()
+    (clip / "model.safetensors").write_text("a")
+    (clip / "notes.md").write_text("a")
+
+    def prints(*sets: str) -> dict[str, str]:
+        return {step.stage.name: step.fingerprint for step in plan.plan(_load(*sets), run)[0]}
+
+    asked = ("evaluate.metrics=['clip']", f"evaluate.clip={clip}")
+    plain, before = prints(), prints(*asked)
+    scored = before.pop("perceptual")
+    assert before == plain and "perceptual" not in plain
+    (clip / "notes.md").write_text("b")
+    clip.rename(tmp_path / "moved")
+    assert prints(asked[0], f"evaluate.clip={tmp_path / 'moved'}")["perceptual"] == scored
+    (tmp_path / "moved" / "model.safetensors").write_text("b")
+    assert prints(asked[0], f"evaluate.clip={tmp_path / 'moved'}")["perceptual"] != scored
+    assert prints("evaluate.metrics=['lpips']")["perceptual"] not in ("", scored)
+    with pytest.raises(ConfigError, match=r"evaluate\.clip: there is no folder '.*clip'"):
+        prints(*asked)
+
+
+def test_the_report_shows_the_metrics_once_they_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = made._store
+    asked: dict[str, Any] = {"prompts": ["a", "b"], "seeds": 2, "metrics": ["lpips"]}
+    monkeypatch.setattr(made, "_store", lambda folder, **more: original(folder, evaluate=asked, **more))
+
+    def scored(folder: Path, *, seed: int = 0) -> Any:
+        store = original(folder, evaluate=asked)
+        store.context.fingerprints["perceptual"] = "9" * 64  # type: ignore[index]
+        for unit, values in (("000", (0.1, 0.4)), ("001", (0.3, 0.2))):
+            place = {"scores.parquet": [{"lpips": value} for value in values]}
+            made._commit(store.context, "perceptual", f"scores/{unit}", files=place)
+        return store
+
+    monkeypatch.setattr(made, "_store", scored)
+    run, said = written(tmp_path, monkeypatch)
+    found = read_summary(run.report)
+    assert said == [] and found.additions and found.quality.metrics["lpips"].quantized.mean == pytest.approx(0.25)
+    text = (run.report / report.PAGE).read_text("utf-8")
+    assert "<dt>LPIPS</dt><dd>0.250 <small>&plusmn; 0.098</small>" in text, "1.96 stdev(0.2, 0.3) / sqrt(2)"
+    assert '<button type="button" data-sort="6">LPIPS</button>' in text

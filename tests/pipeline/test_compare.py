@@ -12,9 +12,11 @@ import pytest
 
 from adatsq_pipe.pipeline import compare, config, report, runner
 from adatsq_pipe.pipeline.compare import Row
+from adatsq_pipe.pipeline.compare_table import COLUMNS
 from adatsq_pipe.pipeline.comparison import read_comparison
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.kind_quality import Figure, Metric
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
@@ -85,6 +87,10 @@ def test_a_finished_row_is_measured_by_its_summary_and_its_draws() -> None:
     (row,) = planned("rtn", "w4a4")
     figure = SimpleNamespace(mean=1.0, standard_error=0.5)
     quality = {"psnr": figure, "ssim": figure, "latent_error": figure, "asked_for": None, "captions": 2, "seeds": 3}
+    half = Figure(mean=21.5, interval=None)
+    quality["metrics"] = {
+        "clip": Metric(quantized=half, full_precision=Figure(mean=22.0, interval=0.5), difference=half)
+    }
     spent = {"model": 1.0, "algebra": 2.0, "overhead": 3.0}
     summary: Any = SimpleNamespace(
         quality=SimpleNamespace(**quality),
@@ -95,6 +101,7 @@ def test_a_finished_row_is_measured_by_its_summary_and_its_draws() -> None:
     )
     samples = [{"psnr": value, "latent_error": value / 100} for value in (10.0, 20.0, 12.0, 26.0, 14.0, 29.0)]
     values = compare.measured(row, summary, samples)
+    assert [values[f"clip{end}"] for end in ("", "_interval", "_full_precision")] == [21.5, None, 22.0]
     assert values["psnr_by_caption"] == [12.0, 25.0], "all captions with the first seed, then with the next"
     right = [np.log([0.10, 0.12, 0.14]).mean(), np.log([0.20, 0.26, 0.29]).mean()]
     assert values["latent_log_by_caption"] == pytest.approx(right)
@@ -115,7 +122,8 @@ class Runs:
         patch.setattr(compare, "samples", lambda context: [])
         patch.setattr(compare, "measured", lambda row, *rest: {"method": row.method})
         patch.setattr(compare, "with_gains", lambda found: found)
-        patch.setattr(compare, "cells", lambda row: ["x"] * len(compare.COLUMNS))
+        patch.setattr(compare, "cells", lambda row: ["x"] * len(COLUMNS))
+        patch.setattr(compare, "columns", lambda row: list(COLUMNS))
 
         def write(found: Any, left: Any, run: Any, model: str, line: str) -> dict[str, str]:
             self.written.append((len(found), line))

@@ -47,6 +47,14 @@ def test_a_row_says_its_gain_and_quality() -> None:
     assert header.count("|") == next(line for line in text.splitlines() if line.startswith("| rtn")).count("|")
 
 
+def test_optional_metrics_are_columns_where_rows_have_them() -> None:
+    found = with_gains([{**compared(), "clip": 24.125, "clip_interval": 0.5, "lpips": 0.0625, "lpips_interval": None}])
+    text = compare_table.markdown(found, [], "m")
+    assert "| SSIM | LPIPS | CLIP score | prompt match |" in text
+    assert "| 0.900 | 0.062 | 24.12 ± 0.50 | 0.80 ± 0.10 |" in text
+    assert "LPIPS" not in compare_table.markdown(with_gains([compared()]), [], "m")
+
+
 def test_rows_are_sorted_by_gain_and_those_without_one_follow_by_psnr() -> None:
     found = with_gains(
         [

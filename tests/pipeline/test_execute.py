@@ -50,7 +50,6 @@ class Made:
         (folder / "model").mkdir()
         self.run.create()
         stages = {name: self._stage(name) for name in NEEDS}
-        monkeypatch.setattr(runner, "all_stages", lambda: stages)
         monkeypatch.setattr(plan, "all_stages", lambda: stages)
         monkeypatch.setattr(runner.memory, "surveyed", lambda context: None)
 
