@@ -142,16 +142,8 @@ def load(
 
     A new preset discards the previous request. Raises ConfigError.
     """
-    before = dict(previous or {}) if preset is None else {}
-    name = preset or before.get("preset", "w4a4")
-    if name not in PRESETS:
-        raise ConfigError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
-    tables = merged(
-        before.get("tables", {}),
-        read_toml(file) if file else {},
-        parse_set(sets),
-        {"model": {"path": model}} if model else {},
-    )
+    name, written = layers(preset=preset, file=file, sets=sets, model=model, previous=previous)
+    tables = merged(*written.values())
     refuse_unknown(tables)
     for table in ("data", "evaluate"):
         if file_of := tables.get(table, {}).get("prompts_file"):
@@ -160,6 +152,22 @@ def load(
         tables = merged(tables, {"evaluate": {"clip": str(Path(str(clip)).expanduser().resolve())}})
     request = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), request)
+
+
+def layers(
+    *, preset: str | None, file: Path | None, sets: Sequence[str], model: str | None, previous: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    """The name of the preset, and the tables over it by where they come from, each over the ones before it."""
+    before = dict(previous or {}) if preset is None else {}
+    name = preset or before.get("preset", "w4a4")
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name!r}; there are {', '.join(PRESETS)}")
+    return name, {
+        "the run's config.toml": before.get("tables", {}),
+        f"--config {file}": read_toml(file) if file else {},
+        "--set": parse_set(sets),
+        "--model": {"model": {"path": model}} if model else {},
+    }
 
 
 def refuse_unknown(tables: Mapping[str, object]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.shell import (
     cluster_options,
     cluster_overrides,
     example,
     fail,
+    json_option,
     options,
     run_lock,
     user_errors,
@@ -25,6 +29,7 @@ from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.request import check_model, load_config
 from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.rundir import RunDir
+from adatsq_pipe.storage.tables import Row
 
 
 @click.command(
@@ -36,6 +41,7 @@ from adatsq_pipe.storage.rundir import RunDir
 @click.option("--bits", default="w4a4,w3a3", show_default=True, help="Pairs of weight and activation bits.")
 @click.option("--sweep", is_flag=True, help="Also try other values of each method's main setting, and show its best.")
 @cluster_options
+@json_option
 @user_errors
 def compare(
     run_dir: str,
@@ -48,6 +54,7 @@ def compare(
     sweep: bool,
     executor: str | None,
     address: str | None,
+    as_json: bool,
 ) -> None:
     """Run several methods on the same captures and score them in the same way.
 
@@ -75,6 +82,11 @@ def compare(
         )
     if not outcome.rows:
         fail("no row finished; the reasons are above", 1)
+    if as_json:
+        _print_rows(place, outcome.rows)
+        if outcome.failed:
+            fail(f"{outcome.failed} rows failed; the reasons are above", 1)
+        return
     text = read_text(place.path / "compare.md")
     if sys.stdout.isatty():
         from rich.console import Console  # only a terminal gets the table drawn
@@ -88,3 +100,21 @@ def compare(
         click.echo(f"page      {place.display('compare.html')}")
     if outcome.failed:
         fail(f"{outcome.failed} rows failed; the reasons are below the table", 1)
+
+
+def _print_rows(place: RunDir, rows: Sequence[Row]) -> None:
+    """The rows of compare.parquet with their gains, what was left out and why, and the files, as JSON."""
+    # Both import numpy, as the comparison itself did.
+    from adatsq_pipe.pipeline.comparison import read_comparison
+    from adatsq_pipe.pipeline.paired import with_gains
+
+    names = ("compare.parquet", "compare.md", "compare.png", "compare.html")
+    comparison = read_comparison(place)
+    print_json(
+        {
+            "rows": [{**row, "change": json.loads(row["change"])} for row in with_gains(rows)],
+            "left_out": [asdict(row) for row in comparison.left_out],
+            "floor": comparison.floor,
+            "files": [place.display(name) for name in names if (place.path / name).exists()],
+        }
+    )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from adatsq_pipe.pipeline.commands.shell import example, user_errors
+from adatsq_pipe.pipeline.commands.layout import print_json
+from adatsq_pipe.pipeline.commands.shell import example, json_option, user_errors
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.export.formats import _formats
 from adatsq_pipe.storage.errors import StorageError
@@ -24,8 +25,9 @@ from adatsq_pipe.storage.published import PublishedModel
     type=click.Path(path_type=Path),
     help="Folder to create [default: RUN/exports/FORMAT, or MODEL-FORMAT].",
 )
+@json_option
 @user_errors
-def export(run: Path, wanted: str, out: Path | None) -> None:
+def export(run: Path, wanted: str, out: Path | None, as_json: bool) -> None:
     """Write the quantized model of RUN in another format.
 
     RUN is a run directory, or the model folder itself.
@@ -43,4 +45,7 @@ def export(run: Path, wanted: str, out: Path | None) -> None:
     if out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"--out {out} is inside the exported model; choose a folder outside it")
     description = _formats.export(wanted, source.resolve(), out.resolve())
+    if as_json:
+        print_json({"folder": str(out), "format": wanted, "description": description})
+        return
     click.echo(f"{out}: {description}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adatsq_pipe.pipeline import config as configuration
+from adatsq_pipe.pipeline.commands import completion
 from adatsq_pipe.pipeline.commands.inspect_quantized import layers_as_plain, layers_as_text, quantized_layers
 from adatsq_pipe.pipeline.commands.layout import aligned, many
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
@@ -42,10 +43,17 @@ NO_MACS = "multiply-accumulates, shared inputs and calls need a pipeline folder 
     short_help="Show what would be quantized of a model, and how large it is.",
     epilog=example("inspect scenes/flux-dev"),
 )
-@click.argument("model", default="")
+@click.argument("model", default="", shell_complete=completion.models)
 @click.option("--preset", type=click.Choice(PRESETS), help="Settings to assume [default: w4a4].")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.")
-@click.option("--set", "sets", multiple=True, metavar="TABLE.KEY=VALUE", help="Change one setting; repeatable.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    shell_complete=completion.sets,
+    help="Change one setting; repeatable.",
+)
 @click.option("--no-call", is_flag=True, help="Read the modules only; do not load weights or call the denoiser.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @user_errors

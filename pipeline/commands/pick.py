@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import click
 
@@ -14,6 +15,7 @@ from adatsq_pipe.pipeline.commands.shell import (
     cluster_options,
     cluster_overrides,
     example,
+    json_option,
     run_lock,
     user_errors,
 )
@@ -39,6 +41,7 @@ _DECIBELS = re.compile(r"\s*([+-]?\d+(?:\.\d*)?)\s*(?:dB)?\s*", re.IGNORECASE)
 @click.option("--max-error", type=float, help="Largest relative squared error of the final latents, e.g. 0.002.")
 @click.option("--bits-for", metavar="DECIBELS", help="Least -10 log10 of that error, e.g. 40dB.")
 @cluster_options
+@json_option
 @user_errors
 def pick(
     run_dir: str,
@@ -47,6 +50,7 @@ def pick(
     bits_for: str | None,
     executor: str | None,
     address: str | None,
+    as_json: bool,
 ) -> None:
     """Assemble and evaluate another point of the front of RUN: the fewest bits that meet the target.
 
@@ -67,11 +71,13 @@ def pick(
         raise ConfigError(str(error)) from None
     config = load_config(place, None, None, None, (*overrides, f"assemble.mean_bits={front.bound_of(point)!r}"))
     check_model(config)
-    click.echo(_text(front, point))
+    if not as_json:
+        click.echo(_text(front, point))
     with run_lock(place):
         write_request(place, config)
         place.add_prompt_images(config.images)
-        run_locked(config, place, STAGES)
+        more = {"picked": _plain(point), "front": [_plain(row) for row in front.points]}
+        run_locked(config, place, STAGES, as_json=as_json, more=more)
 
 
 def _limit(mean_bits: float | None, max_error: float | None, bits_for: str | None) -> float | None:
@@ -133,6 +139,11 @@ def _text(front: Front, point: Point) -> str:
             f"{_error(row.predicted_error):>17}  {_error(row.rollout_error):>17}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _plain(point: Point) -> dict[str, object]:
+    """A point as JSON values, without its bits by layer, which front.parquet has."""
+    return {name: value for name, value in asdict(point).items() if name != "bits"}
 
 
 def _error(error: float | None) -> str:

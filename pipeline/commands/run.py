@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import finished, runner
 from adatsq_pipe.pipeline import plan as planning
+from adatsq_pipe.pipeline.commands import completion
+from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.shell import (
     cluster_options,
     cluster_overrides,
@@ -24,8 +28,10 @@ from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.kind_quality import line, metric_line
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
-from adatsq_pipe.pipeline.summary import read_summary
+from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, read_request, write_request
+from adatsq_pipe.pipeline.resolved import as_plain, as_toml, resolved
+from adatsq_pipe.pipeline.summary import PAGE, read_summary
+from adatsq_pipe.pipeline.toml_tables import parse_set
 from adatsq_pipe.stages.allocation.points import AssembleSettings
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
@@ -42,8 +48,10 @@ STAGES_HELP = f"Stages to run: all, a list, or a range (solve..evaluate). One of
     epilog=example("run --run-dir adatsq-run --set search.budget=3.6"),
 )
 @options
-@click.option("--stages", default="all", show_default=True, help=STAGES_HELP)
+@click.option("--stages", default="all", show_default=True, shell_complete=completion.stages, help=STAGES_HELP)
 @cluster_options
+@click.option("--show-config", is_flag=True, help="Print every setting and where it comes from, and run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary, or with --show-config the settings, as JSON.")
 @user_errors
 def run(
     run_dir: str,
@@ -54,6 +62,8 @@ def run(
     stages: str,
     executor: str | None,
     address: str | None,
+    show_config: bool,
+    as_json: bool,
 ) -> None:
     """Quantize a model: run the stages that are missing.
 
@@ -61,7 +71,15 @@ def run(
     """
     place = RunDir.open(run_dir)
     chosen = planning.choose(stages)
-    config = load_config(place, model, preset, file, (*sets, *cluster_overrides(executor, address)))
+    overrides = cluster_overrides(executor, address)
+    config = load_config(place, model, preset, file, (*sets, *overrides))
+    if show_config:
+        previous = read_request(place.path) if preset is None and place.exists() else None
+        name, layers = configuration.layers(preset=preset, file=file, sets=sets, model=model, previous=previous)
+        layers["--executor or --address"] = parse_set(overrides)
+        tables = resolved(config, name, layers)
+        print_json(as_plain(tables)) if as_json else click.echo(as_toml(tables))
+        return
     check_model(config)
     if "solve" in chosen:
         try:
@@ -74,11 +92,16 @@ def run(
     with run_lock(place), kept_request(place):
         write_request(place, config)
         place.add_prompt_images(config.images)
-        run_locked(config, place, chosen)
+        run_locked(config, place, chosen, as_json=as_json)
 
 
-def run_locked(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
-    """Run what is missing of the stages `chosen`, and print what the finished run says. The caller holds the lock."""
+def run_locked(
+    config: RunConfig, place: RunDir, chosen: Sequence[str], *, as_json: bool, more: Mapping[str, object] | None = None
+) -> None:
+    """Run what is missing of the stages `chosen`, and print what the finished run says; as JSON with `more` in it.
+
+    The caller holds the lock.
+    """
     from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
     def work(executors: runner.Executors, screen: runner.Screen) -> tuple[bool, bool]:
@@ -95,6 +118,16 @@ def run_locked(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
         return ran, written
 
     ran, complete = with_executors(config, place, work, f"adatsq-pipe run --run-dir {place.display()}")
+    if as_json:
+        files = {"model": "model", "report": f"report/{PAGE}", "pictures": "report/pictures"} if complete else {}
+        print_json(
+            {
+                **(more or {}), "run": place.display(), "ran": ran, "complete": complete,
+                **{name: place.display(path) for name, path in files.items()},
+                "summary": asdict(read_summary(place.report)) if complete else None,
+            }
+        )  # fmt: skip
+        return
     if not ran:
         click.echo("nothing to do: all requested stages are done")
     if complete:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.captions import in_the_world
-from adatsq_pipe.pipeline.commands.shell import example, user_errors
+from adatsq_pipe.pipeline.commands.layout import print_json
+from adatsq_pipe.pipeline.commands.shell import example, json_option, user_errors
 from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import as_utf_8
@@ -35,6 +36,7 @@ from adatsq_pipe.stages.base.settings import DEVICES, is_device
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--scale", default=8, show_default=True, help="Enlarge each pixel this many times.")
+@json_option
 @user_errors
 def sample(
     model: str,
@@ -45,6 +47,7 @@ def sample(
     device: str,
     dtype: str,
     scale: int,
+    as_json: bool,
 ) -> None:
     """Draw pictures from MODEL.
 
@@ -67,4 +70,7 @@ def sample(
     call = {**recommended.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
     pictures = sample.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
     sample.save(pictures, out, scale=scale)
+    if as_json:
+        print_json({"file": str(out), "pictures": len(prompts), "prompts": prompts, "seed": seed, "model": str(folder)})
+        return
     click.echo(f"{out}: {len(prompts)} pictures from {folder}")

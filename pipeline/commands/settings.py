@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import click
 from pydantic.fields import FieldInfo
 
+from adatsq_pipe.pipeline.commands import completion
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
 from adatsq_pipe.pipeline.config import kinds
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -35,7 +36,7 @@ class Setting:
     short_help="List the settings: tables, keys, types and defaults.",
     epilog=example("settings search"),
 )
-@click.argument("table", default="")
+@click.argument("table", default="", shell_complete=completion.tables)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @user_errors
 def settings(table: str, as_json: bool) -> None:

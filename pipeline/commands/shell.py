@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import runner
+from adatsq_pipe.pipeline.commands import completion
 from adatsq_pipe.pipeline.config import PRESETS, RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
@@ -68,7 +69,9 @@ def options(command: F) -> F:
         (
             run_dir_option,
             click.option(
-                "--model", help=f"Diffusers pipeline folder or built-in name [default: {configuration.BUILT_IN}]."
+                "--model",
+                shell_complete=completion.models,
+                help=f"Diffusers pipeline folder or built-in name [default: {configuration.BUILT_IN}].",
             ),
             click.option("--preset", type=click.Choice(PRESETS), help="Settings to start from [default: w4a4]."),
             click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings."),
@@ -77,6 +80,7 @@ def options(command: F) -> F:
                 "sets",
                 multiple=True,
                 metavar="TABLE.KEY=VALUE",
+                shell_complete=completion.sets,
                 help="Change one setting; repeatable. `adatsq-pipe settings` lists them.",
             ),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -64,7 +66,9 @@ def _run(folder: Path, monkeypatch: pytest.MonkeyPatch, *sets: str) -> Run:
     wanted = ("model.path=scenes/flux-schnell", *sets)
     write_request(run.place, configuration.load(preset=None, file=None, sets=wanted, model=None, previous=None))
 
-    def start(config: RunConfig, place: RunDir, chosen: Sequence[str]) -> None:
+    def start(config: RunConfig, place: RunDir, chosen: Sequence[str], **options: Any) -> None:
+        if options["as_json"]:
+            print(json.dumps(options["more"]))
         assert place == run.place
         run.started.append((config, list(chosen)))
 
@@ -115,6 +119,13 @@ def test_what_the_search_chose_is_no_choice_of_its_own(target: str, run: Run) ->
     code, output = run.pick("--mean-bits", target)
     assert code == 0 and run.bits == 0.0 and ", as the search chose\n" in output
     assert {step.stage.name: step.fingerprint for step in plan.plan(run.started[-1][0], run.place)[0]} == before
+
+
+def test_as_json_the_choice_and_the_whole_front_are_one_document(run: Run) -> None:
+    code, output = run.pick("--mean-bits", "3.6", "--json")
+    found = json.loads(output)
+    assert code == 0 and found["picked"]["mean_bits"] == 3.6 and found["picked"] in found["front"]
+    assert [row["mean_bits"] for row in found["front"]] == [round(3 + k / 10, 1) for k in range(21)]
 
 
 def test_the_front_around_the_choice_is_shown_with_its_ends(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from adatsq_pipe.pipeline.commands import watch
 from adatsq_pipe.pipeline.commands.cli import main
+from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.look import duration, rate_text
 from adatsq_pipe.pipeline.request import write_request
 from adatsq_pipe.storage.heartbeat import Beat
@@ -149,3 +151,28 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 )
 def test_rates_are_in_the_unit_that_fits(rate: float | None, text: str) -> None:
     assert rate_text(rate) == text
+
+
+def test_why_as_json_has_the_reasons_of_what_would_run(made: Made) -> None:
+    finish(made, "capture")
+    code, output, _ = call("why", str(made.run.path), "--json")
+    found = {row["stage"]: row for row in json.loads(output)}
+    assert code == 0 and list(found) == NAMES
+    assert (found["capture"]["runs"], found["capture"]["reasons"]) == (False, [])
+    assert (found["fisher"]["runs"], found["fisher"]["reasons"]) == (True, ["it has not run yet"])
+    assert found["hessian"]["reasons"] == ["fisher would run first"]
+
+
+def test_verify_as_json_names_what_is_damaged(made: Made) -> None:
+    manifest = made.commit("capture", "a", "b")
+    assert json.loads(call("verify", str(made.run.path), "--json")[1]) == {"checked": 2, "damaged": []}
+    (manifest.unit_folder("b") / "bytes").write_text("B")
+    code, output, error = call("verify", str(made.run.path), "--json")
+    (found,) = json.loads(output)["damaged"]
+    assert code == 1 and (found["stage"], found["unit"]) == ("capture", "b") and "digest in its marker" in found["what"]
+    assert error.startswith("error: 1 of 2 units are damaged")
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [math.inf, 1.5], "b": (math.nan,), "c": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None], "c": "x"}
