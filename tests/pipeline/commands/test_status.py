@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFileSystem
 
 from adatsq_pipe.pipeline.commands import watch
 from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.look import duration, rate_text
 from adatsq_pipe.pipeline.request import write_request
+from adatsq_pipe.storage import heartbeat
 from adatsq_pipe.storage.heartbeat import Beat
+from adatsq_pipe.storage.remote import open_remote
+from adatsq_pipe.storage.rundir import RunDir
 from tests.pipeline.test_plan import NAMES, Made
 
 
@@ -176,3 +181,48 @@ def test_verify_as_json_names_what_is_damaged(made: Made) -> None:
 def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": [math.inf, 1.5], "b": (math.nan,), "c": Path("x")})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None], "c": "x"}
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A run directory in a store in memory, which other tests do not see, with its mirror below tmp_path."""
+    monkeypatch.setenv("ADATSQ_PIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    open_remote.cache_clear()
+    yield "memory://watched/run"
+    heartbeat.rest()
+    open_remote.cache_clear()
+
+
+def test_a_run_in_a_store_is_watched_there(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(tmp_path)
+    made.run = RunDir.open(url)
+    made.run.create()
+    write_request(made.run, made.config())
+    finish(made, "capture")
+    made.manifest("fisher").fail("x", "Traceback\nValueError: no")
+    files, looked = MemoryFileSystem(), list[str]()
+    lock = {"token": "t", "pid": 7, "host": "node1", "until": time.time() + 50}
+    beat = Beat(host="node2", pid=3, space="", stage="fisher", fingerprint="", unit="y", beat=time.time())
+    files.pipe_file(f"{url}/lock.json", json.dumps(lock).encode())
+    files.pipe_file(f"{url}/workers/node2-3.json", beat.text().encode())
+
+    def slept(seconds: float) -> None:
+        looked.append(f"{seconds:.0f}")
+        if files.exists(f"{url}/lock.json"):
+            files.rm(f"{url}/lock.json")
+
+    monkeypatch.setattr(watch.time, "sleep", slept)
+    code, output, _ = call("status", url, "--watch")
+    lines = [line[9:] for line in output.splitlines()]
+    assert code == 1 and looked == ["15", "15"], "two looks in a row that found no holder"
+    assert "capture: done, 1 units" in lines and "run: running, process 7 on node1 holds it" in lines
+    assert "worker node2-3 is there" in lines and lines[-1].startswith(
+        "run: failed, no process holds it; 1 units failed"
+    )
+    assert any(
+        line.startswith("fisher x failed on ") and line.endswith("ValueError: no") for line in (x[9:] for x in lines)
+    )
+    disk = sum(len(files.cat_file(name)) for name in files.find(url))
+    assert json.loads(call("status", url, "--watch", "--json")[1])["disk_bytes"] == disk

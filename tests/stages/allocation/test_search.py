@@ -248,11 +248,23 @@ def test_more_batches_than_there_are_captions_for_are_refused(tmp_path: Path) ->
         _run(store, TableExecutor(_separable, _rollout, SAMPLES))
 
 
+def test_how_many_units_a_search_has_is_known_unless_a_beam_decides_it(tmp_path: Path) -> None:
+    expected = all_stages()["search"].expected
+    assert expected(_store(tmp_path).context) is None
+    assert expected(_lagrangian(tmp_path / "beam", beam=True).context) is None
+    sliced = _lagrangian(tmp_path / "slices", samples=1)
+    assert expected(sliced.context) == 2 * 2 + 1, "two paths on two captions each, and the front"
+    decoupled = make_store(tmp_path / "decoupled", recipe={"method": "vidit_q"})
+    decoupled.write_survey()
+    assert expected(decoupled.context) == 2 + 1, "two layers whose inputs are rounded, and the front"
+
+
 def test_without_a_search_the_recipe_s_bits_stand_everywhere(tmp_path: Path) -> None:
     store = make_store(tmp_path, recipe={"method": "rtn", "activation_bits": 6})
     store.write_survey()
     executor = TableExecutor(_separable, _rollout, SAMPLES)
     assert _run(store, executor) == [(1, 1)] and not executor.asked
+    assert all_stages()["search"].expected(store.context) == len(list(store.manifest("search").units())) == 1
     assert store.manifest("search").read("front").value == {
         "policy": [[6, 6, 16]] * 3,
         "mean_bits": 6.0,
@@ -290,6 +302,8 @@ def test_a_lagrangian_allocation_rolls_out_its_own_path_and_the_weights_alone(tm
     executor = TableExecutor(_separable, _alone_or_not, [2])
     _run(store, executor)
     assert sorted(executor.asked) == ["rollout/-1.-1.-1/0", "rollout/0.0.0/0"], "two trajectories, and no trellis"
+    expected = all_stages()["search"].expected
+    assert expected(store.context) == len(list(store.manifest("search").units())) == 3
     space, rows = Trellis(store.context), _rows(store)
     assert space.costs is not None
     value = store.manifest("search").read("front").value
