@@ -51,8 +51,9 @@ def compared(**values: Any) -> dict[str, Any]:
     return row | values
 
 
-FULL, GAPS = 0.5, (0.02, 0.06)
-"""Brightness of every pixel in full precision, and how much brighter the two methods' pixels are."""
+FULL, STEP, GAPS = 0.5, 0.02, (0.02, 0.06)
+"""Brightness of every pixel of the first draw in full precision, how much brighter the pixels of each draw are than of
+the one before, and how much brighter the two methods' pixels are."""
 ERRORS = ((0.01, 0.2, 0.03, 0.04), (0.05, 0.1, 0.06, 0.3))
 """Latent errors of the two methods' four draws: the hardest three are the second, the fourth and the third."""
 
@@ -62,9 +63,10 @@ def compared_run(folder: Path, *captions: str, clips: bool = False, size: tuple[
     run, names = RunDir(folder), captions or ("a cat", "a dog")
     run.create()
     draws = [(names[i % 2], 7 + i // 2) for i in range(4)]
-    shape = (2, *((3,) if clips else ()), *size, 3)
+    shape = (*((3,) if clips else ()), *size, 3)
+    full = [np.stack([np.full(shape, FULL + STEP * i) for i in (2 * unit, 2 * unit + 1)]) for unit in range(2)]
     for unit in range(2):
-        _unit(run.manifest("reference", "f" * 64), f"draw/{unit:03d}", np.full(shape, FULL), [])
+        _unit(run.manifest("reference", "f" * 64), f"draw/{unit:03d}", full[unit], [])
     rows = []
     for name, digest, gap, errors in zip(("rtn", "quarot"), ("a" * 64, "b" * 64), GAPS, ERRORS, strict=True):
         for unit in range(2):
@@ -72,8 +74,8 @@ def compared_run(folder: Path, *captions: str, clips: bool = False, size: tuple[
                 {"prompt": p, "seed": s, "latent_error": errors[i], "psnr": 30.0 + i, "ssim": 0.9}
                 for i, (p, s) in list(enumerate(draws))[2 * unit : 2 * unit + 2]
             ]
-            _unit(run.manifest("evaluate", digest), f"quarantined/{unit}", np.zeros(shape), samples)
-            _unit(run.manifest("evaluate", digest), f"quantized/{unit:03d}", np.full(shape, FULL + gap), samples)
+            _unit(run.manifest("evaluate", digest), f"quarantined/{unit}", np.zeros((2, *shape)), samples)
+            _unit(run.manifest("evaluate", digest), f"quantized/{unit:03d}", full[unit] + gap, samples)
         logs = [math.log(errors[i] * errors[i + 2]) / 2 for i in range(2)]
         error = math.exp(sum(logs) / 2)
         rows.append(

@@ -17,7 +17,7 @@ from PIL import Image
 from adatsq_pipe.pipeline import report
 from adatsq_pipe.pipeline.page import comparison_page
 from tests.pipeline.test_report_texts import with_captions, written
-from tests.support.compared import FULL, GAPS, compared_run
+from tests.support.compared import FULL, GAPS, STEP, compared_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[dev]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
@@ -232,7 +232,8 @@ def test_another_caption_shows_every_methods_picture_of_it(opened: Opened) -> No
 def test_pictures_are_drawn_with_the_shades_that_were_stored(opened: Opened) -> None:
     """Each whole, divided by the slider, and as a difference to full precision eight times larger."""
     rtn, quarot = (f'[data-tile="w4a4 {name}"] .stage' for name in ("rtn", "quarot"))
-    levels = [255 * FULL, *(255 * (FULL + gap) for gap in GAPS)]
+    full = FULL + 3 * STEP  # The first that is shown is the fourth draw.
+    levels = [255 * full, *(255 * (full + gap) for gap in GAPS)]
     for selector, level in zip(("[data-tile=full] .stage", rtn, quarot), levels, strict=True):
         assert opened.shade(selector) == pytest.approx([level] * 3, abs=1)
     opened.page.locator("input[value=slides]").check()
@@ -243,7 +244,7 @@ def test_pictures_are_drawn_with_the_shades_that_were_stored(opened: Opened) -> 
     assert opened.shade(quarot) == pytest.approx([levels[2]] * 3, abs=1), "the line is at the left edge"
     opened.page.locator("input[value=differ]").check()
     for selector, gap in zip((rtn, quarot), GAPS, strict=True):
-        exact = round(255 * (FULL + gap)) - round(255 * FULL)
+        exact = round(255 * (full + gap)) - round(255 * full)
         assert opened.shade(selector) == pytest.approx([8 * exact] * 3, abs=8)
     assert share.is_disabled(), "a difference map has no line"
 
