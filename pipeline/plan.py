@@ -96,16 +96,20 @@ def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[l
 
 
 def _clip_digest(config: RunConfig, run: RunDir) -> str:
-    """The digest of the CLIP model's files, "" without one. Raises ConfigError if it is not there."""
+    """The digest of the CLIP model's files, "" where none is asked for; of a folder that is gone, the last recorded one.
+
+    Raises ConfigError if there is neither.
+    """
     asked = config.settings[EvaluateSettings]
     if "clip" not in asked.metrics:
         return ""
     folder = Path(asked.clip)
-    if not asked.clip or not folder.is_dir():
-        raise ConfigError(
-            f"evaluate.clip: there is no folder {asked.clip!r}; name it, or leave clip out of the metrics"
-        )
-    return folder_digest(folder, perceptual.clip_files(folder), run.digest_cache.with_name("clip_files.json"))
+    if asked.clip and folder.is_dir():
+        return folder_digest(folder, perceptual.clip_files(folder), run.digest_cache.with_name("clip_files.json"))
+    for identity in run.identities(perceptual.STAGE.name):
+        if isinstance(reads := identity.get("reads"), Mapping) and reads.get("clip"):
+            return str(reads["clip"])
+    raise ConfigError(f"evaluate.clip: there is no folder {asked.clip!r}; name it, or leave clip out of the metrics")
 
 
 def look(

@@ -246,6 +246,7 @@ def test_metrics_are_means_over_captions_and_paired_where_both_models_have_one()
 def test_metrics_are_a_stage_of_their_own_that_depends_on_the_clip_model_s_bytes(tmp_path: Path) -> None:
     """Asking for one leaves the other stages as they are, and moving the model's folder changes nothing."""
     run, clip = RunDir(tmp_path / "run"), tmp_path / "clip"
+    run.create()
     clip.mkdir()
     (clip / "model.safetensors").write_text("a")
     (clip / "notes.md").write_text("a")
@@ -265,6 +266,10 @@ def test_metrics_are_a_stage_of_their_own_that_depends_on_the_clip_model_s_bytes
     assert prints("evaluate.metrics=['lpips']")["perceptual"] not in ("", scored)
     with pytest.raises(ConfigError, match=r"evaluate\.clip: there is no folder '.*clip'"):
         prints(*asked)
+    run.record_identity("perceptual", scored, {"reads": {"metrics": ["clip"], "clip": "a digest"}})
+    step = plan.plan(_load(*asked), run)[0][-1]
+    reads: Any = step.identity["reads"]
+    assert reads["clip"] == "a digest", "what is done can be read when the model's folder is gone"
 
 
 def test_the_report_shows_the_metrics_once_they_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
