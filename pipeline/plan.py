@@ -96,7 +96,7 @@ def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[l
 
 
 def _clip_digest(config: RunConfig, run: RunDir) -> str:
-    """The digest of the CLIP model's files, "" where none is asked for; of a folder that is gone, the last recorded one.
+    """The digest of the CLIP model's files, "" where none is asked for; of a folder that is gone, that of before.
 
     Raises ConfigError if there is neither.
     """
