@@ -58,9 +58,12 @@ ERRORS = ((0.01, 0.2, 0.03, 0.04), (0.05, 0.1, 0.06, 0.3))
 """Latent errors of the two methods' four draws: the hardest three are the second, the fourth and the third."""
 
 
-def compared_run(folder: Path, *captions: str, clips: bool = False, size: tuple[int, int] = (16, 24)) -> RunDir:
-    """A finished comparison of rtn and quarot on two captions and two seeds, four grey pictures each in two units."""
-    run, names = RunDir(folder), captions or ("a cat", "a dog")
+def compared_run(folder: Path | str, *captions: str, clips: bool = False, size: tuple[int, int] = (16, 24)) -> RunDir:
+    """A finished comparison of rtn and quarot on two captions and two seeds, four grey pictures each in two units.
+
+    `folder` may be a URL.
+    """
+    run, names = RunDir.at(str(folder)), captions or ("a cat", "a dog")
     run.create()
     draws = [(names[i % 2], 7 + i // 2) for i in range(4)]
     shape = (*((3,) if clips else ()), *size, 3)
@@ -89,6 +92,7 @@ def compared_run(folder: Path, *captions: str, clips: bool = False, size: tuple[
             )
         )
     tables.write(run.path / ROWS, with_gains(rows))
+    run.upload(ROWS)
     Comparison(
         model="flux-dev", floor="Floor: low.", command="adatsq-pipe compare --methods rtn,quarot",
         versions={"torch": "9.9"},
