@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,7 +30,9 @@ from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.request import check_model, load_config
 from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.rundir import RunDir
-from adatsq_pipe.storage.tables import Row
+
+if TYPE_CHECKING:
+    from adatsq_pipe.storage.tables import Row
 
 
 @click.command(

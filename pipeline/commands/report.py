@@ -72,6 +72,8 @@ def _unfinished(place: RunDir, steps: Sequence[Step]) -> str:
     ]  # fmt: skip
     if read_request(place.path) is None and any(place.identities(step.stage.name) for step in steps):
         parts.append("config.toml is missing, so that these are the default settings' stages")
+    if (place.report / PAGE).exists():
+        parts.append(f"{place.display('report/' + PAGE)} is of what was finished before")
     holder = place.holder()
     if holder is not None and holder.is_alive(time.time()):
         watch = f"adatsq-pipe status {place.display()} --watch"

@@ -210,3 +210,18 @@ def test_a_progress_as_json_has_numbers_for_what_is_shown(made: Made) -> None:
         True,
     )
     assert plain["state"] == "running" and plain["best"] is None and plain["errors"] == []
+
+
+def test_a_look_at_a_run_asks_for_each_file_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ten thousand units take a second and not a minute: what is counted does not depend on the machine."""
+    made.commit("capture", *(f"a/{i:03d}" for i in range(200)))
+    asked, stat = list[str](), os.stat
+
+    def counted(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        asked.append(str(path))
+        return stat(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    seen(made)
+    units = [path for path in asked if "/capture/" in path and "/a/" in path]
+    assert len(units) == len(set(units)) == 2 * 200, "a marker and a file of each unit, and no folder"

@@ -98,6 +98,9 @@ def test_a_report_of_a_run_that_is_not_finished_says_what_is_missing(tmp_path: P
     assert "unit 'c' of search failed: ValueError: no" in said
     (made.manifest("solve").unit_folder("u") / "bytes").unlink()
     assert "unit 'u' of solve is damaged: a file is missing or has the wrong size" in refused()
+    made.run.report.mkdir()
+    (made.run.report / "report.html").touch()
+    assert f"; {path}/report/report.html is of what was finished before; finish it with" in refused()
     beat = Beat(host="node1", pid=7, space="", beat=time.time())
     (made.run.path / ".holder.json").write_text(beat.text())
     assert f"process 7 on node1 is at it; watch it with: adatsq-pipe status {path} --watch" in refused()
