@@ -168,7 +168,8 @@ def _state(
     left = f"process {holder.pid} on {holder.host} is gone" if holder is not None else "no process holds it"
     failed = sum(len(stage.step.failed) for stage in stages if not stage.step.complete)
     damaged = sum(len(stage.step.damaged) for stage in stages)
-    what = [f"{count} units {kind}" for count, kind in ((failed, "failed"), (damaged, "are damaged")) if count]
+    what = [f"{failed} unit{'s' * (failed > 1)} failed"] if failed else []
+    what += [f"{damaged} unit{'s are' if damaged > 1 else ' is'} damaged"] if damaged else []
     text = f"{'; '.join([left, *what])}; not done: {', '.join(missing)}; go on with: {again}"
     return ("failed" if what else "stopped"), text
 

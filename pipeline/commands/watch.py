@@ -34,6 +34,8 @@ INTERVAL, REMOTE_INTERVAL = 2.0, 15.0
 """Seconds between two looks, at a folder and at a URL, which must be listed each time."""
 SHARE = 0.1
 """Of the time, looks take no more than this."""
+WIDE = 80
+"""Columns of a terminal that has room for bars."""
 WORKERS = 16
 """Lines of workers on a terminal, at most."""
 SURE = 2
@@ -49,7 +51,7 @@ def follow(place: RunDir, choice: Choice, interval: float | None, *, as_json: bo
         if in_place:
             with Live(console=console, auto_refresh=False) as live:
                 for now in looks(place, choice, wait):
-                    live.update(drawn(now), refresh=True)
+                    live.update(drawn(now, bars=console.width >= WIDE), refresh=True)
         else:
             lines = JsonLines() if as_json else Lines()
             for now in looks(place, choice, wait):
@@ -87,13 +89,12 @@ def _last_known() -> Iterator[None]:
         click.echo(f"{error}; trying again", err=True)
 
 
-def drawn(now: Progress) -> Group:
-    """The run as a terminal shows it."""
+def drawn(now: Progress, *, bars: bool = True) -> Group:
+    """The run as a terminal shows it, where it is wide with bars."""
     table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
     for column in ("stage", "state", "", "units", "running", "failed", "rate", "left"):
-        table.add_column(
-            column, justify="right" if column in ("units", "running", "failed", "rate", "left") else "left"
-        )
+        least = {"stage": 9, "state": 7, "units": 5}.get(column)
+        table.add_column(column, justify="left" if column in ("stage", "state", "") else "right", min_width=least)
     colours = {"done": "green", "running": "cyan", "damaged": "red"}
     for stage in now.stages:
         step, failed = stage.step, len(stage.step.failed) if not stage.step.complete else 0
@@ -101,7 +102,7 @@ def drawn(now: Progress) -> Group:
         of = f"/{step.expected}" if step.expected is not None else ""
         table.add_row(
             stage.name, Text(stage.state, style=colours.get(stage.state, "")),
-            bar if step.expected is not None or step.complete else "", f"{step.done}{of}",
+            bar if bars and (step.expected is not None or step.complete) else "", f"{step.done}{of}",
             str(stage.running or ""), Text(str(failed or ""), style="red"), rate_text(stage.rate),
             "" if stage.left is None else duration(stage.left),
         )  # fmt: skip

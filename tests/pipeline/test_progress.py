@@ -83,10 +83,10 @@ def test_failed_and_damaged_units_make_a_run_that_has_ended_failed(made: Made) -
     assert seen(made).state == "stopped"
     (manifest.unit_folder("b") / "bytes").write_text("longer than it was")
     damaged = seen(made)
-    assert damaged.state == "failed" and "1 units are damaged" in damaged.why and exit_code("failed") == 1
+    assert damaged.state == "failed" and "1 unit is damaged" in damaged.why and exit_code("failed") == 1
     manifest.fail("c", "Traceback\nValueError: no")
     failed = seen(made)
-    assert "1 units failed; 1 units are damaged" in failed.why
+    assert "1 unit failed; 1 unit is damaged" in failed.why
     (error,) = failed.errors
     assert (error.stage, error.unit, error.error) == ("capture", "c", "ValueError: no")
     assert abs(error.when - time.time()) < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
+from rich.console import Console
 
 from adatsq_pipe.pipeline.commands import watch
 from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.commands.layout import print_json
-from adatsq_pipe.pipeline.commands.look import duration, rate_text
+from adatsq_pipe.pipeline.commands.look import Choice, duration, look, rate_text
 from adatsq_pipe.pipeline.request import write_request
 from adatsq_pipe.storage import heartbeat
 from adatsq_pipe.storage.heartbeat import Beat
@@ -61,7 +63,7 @@ def test_a_line_says_what_is_done_failed_and_damaged_and_the_last_what_to_do(mad
     assert code == 0 and f"capture   damaged  1 units, 1 failed, 1 damaged   {fingerprint}\n" in output
     assert "          c failed: ValueError: no\n" in output
     assert "          b is damaged: a file is missing or has the wrong size\n" in output
-    assert "run       failed: no process holds it; 1 units failed; 1 units are damaged; not done: capture" in output
+    assert "run       failed: no process holds it; 1 unit failed; 1 unit is damaged; not done: capture" in output
 
 
 @pytest.mark.parametrize(("state", "code"), [("done", 0), ("failed", 1), ("stopped", 75)])
@@ -90,7 +92,7 @@ def test_a_watch_shows_each_change_once(made: Made, monkeypatch: pytest.MonkeyPa
     assert code == 1 and lines[0] == "run: running, process 7 on node1 holds it"
     assert lines[1:3] == ["capture: partial, 1 units", "capture: partial, 1 units, 1 failed"]
     assert "capture b failed on" in lines[3] and lines[3].endswith("OSError: gone")
-    assert lines[4].startswith("run: failed, no process holds it; 1 units failed")
+    assert lines[4].startswith("run: failed, no process holds it; 1 unit failed")
     assert len(lines) == 5
 
 
@@ -219,10 +221,22 @@ def test_a_run_in_a_store_is_watched_there(url: str, tmp_path: Path, monkeypatch
     assert code == 1 and looked == ["15", "15"], "two looks in a row that found no holder"
     assert "capture: done, 1 units" in lines and "run: running, process 7 on node1 holds it" in lines
     assert "worker node2-3 is there" in lines and lines[-1].startswith(
-        "run: failed, no process holds it; 1 units failed"
+        "run: failed, no process holds it; 1 unit failed"
     )
     assert any(
         line.startswith("fisher x failed on ") and line.endswith("ValueError: no") for line in (x[9:] for x in lines)
     )
     disk = sum(len(files.cat_file(name)) for name in files.find(url))
     assert json.loads(call("status", url, "--watch", "--json")[1])["disk_bytes"] == disk
+
+
+@pytest.mark.parametrize("width", [110, 64])
+def test_a_terminal_shows_stages_whole_with_bars_where_there_is_room(width: int, made: Made) -> None:
+    finish(made, "capture")
+    made.commit("reference", "a")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(watch.drawn(look(made.run, Choice()), bars=width >= watch.WIDE))
+    shown = console.export_text()
+    assert all(name in shown for name in NAMES) and "missing" in shown and "partial" in shown
+    assert ("\u2501" in shown) == (width == 110) and "0 workers, " in shown
+    assert max(map(len, shown.splitlines())) <= width
