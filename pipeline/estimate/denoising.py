@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from adatsq_pipe.pipeline.estimate.geometry import Geometry
 from adatsq_pipe.pipeline.estimate.inputs import NoInputs, inputs_of, meta_tensors
@@ -39,6 +39,11 @@ class Block:
     rows: Sequence[LayerInfo]
     """Its layers, by their names in it."""
     count: int
+
+    @property
+    def input(self) -> int:
+        """Bytes of the first tensor that it is called with: the tokens."""
+        return next((x.nbytes for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Tensor)), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

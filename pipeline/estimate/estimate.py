@@ -15,6 +15,7 @@ from adatsq_pipe.pipeline.estimate.outlook import Outlook, outlook_of
 from adatsq_pipe.pipeline.estimate.subject import Subject
 from adatsq_pipe.pipeline.estimate.units import units_of
 from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, work_of
+from adatsq_pipe.stages.architecture.memory import shown
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.storage.fingerprint import Plain
 
@@ -158,7 +159,7 @@ def estimate(
         workers=workers,
         device=device.lower() or ("this machine" if measure else ""),
         device_memory=room,
-        notes=_notes(outlook, placed),
+        notes=_notes(outlook, placed, room),
         assumed=[*outlook.assumed, *_assumed(outlook, named, room, measure)],
     )
 
@@ -190,7 +191,7 @@ def _tflops(outlook: Outlook, work: Work) -> float:
     return total / 1e12
 
 
-def _notes(outlook: Outlook, placed: Mapping[str, Placed]) -> list[str]:
+def _notes(outlook: Outlook, placed: Mapping[str, Placed], room: int | None) -> list[str]:
     found, most = [], max(one.captions for one in outlook.denoising.values())
     if placed["capture"].blockwise:
         found.append("the weights do not fit on the device: blocks take turns there")
@@ -198,6 +199,12 @@ def _notes(outlook: Outlook, placed: Mapping[str, Placed]) -> list[str]:
         found.append("fisher computes blocks again in its backward pass")
     halved = {name: of.captions for name, of in placed.items() if 0 < of.captions < most and name in CALIBRATED}
     found += [f"{name} runs {captions} of {most} captions at a time" for name, captions in halved.items()]
+    over = {name: of.device for name, of in placed.items() if room is not None and of.device > room}
+    found += [
+        f"{name} needs {shown(size)} with one caption at a time and does not fit: take a larger device, a smaller "
+        "picture or fewer frames in model.call"
+        for name, size in over.items()
+    ]
     return found
 
 

@@ -58,8 +58,7 @@ def memory_of(outlook: Outlook, device: int | None) -> dict[str, Placed]:
 
 def plan_of(outlook: Outlook, device: int) -> MemoryPlan:
     """How the run itself would place the full-precision model."""
-    sizes: dict[str, Mapping[str, int]] = {part: one.sizes for part, one in outlook.denoising.items()}
-    sizes |= {part: {"all": numbers} for part, numbers in outlook.subject.parameters.items()}
+    sizes = {part: one.sizes for part, one in outlook.denoising.items()} | dict(outlook.subject.sizes)
     one = next(iter(outlook.denoising.values()))
     return memory.plan(
         sizes, denoising=list(outlook.denoising), device=device, dtype=_dtype(outlook), rows=outlook.survey.layers,
@@ -169,11 +168,8 @@ def _backward(outlook: Outlook, captions: int | None = None, *, recomputed: bool
     found = 0.0
     for part, one in outlook.denoising.items():
         share, kept = (captions or one.captions) / one.captions, one.backward.peak
-        if recomputed:
-            inputs = one.sample * len(one.blocks) + outlook.size * sum(
-                one.rows[row.name] * row.in_features for row in one.survey.layers if row.rounded
-            ) / max(1, sum(len(block.rows) for block in one.blocks))  # fmt: skip
-            kept = kept - one.held + one.held_by_block + inputs * sum(block.count for block in one.blocks)
+        if recomputed:  # every block's input stays until its turn
+            kept += one.held_by_block - one.held + sum(block.count * block.input for block in one.blocks)
         found = max(found, share * (kept + outlook.calls_of(part) * one.output))
     return found
 

@@ -52,14 +52,19 @@ class Subject:
     scheduler: Mapping[str, Any]
     index: Mapping[str, Any]
     """The model index; empty for a transformer alone."""
-    parameters: Mapping[str, int]
-    """Numbers in the weights of every component besides the denoisers, as far as they are known."""
+    sizes: Mapping[str, Mapping[str, int]]
+    """Numbers by tensor of every component besides the denoisers, as far as they are known."""
     stored: Mapping[str, int]
     """Bytes of the weights of every denoiser that are there."""
     copied: int
     """Bytes of what an assembled folder copies besides the denoisers' weights."""
     assumed: Sequence[str]
     """What had to be taken for granted, in sentences."""
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers in the weights of every component besides the denoisers."""
+        return {part: sum(of.values()) for part, of in self.sizes.items()}
 
     def default(self, name: str) -> Any:
         """The default of an argument of the pipeline's call; None without one."""
@@ -85,9 +90,9 @@ def read_subject(path: Path, *, dtype_size: int) -> Subject:
     index = find_pipeline(path)
     parts, name = support.denoisers(index), str(index["_class_name"])
     assumed: list[str] = []
-    stored = {part: sum(of.values()) for part, of in stored_sizes(path).items()}
+    stored = stored_sizes(path)
     others = {n: v for n, v in index.items() if is_component(v) and v != [None, None] and n not in parts}
-    taken, sizes = support.components_taken(name), dict[str, int]()
+    taken, sizes = support.components_taken(name), dict[str, Mapping[str, int]]()
     for part, (library, kind) in others.items():
         if taken is not None and part not in taken:
             continue
@@ -104,7 +109,7 @@ def read_subject(path: Path, *, dtype_size: int) -> Subject:
         vae=_config(path / "vae" / "config.json") if (path / "vae" / "config.json").is_file() else {},
         scheduler=_scheduler(path),
         index=index,
-        parameters=sizes,
+        sizes=sizes,
         stored={part: sum(f.stat().st_size for f in weight_files(path, part)) for part in parts if part in stored},
         copied=_copied(path, parts, sizes, dtype_size),
         assumed=assumed,
@@ -121,7 +126,7 @@ def _of_config(path: Path) -> Subject:
         + (f"; its calls are those of a {name}" if name else "")
     ]
     return Subject(
-        path=path, pipeline=name, denoisers={DENOISER: config}, vae={}, scheduler={}, index={}, parameters={},
+        path=path, pipeline=name, denoisers={DENOISER: config}, vae={}, scheduler={}, index={}, sizes={},
         stored={}, copied=0, assumed=assumed,
     )  # fmt: skip
 
@@ -142,8 +147,8 @@ def _is_model(kind: str) -> bool:
     return not re.search("Tokenizer|Processor|FeatureExtractor|Scheduler|Backend|Guidance", kind)
 
 
-def _numbers(library: str, kind: str, folder: Path) -> int | None:
-    """Numbers in the weights of a component that has a config alone; None if no model can be made of it."""
+def _numbers(library: str, kind: str, folder: Path) -> dict[str, int] | None:
+    """Numbers by tensor of a component that has a config alone; None if no model can be made of it."""
     if library == "transformers":
         made = getattr(transformers, kind, None)
         if made is None or not hasattr(made, "config_class"):
@@ -159,11 +164,11 @@ def _numbers(library: str, kind: str, folder: Path) -> int | None:
             model = on_meta({"_class_name": kind, **_config(folder / "config.json")}, folder)
         except Exception:  # as above
             return None
-    return int(sum(parameter.numel() for parameter in model.parameters()))
+    return {tensor: parameter.numel() for tensor, parameter in model.named_parameters()}
 
 
-def _copied(path: Path, parts: Sequence[str], sizes: Mapping[str, int], dtype_size: int) -> int:
+def _copied(path: Path, parts: Sequence[str], sizes: Mapping[str, Mapping[str, int]], dtype_size: int) -> int:
     """Bytes of the files that are copied, and of weights that would be if they were there."""
     names = copied_files(path, without=parts)
     there = sum((path / name).stat().st_size for name in names)
-    return there + sum(dtype_size * size for part, size in sizes.items() if not weight_files(path, part))
+    return there + sum(dtype_size * sum(of.values()) for part, of in sizes.items() if not weight_files(path, part))

@@ -45,7 +45,7 @@ def outlook(*sets: str) -> Outlook:
     )  # fmt: skip
     subject = Subject(
         path=Path("model"), pipeline="", denoisers={"transformer": {}}, vae={}, scheduler={}, index={},
-        parameters={}, stored={}, copied=777, assumed=(),
+        sizes={}, stored={}, copied=777, assumed=(),
     )  # fmt: skip
     geometry = Geometry(height=8, width=8, frames=0, latents=(4, 4, 4), text=0, steps=STEPS, halves=1, calls_per_step=1)
     return Outlook(subject=subject, settings=settings, geometry=geometry, denoising={"transformer": one})
