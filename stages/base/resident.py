@@ -20,13 +20,13 @@ def take_peak() -> int:
     """
     found = _high_water() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
     with suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", "utf-8")
     return found
 
 
 def _high_water() -> int:
     """The kernel's own figure, bytes; 0 where there is none."""
     with suppress(OSError):
-        if match := re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE):
+        if match := re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text("utf-8"), re.MULTILINE):
             return int(match[1]) * 1024
     return 0
