@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from adatsq_pipe.stages.base.micro_batch import MicroBatch
 
 
-def fan_out(context: Context, executor: Executor, worker: WorkerRef, keys: Sequence[str], report: Report) -> None:
-    """Do the units of `keys` that have no sound marker."""
-    manifest = context.manifest(worker.stage)
-    missing = manifest.missing(keys)
-    done = len(keys) - len(missing)
-    report(done, len(keys))
-    for _ in executor.stream(worker, context, missing):
-        done += 1
-        report(done, len(keys))
+def fan_out(
+    context: Context, executor: Executor, worker: WorkerRef, keys: Sequence[str] | Mapping[str, Sequence[str]],
+    report: Report,
+) -> None:  # fmt: skip
+    """Do the units of `keys` that have no sound marker.
+
+    A mapping says which units belong to each task of the worker; a task is done if any of its units is missing.
+    """
+    tasks = keys if isinstance(keys, Mapping) else {key: [key] for key in keys}
+    units = [unit for task in tasks.values() for unit in task]
+    missing = set(context.manifest(worker.stage).missing(units))
+    left = {task: count for task, own in tasks.items() if (count := len(missing.intersection(own)))}
+    done = len(units) - len(missing)
+    report(done, len(units))
+    for task, _ in executor.stream(worker, context, list(left)):
+        done += left[task]
+        report(done, len(units))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Hessian: every layer's Gram matrix of inputs, its timesteps weighted by the temporal Fisher information.
 
 H'_l = sum_t alpha[t, l] X_t^T X_t / rows (AdaTSQ, sec. 3.2), alpha = softmax_t(I / tau). Layers fed the same tensor
-share the per-step Gram and differ in alpha. Sums run over steps, then batches, in order, in float64.
+share the per-step Gram; those of equal alpha share H', which is stored once: the unit's value names, for every layer,
+the layer under whose name its `gram` lies. Sums run over steps in order, in float64.
 Units: `gram/<layer that owns the input>`.
 """
 
@@ -52,7 +53,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="hessian",
-    version=1,
+    version=2,
     needs=("capture", "fisher"),
     reads=_reads,
     run=run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -40,20 +41,34 @@ class Hessian:
         sharers = [i for i, row in enumerate(self.survey.layers) if row.input_of == source]
         width = self.survey.layers[sharers[0]].in_features
         with unit_of(self.context, self.stage, key) as unit:
-            weights = [self._weights(i) for i in sharers]
-            grams = [torch.zeros(width, width, dtype=torch.float64, device=self.device) for _ in sharers]
+            names = [self.survey.layers[i].name for i in sharers]
+            weights = dict(zip(names, map(self._weights, sharers), strict=True))
+            owners = {name: self._alike(name, weights) for name in names}
+            grams = {
+                name: torch.zeros(width, width, dtype=torch.float64, device=self.device)
+                for name in dict.fromkeys(owners.values())
+            }
+            of_step = torch.empty(width, width, device=self.device)
             for step, rows in inputs.rows(self.context, source):
                 with unit.timed("algebra"):
                     x = rows.to(self.device).float()
-                    gram = (x.T @ x).double() / len(x)
-                    for total, (alpha, _) in zip(grams, weights, strict=True):
-                        total += alpha[step] * gram
-            names = [self.survey.layers[i].name for i in sharers]
-            tensors.write(unit.folder, {name: gram.float() for name, gram in zip(names, grams, strict=True)})
+                    torch.mm(x.T, x, out=of_step)
+                    for name, gram in grams.items():
+                        gram.add_(of_step, alpha=weights[name][0][step].item() / len(x))
+            tensors.write(unit.folder, {name: gram.float() for name, gram in grams.items()})
             unit.value = {
-                name: {"tau": tau if tau < 1e300 else None, "effective_steps": round(effective_steps(alpha), 3)}
-                for name, (alpha, tau) in zip(names, weights, strict=True)
+                name: {
+                    "gram": owners[name],
+                    "tau": tau if tau < 1e300 else None,
+                    "effective_steps": round(effective_steps(alpha), 3),
+                }
+                for name, (alpha, tau) in weights.items()
             }
+
+    @staticmethod
+    def _alike(name: str, weights: Mapping[str, tuple[Tensor, float]]) -> str:
+        """The first layer with the same weights over timesteps: their Gram matrices are one."""
+        return next(other for other, (alpha, _) in weights.items() if torch.equal(alpha, weights[name][0]))
 
     def _weights(self, layer: int) -> tuple[Tensor, float]:
         steps = self.survey.steps

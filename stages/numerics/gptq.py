@@ -1,9 +1,12 @@
 """GPTQ: rounds a weight column by column and feeds each rounding error forward to the columns not yet rounded.
 
-Source: GPTQ (2210.17323), algorithm 1, in its letters: W the weight, H the Hessian of the layer's squared output error,
-Hinv the upper Cholesky factor of H^-1. Act-order, static groups and percdamp (here `damping`) follow the authors' code.
-H is the Gram matrix X^T X of the inputs: the paper's factor 2 scales H and the damping alike and changes no code.
-Left out: groups whose grid is fitted during the solve, and batching across layers.
+Source: GPTQ (2210.17323), algorithm 1, in the form of LDLQ (QuIP, 2307.13304, sec. 3), which rounds every column to the
+same code: with H = (U + I) D (U + I)^T and U strictly upper triangular, column i is rounded at W_i plus the errors of
+the columns before it times U's column i. The form needs one factorization of H and no inverse, and what is rounded off
+at each column is already the output error. Act-order, static groups and percdamp (here `damping`) follow the authors'
+code. H is the Gram matrix X^T X of the inputs: the paper's factor 2 scales H and the damping alike and changes no code.
+The factor is found in float64; columns are rounded in float32.
+Left out: groups whose grid is fitted during the solve.
 """
 
 from __future__ import annotations
@@ -16,87 +19,120 @@ from torch import Tensor
 from adatsq_pipe.stages.numerics.grid import Grid
 
 BLOCK = 128
-"""Columns per lazy batch update (GPTQ, sec. 3.3, step 2)."""
+"""Columns that are rounded before their errors are fed to the rest (GPTQ, sec. 3.3, step 2)."""
 DAMPING_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Factor:
+    """The damped Gram matrix of a layer's inputs, factored. It serves every weight that these inputs meet.
+
+    Columns stand in the order in which they are rounded.
+    """
+
+    order_I: Tensor
+    """int64 [in]: the weight's column at each place."""
+    feedback_II: Tensor
+    """float32 [in, in]: U^T of H = (U + I) D (U + I)^T, with ones on the diagonal; row i is what column i is fed."""
+    D_I: Tensor
+    """float64 [in]: the diagonal of D."""
+    added_I: Tensor
+    """float64 [in]: what stands on H's diagonal beyond the inputs' own."""
+    damping: float
+    """The damping that made H positive definite, as a share of its mean diagonal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A weight's codes and how they were found."""
+    """A weight's codes and what they cost."""
 
     codes_OI: Tensor
     """uint8 [out, in], in the weight's own column order."""
+    squared_error: float
+    """tr((W - Q) H (W - Q)^T) of the codes' values Q, without damping."""
     damping: float
-    """The damping that made H positive definite, as a share of its mean diagonal."""
-    error: float
-    """`weighted_error` of the codes' values."""
+
+
+def squared_output(W_OI: Tensor, H_II: Tensor) -> float:
+    """tr(W H W^T): the squared output of a weight [out, in] for inputs of Gram matrix `H_II` [in, in].
+
+    Products are in float32, in half of the multiplications because H is symmetric; sums of squares in float64.
+    """
+    W, H = W_OI.float(), H_II.float()
+    total = torch.zeros((), dtype=torch.float64, device=W.device)
+    for start in range(0, W.shape[1], 4 * BLOCK):
+        part = slice(start, start + 4 * BLOCK)
+        output = torch.addmm(W[:, part] @ H[part, part], W[:, :start], H[:start, part], alpha=2)
+        total += output.mul_(W[:, part]).sum(dtype=torch.float64)
+    return float(total)
 
 
 def weighted_error(W_OI: Tensor, Q_OI: Tensor, H_II: Tensor) -> float:
-    """tr((W - Q) H (W - Q)^T) / tr(W H W^T), in float64: the output error of Q relative to the output of W.
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the output error of Q relative to the output of W.
 
-    `W_OI` and `Q_OI` are float [out, in], `H_II` is the Gram matrix [in, in] of the inputs.
+    `W_OI` and `Q_OI` are float [out, in], `H_II` is the Gram matrix [in, in] of the inputs. Not for a Q that was chosen
+    under H, whose error hides in the last digits of its output: see Solution.squared_error.
     """
-    H, W = H_II.double(), W_OI.double()
-    delta = (W_OI - Q_OI).double()
-    return float(((delta @ H) * delta).sum() / ((W @ H) * W).sum().clamp(min=1e-300))
+    return squared_output(W_OI - Q_OI, H_II) / max(squared_output(W_OI, H_II), 1e-300)
 
 
-def inverse_cholesky(H_II: Tensor, damping: float) -> tuple[Tensor, float]:
-    """(Hinv, damping): the upper Cholesky factor of the inverse of the damped `H_II` (float64), and the damping used.
+def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
+    """The factor of `H_II` (float64 [in, in], positive semidefinite) with `damping` times its mean diagonal added to
+    its diagonal; the damping grows tenfold while H is not positive definite.
 
-    Damping adds `damping` times the mean of H's diagonal to the diagonal, and grows tenfold while H is not positive
-    definite. Raises ValueError if that never helps.
+    Inputs that are always zero take the mean diagonal, so that their columns are rounded to nearest. With `act_order`
+    columns are taken by falling diagonal of H. Raises ValueError if no damping helps.
     """
-    mean = H_II.diagonal().mean().clamp(min=1e-30)
-    used = damping
+    diagonal = H_II.diagonal()
+    dead = diagonal == 0
+    filled = torch.where(dead, diagonal.mean().clamp(min=1e-30), diagonal)
+    width = len(filled)
+    order = (
+        torch.argsort(filled, descending=True, stable=True) if act_order else torch.arange(width, device=H_II.device)
+    )
+    mean, used = filled.mean().clamp(min=1e-30), damping
+    backward = order.flip(0)
     for _ in range(DAMPING_TRIES):
-        damped = H_II.clone()
-        damped.diagonal().add_(used * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped  # a matrix of FLUX's widest input takes 1.9 GB
+        lower = H_II[backward.unsqueeze(1), backward]  # overwritten: FLUX's widest takes 1.9 GB
+        lower.diagonal().copy_((filled + used * mean)[backward])
+        failed = torch.linalg.cholesky_ex(lower, out=(lower, torch.empty((), dtype=torch.int32, device=lower.device)))[
+            1
+        ]
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            del lower
-            Hinv, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            del inverse
-            if not failed:
-                return Hinv, used
+            root = lower.diagonal().flip(0)
+            feedback = (lower.float() / lower.diagonal().float()).flip(0, 1).T.contiguous()
+            added = (filled - diagonal + used * mean)[order]
+            return Factor(order_I=order, feedback_II=feedback, D_I=root.square(), added_I=added, damping=used)
         used = max(used * 10, 1e-6)
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
 
 
-def solve(W_OI: Tensor, H_II: Tensor, grid: Grid, *, damping: float, act_order: bool) -> Solution:
-    """Codes on `grid` of `W_OI` (float [out, in]) that preserve X W^T for inputs of Gram matrix `H_II` (float64).
+def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
+    """Codes on `grid` of `W_OI` (float [out, in]) that preserve X W^T for the inputs of `factor`.
 
-    Columns whose inputs are always zero are rounded to nearest. With `act_order`, columns are taken by falling diagonal
-    of H; the grid's groups stay those of the original order (static groups). Raises ValueError if `H_II` cannot be
-    factored.
+    The grid's groups are those of the weight's own column order (static groups).
     """
-    width = W_OI.shape[1]
-    scale, zero = (part.double() for part in grid.columns(width))
-    H = H_II.double().clone()
-    dead = H.diagonal() == 0
-    H.diagonal()[dead] = H.diagonal().mean().clamp(min=1e-30)
-    perm = torch.argsort(H.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
-    invperm = torch.argsort(perm)
-    H = H[perm.unsqueeze(1), perm]
-    Hinv, used = inverse_cholesky(H, damping)
-    del H
-    W = W_OI.double()[:, perm]
-    scale, zero = scale[:, perm], zero[:, perm]
-    codes = torch.empty_like(W)
+    out, width = W_OI.shape
+    order, feedback = factor.order_I, factor.feedback_II
+    W = W_OI.float().index_select(1, order).T.contiguous()  # what is rounded together lies together
+    group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
+    scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
+    errors, codes = torch.empty_like(W), torch.empty(width, out, dtype=torch.uint8, device=W.device)
+    squared = torch.zeros((), dtype=torch.float64, device=W.device)
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        errors = torch.zeros_like(W[:, start:stop])
+        target = torch.addmm(W[start:stop], feedback[start:stop, :start], errors[:start])
         for i in range(start, stop):
-            s, z = scale[:, i], zero[:, i]
-            code = (torch.round(W[:, i] / s) + z).clamp_(0, grid.qmax)
-            codes[:, i] = code
-            error_O = (W[:, i] - (code - z) * s) / Hinv[i, i]
-            errors[:, i - start] = error_O
-            W[:, i + 1 : stop] -= error_O.unsqueeze(1) * Hinv[i, i + 1 : stop]
-        W[:, stop:] -= errors @ Hinv[start:stop, stop:]
-    Q = ((codes - zero) * scale)[:, invperm]
-    error = weighted_error(W_OI, Q, H_II)
-    return Solution(codes_OI=codes[:, invperm].to(torch.uint8), damping=used, error=error)
+            t, s, z = target[i - start], scale[group_of[i]], zero[group_of[i]]
+            t.addmv_(errors[start:i].T, feedback[i, start:i])
+            code = torch.div(t, s).round_().add_(z).clamp_(0, grid.qmax)
+            codes[i] = code
+            value = code.sub_(z).mul_(s)
+            torch.sub(W[i], value, out=errors[i])
+            t.sub_(value)
+        off = target.square_().sum(1, dtype=torch.float64)
+        squared += (off * factor.D_I[start:stop]).sum()
+        squared -= (errors[start:stop].square().sum(1, dtype=torch.float64) * factor.added_I[start:stop]).sum()
+    restored = torch.empty_like(codes)
+    restored[order] = codes
+    return Solution(codes_OI=restored.T.contiguous(), squared_error=max(float(squared), 0.0), damping=factor.damping)

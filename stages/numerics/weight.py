@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import lloyd, lowrank
-from adatsq_pipe.stages.numerics.gptq import Solution, weighted_error
+from adatsq_pipe.stages.numerics.gptq import Solution, squared_output
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 
-Solver = Callable[[Tensor, Tensor, Grid], Solution]
-"""(w_OI, gram_II, grid) -> Solution, e.g. `gptq.solve`."""
+Solver = Callable[[Tensor, Grid], Solution]
+"""(w_OI, grid) -> Solution, e.g. `gptq.solve` with the factor of the inputs' Gram matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedWeight:
-    """A quantized weight; errors are `gptq.weighted_error`."""
+    """A quantized weight; errors are `gptq.weighted_error`: squared output errors relative to the squared output."""
 
     tensors: dict[str, Tensor]
     """As they are stored: codes uint8 [out, in]; scale bfloat16 and zero uint8 [out, groups], or scale bfloat16
@@ -50,20 +50,18 @@ def on_grid(
         codes = quantize(w, scale, zero, grid.qmax)
         return grid, codes, dequantize(codes, scale, zero)
 
-    residual, low, branch_tensors = w_OI, torch.zeros_like(w_OI), dict[str, Tensor]()
+    residual, branch_tensors = w_OI, dict[str, Tensor]()
     if rank:
         branch = lowrank.alternate(w_OI, gram_II, lambda r: to_nearest(r)[2], rank=rank, rounds=rounds)
         branch_tensors = {"up": branch.up_OR, "down": branch.down_RI}
         residual = (w_OI.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
-        low = w_OI - residual
     grid, codes, values = to_nearest(residual)
-    nearest_error = error = weighted_error(w_OI, low + values, gram_II)
+    whole = max(squared_output(w_OI, gram_II), 1e-300)
+    nearest_error = error = squared_output(residual - values, gram_II) / whole
     damping = 0.0
     if solver is not None:
-        solution = solver(residual, gram_II, grid)
-        codes, damping, error = solution.codes_OI, solution.damping, solution.error
-        if rank:
-            error = weighted_error(w_OI, low + dequantize(codes, *grid.columns(w_OI.shape[1])), gram_II)
+        solution = solver(residual, grid)
+        codes, damping, error = solution.codes_OI, solution.damping, solution.squared_error / whole
     tensors = {
         "codes": codes.to(torch.uint8),
         "scale": grid.scale_OG.bfloat16(),
@@ -82,6 +80,6 @@ def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
     scale = w_OI.square().mean(1, keepdim=True).sqrt().bfloat16()
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
     codes = lloyd.nearest_index(w_OI / divisor, book)
-    error = weighted_error(w_OI, book[codes] * scale.float(), gram_II)
+    error = squared_output(w_OI - book[codes] * scale.float(), gram_II) / max(squared_output(w_OI, gram_II), 1e-300)
     tensors = {"codes": codes.to(torch.uint8), "scale": scale, "book": book.float()}
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)

@@ -35,21 +35,35 @@ class Basis:
             x = x * self.tensors["smooth"].to(x.dtype)
         return transform.rotate(x, transform.hadamard(self.block, dtype=x.dtype, device=x.device))
 
-    def of_weight(self, w_OI: Tensor, gram_II: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight (float32) and the inputs' Gram matrix (float64) in this basis."""
+    def of_weight(self, w_OI: Tensor) -> Tensor:
+        """A weight in this basis, float32."""
+        w = w_OI.double()
+        if self.folded is not None:
+            w = w / self.folded.double()
+        if "order" in self.tensors:
+            w = w[:, self.tensors["order"].long()]
+        if "smooth" in self.tensors:
+            w = w / self.tensors["smooth"].double()
+        return transform.rotate(w, transform.hadamard(self.block, dtype=w.dtype, device=w.device)).float()
 
-        w, gram = w_OI.double(), gram_II.double()
+    def of_gram(self, gram_II: Tensor) -> Tensor:
+        """The inputs' Gram matrix in this basis, float64."""
+        gram = gram_II.double()
         if self.folded is not None:
             factor = self.folded.double()
-            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
+            gram = gram * factor * factor.unsqueeze(1)
         if "order" in self.tensors:
             order = self.tensors["order"].long()
-            w, gram = w[:, order], gram[order][:, order]
+            gram = gram[order][:, order]
         if "smooth" in self.tensors:
             factor = self.tensors["smooth"].double()
-            w, gram = w / factor, gram * factor * factor.unsqueeze(1)
-        h = transform.hadamard(self.block, dtype=w.dtype, device=w.device)
-        return transform.rotate(w, h).float(), transform.rotate_gram(gram, h)
+            gram = gram * factor * factor.unsqueeze(1)
+        return transform.rotate_gram(gram, transform.hadamard(self.block, dtype=gram.dtype, device=gram.device))
+
+    @property
+    def shared(self) -> bool:
+        """Whether every layer of this block and input has this basis."""
+        return not self.tensors and self.folded is None
 
 
 def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:

@@ -1,4 +1,5 @@
-"""Solve: every layer's low-bit weight, one unit a layer. Layers are independent of each other.
+"""Solve: every layer's low-bit weight, one unit a layer. Layers are independent of each other; those that share an
+input are one task.
 
 A weight is smoothed, rotated, relieved of what its low-rank branch takes, and rounded, as the recipe has it. Units:
 `bits` (the weight bits of every layer, where recipe.weight_budget divides them), and
@@ -9,7 +10,7 @@ that of rounding to nearest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -39,6 +40,8 @@ class SolveSettings(Settings):
 CHOICE = "choice"
 BITS = "bits"
 """Units that choose for all layers: the sizes of groups, and weight bits."""
+SHARERS = 4
+"""q, k, v and what else reads their input."""
 
 WORKER = WorkerRef(stage="solve", path="adatsq_pipe.stages.weights.solve_worker:Solve")
 
@@ -48,24 +51,37 @@ def _searched(rows: Iterable[LayerInfo]) -> list[LayerInfo]:
     return [row for row in rows if row.rounded]
 
 
-def _waves(context: Context) -> list[list[str]]:
-    """The stage's units in their order. Before the layers come the bits, where weight bits are divided among them, and
-    the errors of each size and the choice, where groups are searched."""
-    rows = survey_of(context).layers
-    before = list[list[str]]()
+def _before_layers(context: Context) -> list[list[str]]:
+    """Units before the layers', in their order: the bits, where weight bits are divided among layers, and the errors of
+    each size and the choice, where groups are searched."""
+    waves = list[list[str]]()
     if context.settings[Recipe].weight_budget:
-        before = [[BITS]]
+        waves = [[BITS]]
     if context.settings[Recipe].group_search:
-        before += [[f"sizes/{row.name}" for row in _searched(rows)], [CHOICE]]
-    return [*before, [f"layer/{row.name}" for row in rows]]
+        waves += [[f"sizes/{row.name}" for row in _searched(survey_of(context).layers)], [CHOICE]]
+    return waves
+
+
+def sharers(rows: Sequence[LayerInfo]) -> dict[str, list[str]]:
+    """The tasks of layers, by name: layers that share an input are solved by one worker, which factors its Gram matrix
+    once. At most SHARERS go together, so that work is left for other workers."""
+    by_input: dict[str, list[str]] = {}
+    for row in rows:
+        by_input.setdefault(row.input_of, []).append(row.name)
+    together = [names[i : i + SHARERS] for names in by_input.values() for i in range(0, len(names), SHARERS)]
+    return {f"layers/{names[0]}": names for names in together}
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    waves, before = _waves(context), 0
-    total = sum(map(len, waves))
-    for keys in waves:
+    before, total = 0, _count(context)
+    layers = {task: [f"layer/{name}" for name in names] for task, names in sharers(survey_of(context).layers).items()}
+    for keys in (*_before_layers(context), layers):
         fan_out(context, executor, WORKER, keys, lambda done, n: report(before + done, total))  # noqa: B023
         before += len(keys)
+
+
+def _count(context: Context) -> int:
+    return sum(map(len, _before_layers(context))) + len(survey_of(context).layers)
 
 
 def _reads(settings: RunSettings, model: str) -> Plain:
@@ -81,10 +97,10 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="solve",
-    version=3,
+    version=4,
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,
-    expected=lambda context: sum(map(len, _waves(context))),
+    expected=_count,
     settings=SolveSettings,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
@@ -24,13 +24,13 @@ from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import gptq, timegroups, weight
-from adatsq_pipe.stages.numerics.gptq import Solution
+from adatsq_pipe.stages.numerics.gptq import Factor, Solution
 from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
 from adatsq_pipe.stages.weights.input_transform import Basis
-from adatsq_pipe.stages.weights.solve import BITS, CHOICE, SolveSettings, _searched
+from adatsq_pipe.stages.weights.solve import BITS, CHOICE, SolveSettings, _searched, sharers
 from adatsq_pipe.storage import tensors
 
 
@@ -44,8 +44,10 @@ class Solve:
         self.recipe = context.settings[Recipe]
         self.device = context.settings[ComputeSettings].device
         self.rows = {row.name: row for row in survey_of(context).layers}
+        self.sharers = sharers(list(self.rows.values()))
         transformer = denoiser_of(context).transformer
         self.linears = quantizable_linears(transformer)
+        self._latest: tuple[tuple[str, int] | None, CalibratedInput] | None = None
         self.folds: list[Fold] = []
         if self.recipe.smoothing_fold:
             for fold in folds(transformer, list(self.rows.values())):
@@ -53,7 +55,12 @@ class Solve:
                     self.folds.append(fold)
 
     def __call__(self, key: str) -> None:
+        """Do a unit, or the task of layers that share an input (see `sharers`): what is missing of its units."""
         kind, _, name = key.partition("/")
+        if kind == "layers":
+            for unit in self.context.manifest(self.stage).missing([f"layer/{each}" for each in self.sharers[key]]):
+                self(unit)
+            return
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             if kind == CHOICE:
                 unit.value = group_search.chosen(self.context, self.recipe, _searched(self.rows.values()))
@@ -65,10 +72,17 @@ class Solve:
             else:
                 self._solve(name, unit)
 
-    def _gram(self, row: LayerInfo) -> Tensor:
-        """The Gram matrix of the layer's inputs, float64 [in, in]."""
-        _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[row.name])
-        return tensors.read(folder, [row.name])[row.name].to(self.device).double()
+    def _inputs(self, row: LayerInfo, basis: Basis) -> CalibratedInput:
+        """The layer's input in a basis; the latest is kept for the other layers that it feeds."""
+        marker = self.context.manifest("hessian").read(gram_unit(row.input_of))
+        name = marker.value[row.name]["gram"]
+        key = (name, basis.block) if basis.shared else None
+        if key is None or self._latest is None or self._latest[0] != key:
+            self._latest = None  # before the next is read: a Gram matrix of FLUX's widest input takes 1.9 GB
+            _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
+            gram = tensors.read(folder, [name])[name].to(self.device).double()
+            self._latest = (key, CalibratedInput(basis.of_gram(gram), self.settings.damping, self.settings.act_order))
+        return self._latest[1]
 
     def _weight(self, name: str) -> Tensor:
         return self.linears[name].weight.detach().to(self.device).float()
@@ -85,7 +99,6 @@ class Solve:
     def _solve(self, name: str, unit: Unit) -> None:
         row, recipe = self.rows[name], self.recipe
         spec, weight_OI = self._spec(row), self._weight(name)
-        gram = self._gram(row)
         weight_OI, bias = self._producing(name, weight_OI)
         folded = self._folded(name)
         if folded is None:
@@ -93,14 +106,18 @@ class Solve:
         else:
             spec = replace(spec, smoothed=False)
             offered = [input_transform.Basis(tensors={}, block=spec.block, folded=folded)]
-        solver = partial(self._gptq, name) if recipe.solver == "gptq" else None
         grid_of = partial(self._grid, spec)
         with unit.timed("algebra"):
             own = offered[0]
             if len(offered) > 1:
-                tried = [weight.on_grid(*each.of_weight(weight_OI, gram), grid_of, rank=spec.rank) for each in offered]
+                tried = [
+                    weight.on_grid(each.of_weight(weight_OI), self._inputs(row, each).gram_II, grid_of, rank=spec.rank)
+                    for each in offered
+                ]
                 own = offered[min(range(len(tried)), key=lambda i: tried[i].error)]
-            w, gram = own.of_weight(weight_OI, gram)
+            w, calibrated = own.of_weight(weight_OI), self._inputs(row, own)
+            gram = calibrated.gram_II
+            solver = partial(self._gptq, name, calibrated) if recipe.solver == "gptq" else None
             if spec.time_groups:
                 coded, spec = self._by_time(row, spec, own, w, gram)
             elif spec.codebook:
@@ -167,8 +184,21 @@ class Solve:
         coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
         return coded, spec
 
-    def _gptq(self, name: str, w: Tensor, gram: Tensor, grid: Grid) -> Solution:
+    def _gptq(self, name: str, calibrated: CalibratedInput, w: Tensor, grid: Grid) -> Solution:
         try:
-            return gptq.solve(w, gram, grid, damping=self.settings.damping, act_order=self.settings.act_order)
+            return gptq.solve(w, calibrated.factor, grid)
         except ValueError as error:
             raise StageError(f"layer {name}: {error}; raise solve.damping or capture.rows") from None
+
+
+class CalibratedInput:
+    """The Gram matrix of a layer's input, float64 [in, in] in the basis of its codes, and its factor once one is
+    needed."""
+
+    def __init__(self, gram_II: Tensor, damping: float, act_order: bool) -> None:
+        self.gram_II, self._damping, self._act_order = gram_II, damping, act_order
+
+    @cached_property
+    def factor(self) -> Factor:
+        """Raises ValueError if the matrix stays singular."""
+        return gptq.factor(self.gram_II, damping=self._damping, act_order=self._act_order)

@@ -175,7 +175,9 @@ class MadeStore:
         for source in self.rows:
             sharers = [name for name in self.names if self.source[name] == source]
             tensors.write(manifest.open_unit(f"gram/{source}"), {name: self.grams[name] for name in sharers})
-            manifest.commit(f"gram/{source}", value={n: {"tau": None, "effective_steps": self.steps} for n in sharers})
+            manifest.commit(
+                f"gram/{source}", value={n: {"gram": n, "tau": None, "effective_steps": self.steps} for n in sharers}
+            )
 
     def write_layer(self, name: str, stored: Mapping[str, Tensor], spec: Mapping[str, Any], **value: Any) -> None:
         """Solve's `layer/<name>`: its tensors, and in the value the `spec` beside the errors and further fields."""

@@ -10,9 +10,10 @@ FAULTS = [
     *faults(
         "stages/calibration/hessian_worker.py",
         f"{CALIBRATION}hessian.py",
-        ("alpha[step] * gram", "gram / self.survey['steps']"),
+        ("alpha=weights[name][0][step].item()", "alpha=1 / self.survey.steps"),
         (" / len(x)", ""),
-        ("self._weights(i) for i in sharers", "self._weights(sharers[0]) for i in sharers"),
+        ("map(self._weights, sharers)", "map(self._weights, [sharers[0]] * len(sharers))"),
+        ("torch.equal(alpha, weights[name][0])", "True"),
         ("share * len(here)", "share * steps"),
         ("self.fisher_TL[here, layer]", "self.fisher_TL[here].mean(1)"),
     ),

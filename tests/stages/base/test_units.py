@@ -90,21 +90,32 @@ def test_a_unit_that_reads_a_damaged_one_has_not_failed_itself(context: Context)
     assert context.manifest("capture").failures() == {} and not context.manifest("capture").done("a")
 
 
+class _Worker:
+    stage = "capture"
+
+
+class _Executor:
+    keys: Sequence[str] = ()
+
+    def stream(self, worker: type[Any], context: Context, keys: Sequence[str]) -> Iterator[tuple[str, None]]:
+        self.keys = keys
+        yield from ((key, None) for key in keys)
+
+
 def test_only_units_without_a_marker_are_computed(context: Context) -> None:
-    class Worker:
-        stage = "capture"
-
-    class Executor:
-        keys: Sequence[str] = ()
-
-        def stream(self, worker: type[Any], context: Context, keys: Sequence[str]) -> Iterator[tuple[str, None]]:
-            self.keys = keys
-            yield from ((key, None) for key in keys)
-
     _commit(context, "b")
-    executor, reports = Executor(), list[tuple[int, int]]()
-    fan_out(context, executor, Worker, ["c", "b", "a"], lambda done, of: reports.append((done, of)))  # type: ignore[arg-type]
+    executor, reports = _Executor(), list[tuple[int, int]]()
+    fan_out(context, executor, _Worker, ["c", "b", "a"], lambda done, of: reports.append((done, of)))  # type: ignore[arg-type]
     assert executor.keys == ["c", "a"] and reports == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_task_of_several_units_is_done_if_one_is_missing_and_counts_those(context: Context) -> None:
+    for done in ("b", "c", "d"):
+        _commit(context, done)
+    executor, reports = _Executor(), list[tuple[int, int]]()
+    tasks = {"first": ["a", "b"], "second": ["c", "d"], "third": ["e", "f"]}
+    fan_out(context, executor, _Worker, tasks, lambda done, of: reports.append((done, of)))  # type: ignore[arg-type]
+    assert executor.keys == ["first", "third"] and reports == [(3, 6), (4, 6), (6, 6)]
 
 
 def test_shards_cover_all_items_once() -> None:

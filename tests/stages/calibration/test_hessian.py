@@ -74,6 +74,7 @@ def test_layers_that_share_an_input_have_weights_of_their_own(tmp_path: Path) ->
         _softmax(list(scores), value[name]["tau"]) for name, scores in ((FIRST, (9, 1, 1)), (SECOND, (1, 1, 9)))
     )
     assert first[0] > 0.6 and second[2] > 0.6
+    assert value[FIRST]["gram"] == FIRST and value[SECOND]["gram"] == SECOND
     _close(found[FIRST], sum(first[t] * _gram_of_step(store, FIRST, t) for t in range(3)))  # type: ignore[arg-type]
     _close(found[SECOND], sum(second[t] * _gram_of_step(store, FIRST, t) for t in range(3)))  # type: ignore[arg-type]
 
@@ -93,7 +94,9 @@ def test_without_temporal_weights_every_step_counts_alike(tmp_path: Path, overri
         mean = sum((_gram_of_step(store, source, step) for step in range(3)), torch.zeros(())) / 3
         for name in found:
             _close(found[name], mean)
-            assert value[name] == {"tau": None, "effective_steps": 3.0}
+        for name, row in value.items():
+            assert row == {"gram": source, "tau": None, "effective_steps": 3.0}, name
+        assert sorted(found) == [source], "layers of equal weights share one matrix"
 
 
 def test_fewer_effective_steps_give_more_weight_to_the_step_of_the_highest_score(tmp_path: Path) -> None:

@@ -31,10 +31,18 @@ def _naive(w: Tensor, gram: Tensor, grid: Grid, damping: float) -> Tensor:
     return codes.to(torch.uint8)
 
 
+def _solved(W: Tensor, H: Tensor, grid: Grid, damping: float, act_order: bool) -> gptq.Solution:
+    return gptq.solve(W, gptq.factor(H, damping=damping, act_order=act_order), grid)
+
+
+def _squared_output(W: Tensor, H: Tensor) -> float:
+    return sum(float(row @ H.double() @ row) for row in W.double())
+
+
 def test_gptq_equals_the_naive_solve() -> None:
     w, gram = _problem()
     grid = weight_grid(w, bits=3, group=0, symmetric=False, clip=True)
-    solved = gptq.solve(w, gram, grid, damping=0.01, act_order=False)
+    solved = _solved(w, gram, grid, 0.01, False)
     assert torch.equal(solved.codes_OI, _naive(w, gram, grid, 0.01))
 
 
@@ -45,19 +53,18 @@ def test_gptq_beats_rounding(group: int, act_order: bool) -> None:
     grid = weight_grid(w, bits=3, group=group, symmetric=False, clip=True)
     scale, zero = grid.columns(w.shape[1])
     nearest = dequantize(quantize(w, scale, zero, grid.qmax), scale, zero)
-    solved = gptq.solve(w, gram, grid, damping=0.01, act_order=act_order)
-    assert solved.error < 0.9 * gptq.weighted_error(w, nearest, gram)
-    assert solved.error == pytest.approx(
-        gptq.weighted_error(w, dequantize(solved.codes_OI, scale, zero), gram), rel=1e-6
-    )
+    solved = _solved(w, gram, grid, 0.01, act_order)
+    assert solved.squared_error < 0.9 * _squared_output(w - nearest, gram)
+    off = w - dequantize(solved.codes_OI, scale, zero)
+    assert solved.squared_error == pytest.approx(_squared_output(off, gram), rel=1e-5)
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     w, gram = _problem()
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
-    whole = gptq.solve(w, gram, grid, damping=0.01, act_order=True)
+    whole = _solved(w, gram, grid, 0.01, True)
     monkeypatch.setattr(gptq, "BLOCK", 5)
-    assert torch.equal(gptq.solve(w, gram, grid, damping=0.01, act_order=True).codes_OI, whole.codes_OI)
+    assert torch.equal(_solved(w, gram, grid, 0.01, True).codes_OI, whole.codes_OI)
 
 
 def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
@@ -65,7 +72,7 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     gram[4, :] = gram[:, 4] = 0
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
     scale, zero = grid.columns(w.shape[1])
-    codes = gptq.solve(w, gram, grid, damping=0.01, act_order=True).codes_OI
+    codes = _solved(w, gram, grid, 0.01, True).codes_OI
     assert torch.equal(codes[:, 4], quantize(w, scale, zero, grid.qmax)[:, 4].to(torch.uint8))
 
 
@@ -74,7 +81,7 @@ def test_damping_grows_when_it_must_and_is_recorded() -> None:
     gram = -torch.eye(24, dtype=torch.float64) * 1e-4
     gram[0, 0] = 1.0
     grid = weight_grid(w, bits=4, group=0, symmetric=False, clip=False)
-    solved = gptq.solve(w, gram, grid, damping=1e-6, act_order=False)
+    solved = _solved(w, gram, grid, 1e-6, False)
     assert solved.damping > 1e-6
 
 
@@ -86,7 +93,7 @@ def test_act_order_is_the_naive_solve_of_permuted_columns(group: int) -> None:
     scale, zero = grid.columns(24)
     permuted = Grid(bits=3, scale_OG=scale[:, perm], zero_OG=zero[:, perm])
     naive = _naive(W[:, perm], H[perm][:, perm], permuted, 0.3)
-    codes = gptq.solve(W, H, grid, damping=0.3, act_order=True).codes_OI
+    codes = _solved(W, H, grid, 0.3, True).codes_OI
     for place, column in enumerate(perm):
         assert torch.equal(codes[:, column], naive[:, place])
     assert codes.dtype == torch.uint8
@@ -95,7 +102,7 @@ def test_act_order_is_the_naive_solve_of_permuted_columns(group: int) -> None:
 def test_weights_outside_the_grid_are_clamped() -> None:
     W, H = _problem()
     grid = weight_grid(W / 3, bits=3, group=0, symmetric=False, clip=False)
-    solution = gptq.solve(W, H, grid, damping=0.01, act_order=False)
+    solution = _solved(W, H, grid, 0.01, False)
     assert torch.equal(solution.codes_OI, _naive(W, H, grid, 0.01))
     assert int(solution.codes_OI.max()) == 7 and int(solution.codes_OI.min()) == 0
 
@@ -107,21 +114,55 @@ def test_the_weighted_error_is_that_of_outputs() -> None:
     assert gptq.weighted_error(W, Q, X.T @ X) == pytest.approx(float(error))
 
 
-def test_the_factor_is_that_of_the_damped_inverse() -> None:
+@pytest.mark.parametrize("damping", [0.01, 3.0])
+def test_the_squared_error_counts_neither_damping_nor_dead_inputs(damping: float) -> None:
+    W, H = _problem()
+    H[[2, 7], :] = H[:, [2, 7]] = 0
+    grid = weight_grid(W, bits=3, group=0, symmetric=False, clip=True)
+    solved = _solved(W, H, grid, damping, True)
+    off = W - dequantize(solved.codes_OI, grid.scale_OG, grid.zero_OG)
+    assert solved.squared_error == pytest.approx(_squared_output(off, H), rel=1e-5)
+    assert solved.damping == damping
+
+
+def test_the_squared_error_is_exact_where_inputs_are_almost_of_one_direction() -> None:
+    """W H W^T is then a million times the error, and a difference of outputs in float32 would drown it."""
+    random = torch.Generator().manual_seed(4)
+    X = 0.01 * torch.randn(64, 24, generator=random, dtype=torch.float64) + 100
+    H, W = X.T @ X, torch.randn(6, 24, generator=random)
+    grid = weight_grid(W, bits=8, group=0, symmetric=False, clip=False)
+    solved = _solved(W, H, grid, 1e-9, False)
+    off = W - dequantize(solved.codes_OI, grid.scale_OG, grid.zero_OG)
+    assert solved.squared_error < 1e-6 * _squared_output(W, H)
+    assert solved.squared_error == pytest.approx(_squared_output(off, H), rel=1e-2)
+
+
+def test_the_squared_output_is_that_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "BLOCK", 2)  # 24 columns in three parts
+    W, H = _problem()
+    assert gptq.squared_output(W, H) == pytest.approx(_squared_output(W, H), rel=1e-5)
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_the_factor_is_that_of_the_damped_matrix(act_order: bool) -> None:
     _, H = _problem()
-    Hinv, damping = gptq.inverse_cholesky(H, 0.05)
+    made = gptq.factor(H, damping=0.05, act_order=act_order)
     damped = H + 0.05 * float(H.diagonal().mean()) * torch.eye(24, dtype=torch.float64)
-    assert damping == 0.05 and torch.equal(Hinv, Hinv.triu())
-    assert torch.allclose(Hinv.T @ Hinv, torch.linalg.inv(damped))
+    order = sorted(range(24), key=lambda i: -float(H[i, i])) if act_order else list(range(24))
+    assert made.order_I.tolist() == order
+    L = made.feedback_II.double()
+    assert torch.equal(L, L.tril()) and torch.equal(L.diagonal(), torch.ones(24).double())
+    torch.testing.assert_close(L.T @ torch.diag(made.D_I) @ L, damped[order][:, order], rtol=1e-5, atol=1e-3)
+    assert made.damping == 0.05 and made.feedback_II.dtype == torch.float32
 
 
 def test_damping_grows_tenfold_until_the_matrix_is_positive_definite() -> None:
     H = -torch.eye(24, dtype=torch.float64) * 1e-4
     H[0, 0] = 1.0
     # The mean diagonal is .0416, so that 1e-4 takes a damping above 2.4e-3: the next of 1e-6, 1e-5, ... is 1e-2.
-    assert gptq.inverse_cholesky(H, 1e-6)[1] == pytest.approx(1e-2)
+    assert gptq.factor(H, damping=1e-6, act_order=False).damping == pytest.approx(1e-2)
     with pytest.raises(ValueError, match="stayed singular"):
-        gptq.inverse_cholesky(-torch.eye(4, dtype=torch.float64), 0.01)
+        gptq.factor(-torch.eye(4, dtype=torch.float64), damping=0.01, act_order=False)
 
 
 def test_dead_inputs_change_no_other_column() -> None:
@@ -133,6 +174,6 @@ def test_dead_inputs_change_no_other_column() -> None:
     grid = weight_grid(W, bits=5, group=0, symmetric=False, clip=False)
     total = float(H.diagonal().sum())
     mean, live_mean = (total + 12 * total / 24) / 24, total / 12
-    codes = gptq.solve(W, H, grid, damping=0.2, act_order=False).codes_OI
+    codes = _solved(W, H, grid, 0.2, False).codes_OI
     without = _naive(W[:, alive], H[alive][:, alive], grid, 0.2 * mean / live_mean)
     assert torch.equal(codes[:, alive], without)

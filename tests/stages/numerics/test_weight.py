@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import gptq, lowrank, weight
-from adatsq_pipe.stages.numerics.gptq import weighted_error
 from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
+from tests.support import slow_math
 
 
 def test_a_gaussian_weight_is_better_off_on_the_codebook() -> None:
@@ -41,8 +41,8 @@ def _grid_of(w: Tensor) -> Grid:
     return replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
 
 
-def _gptq(w: Tensor, gram: Tensor, grid: Grid) -> gptq.Solution:
-    return gptq.solve(w, gram, grid, damping=0.05, act_order=True)
+def _gptq(w: Tensor, grid: Grid) -> gptq.Solution:
+    return gptq.solve(w, gptq.factor(_problem()[1], damping=0.05, act_order=True), grid)
 
 
 def _values(tensors: dict[str, Tensor]) -> Tensor:
@@ -60,7 +60,7 @@ def _values(tensors: dict[str, Tensor]) -> Tensor:
 def test_the_stored_tensors_have_the_error_that_is_reported(rank: int, solver: weight.Solver | None) -> None:
     w, gram = _problem()
     quantized = weight.on_grid(w, gram, _grid_of, rank=rank, rounds=3, solver=solver)
-    assert weighted_error(w.double(), _values(quantized.tensors), gram) == pytest.approx(quantized.error, rel=1e-4)
+    assert slow_math.error(w, _values(quantized.tensors), gram) == pytest.approx(quantized.error, rel=1e-4)
     nearest = weight.on_grid(w, gram, _grid_of, rank=rank, rounds=3)
     assert quantized.nearest_error == nearest.error == nearest.nearest_error
     assert (quantized.error < 0.9 * nearest.error) == (solver is not None)
@@ -85,9 +85,9 @@ def test_the_solver_gets_what_the_branch_leaves_and_the_branch_its_rounds() -> N
     w, gram = _problem()
     inputs = list[Tensor]()
 
-    def solver(residual: Tensor, gram: Tensor, grid: Grid) -> gptq.Solution:
+    def solver(residual: Tensor, grid: Grid) -> gptq.Solution:
         inputs.append(residual)
-        return _gptq(residual, gram, grid)
+        return _gptq(residual, grid)
 
     quantized = weight.on_grid(w, gram, _grid_of, rank=4, rounds=6, solver=solver)
     low = quantized.tensors["up"].double() @ quantized.tensors["down"].double()
@@ -111,4 +111,4 @@ def test_a_row_on_the_codebook_is_divided_by_its_root_mean_square() -> None:
     assert torch.equal(scale, w.square().mean(1, keepdim=True).sqrt().bfloat16())
     assert torch.equal(codes.long(), ((w / scale.float()).unsqueeze(-1) - book).abs().argmin(-1))
     values = book.double()[codes.long()] * scale.double()
-    assert quantized.error == pytest.approx(weighted_error(w.double(), values, gram), rel=1e-5)
+    assert quantized.error == pytest.approx(slow_math.error(w, values, gram), rel=1e-5)

@@ -37,7 +37,7 @@ def test_the_product_and_the_gram_matrix_are_those_of_the_turned_input(name: str
     basis, draw = BASES[name], torch.Generator().manual_seed(1)
     x = torch.randn(40, 16, generator=draw, dtype=torch.float64)
     w = torch.randn(6, 16, generator=draw)
-    rows, (weight, gram) = basis.of_rows(x), basis.of_weight(w, x.T @ x)
+    rows, weight, gram = basis.of_rows(x), basis.of_weight(w), basis.of_gram(x.T @ x)
     assert torch.allclose(rows @ weight.double().T, x @ w.double().T, atol=1e-5)
     assert torch.allclose(gram, rows.T @ rows, rtol=1e-9, atol=1e-9)
     assert gram.dtype == torch.float64 and weight.dtype == torch.float32

@@ -14,8 +14,10 @@ from torch import Tensor
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import resolve
-from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings
+from adatsq_pipe.stages.numerics import gptq
+from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings, sharers
 from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.marker import Marker
@@ -99,6 +101,54 @@ def test_adatsq_is_gptq_of_the_rotated_weight_written_out(
         assert value["error"] < value["nearest_error"]
         plain = {"weight_bits": own, "group": size, "block": block, "symmetric_activations": False}
         assert value["spec"] == plain
+
+
+def _solving(store: MadeStore, patch: pytest.MonkeyPatch) -> tuple[Solve, list[int]]:
+    """A worker, and the widths of the matrices that it factors."""
+    factored = list[int]()
+    factor = gptq.factor
+
+    def counted(H_II: Tensor, **how: Any) -> gptq.Factor:
+        factored.append(len(H_II))
+        return factor(H_II, **how)
+
+    patch.setattr(gptq, "factor", counted)
+    return Solve(store.context), factored
+
+
+def test_layers_of_one_input_are_one_task_and_its_gram_matrix_is_factored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def share(store: MadeStore) -> None:
+        store.grams[SECOND] = store.grams[FIRST]
+
+    store, _ = _solved(tmp_path, monkeypatch, {}, (SECOND,), change=share)
+    alone = {key: value.clone() for key, value in _unit(store, SECOND)[1].items()}
+    tasks = sharers(survey_of(store.context).layers)
+    assert tasks == {f"layers/{FIRST}": [FIRST, SECOND], f"layers/{MODULATION}": [MODULATION]}
+    manifest = store.manifest("hessian")
+    value = {n: {"gram": FIRST, "tau": None, "effective_steps": store.steps} for n in (FIRST, SECOND)}
+    tensors.write(manifest.open_unit(f"gram/{FIRST}"), {FIRST: store.grams[FIRST]})
+    manifest.commit(f"gram/{FIRST}", value=value)
+    store.manifest("solve").open_unit(f"layer/{SECOND}")
+    worker, factored = _solving(store, monkeypatch)
+    for task in tasks:
+        worker(task)
+    assert factored == [16, store.grams[MODULATION].shape[0]]
+    again = _unit(store, SECOND)[1]
+    assert all(torch.equal(again[key], alone[key]) for key in alone)
+    worker(f"layers/{FIRST}")
+    assert len(factored) == 2, "nothing was missing"
+
+
+def test_inputs_of_other_weights_over_timesteps_are_factored_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {}, ())
+    worker, factored = _solving(store, monkeypatch)
+    worker(f"layers/{FIRST}")
+    assert len(factored) == 2
+    assert not torch.equal(store.grams[FIRST], store.grams[SECOND])
 
 
 def test_the_damping_and_the_order_decide_codes(tmp_path: Path) -> None:
