@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this CPU multiplies bfloat16 matrices natively; others take several times as long as for float32."""
 _MULTIPLIED = 32
 """The block that a CPU multiplies by; larger blocks follow by sums and differences, which take less time."""
@@ -40,7 +40,7 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
     block = h_BB.shape[0]
     if block == 1:
         return x
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _BF16_ON_CPU:
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BF16_ON_CPU:
         return rotate(x.float(), h_BB.float()).to(x.dtype)
     if block > _MULTIPLIED and _in_factors(x):
         return _rotate_in_factors(x, h_BB)

@@ -10,7 +10,7 @@ that of rounding to nearest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -75,7 +75,8 @@ def sharers(rows: Sequence[LayerInfo]) -> dict[str, list[str]]:
 def run(context: Context, executor: Executor, report: Report) -> None:
     before, total = 0, _count(context)
     layers = {task: [f"layer/{name}" for name in names] for task, names in sharers(survey_of(context).layers).items()}
-    for keys in (*_before_layers(context), layers):
+    waves: list[Sequence[str] | Mapping[str, Sequence[str]]] = [*_before_layers(context), layers]
+    for keys in waves:
         fan_out(context, executor, WORKER, keys, lambda done, n: report(before + done, total))  # noqa: B023
         before += len(keys)
 

@@ -58,8 +58,8 @@ class Solve:
         """Do a unit, or the task of layers that share an input (see `sharers`): what is missing of its units."""
         kind, _, name = key.partition("/")
         if kind == "layers":
-            for unit in self.context.manifest(self.stage).missing([f"layer/{each}" for each in self.sharers[key]]):
-                self(unit)
+            for layer in self.context.manifest(self.stage).missing([f"layer/{each}" for each in self.sharers[key]]):
+                self(layer)
             return
         with unit_of(self.context, self.stage, key) as unit, torch.no_grad():
             if kind == CHOICE:

@@ -138,9 +138,17 @@ def test_the_squared_error_is_exact_where_inputs_are_almost_of_one_direction() -
 
 
 def test_the_squared_output_is_that_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptq, "BLOCK", 2)  # 24 columns in three parts
+    monkeypatch.setattr(gptq, "WIDE", 10)  # 24 columns in three parts
+    monkeypatch.setattr(gptq, "BF16_ON_CPU", False)
     W, H = _problem()
     assert gptq.squared_output(W, H) == pytest.approx(_squared_output(W, H), rel=1e-5)
+
+
+def test_the_squared_output_of_a_wide_weight_is_exact_to_a_thousandth() -> None:
+    random = torch.Generator().manual_seed(6)
+    X = torch.randn(400, 700, generator=random) + 2 * torch.randn(700, generator=random)
+    W, H = torch.randn(30, 700, generator=random), (X.T @ X).double()
+    assert gptq.squared_output(W, H) == pytest.approx(_squared_output(W, H), rel=1e-3)
 
 
 @pytest.mark.parametrize("act_order", [True, False])

@@ -35,7 +35,7 @@ def test_rotation_in_float32_is_the_exact_one_in_factors_or_not(block: int, toke
 
 @pytest.mark.parametrize("fit", [True, False])
 def test_rotation_in_bfloat16_is_the_exact_one_rounded(fit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transform, "_BF16_ON_CPU", fit)
+    monkeypatch.setattr(transform, "BF16_ON_CPU", fit)
     x = torch.randn(5, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
     h = transform.hadamard(32, dtype=torch.bfloat16)
     exact = (x.double().unflatten(-1, (-1, 32)) @ h.double()).flatten(-2)
