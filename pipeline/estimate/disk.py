@@ -77,8 +77,9 @@ def _fisher(outlook: Outlook, units: int) -> float:
 
 
 def _hessian(outlook: Outlook) -> float:
-    """A Gram matrix of every layer's input."""
-    return sum(FLOAT * row.in_features**2 + ARRAY for row in outlook.survey.layers)
+    """The Gram matrices of every input."""
+    widths = {row.name: row.in_features for row in outlook.survey.layers}
+    return sum(count * (FLOAT * widths[owner] ** 2 + ARRAY) for owner, count in outlook.grams.items())
 
 
 def _solved(recipe: Recipe, row: LayerInfo, steps: int) -> int:

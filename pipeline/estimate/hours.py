@@ -10,7 +10,7 @@ from adatsq_pipe.pipeline.estimate.devices import Device
 from adatsq_pipe.pipeline.estimate.memory import Placed
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.trace import Cost
-from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, solve_cost
+from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, clip_cost, clip_tries, solve_cost
 
 COMMIT = 0.012
 """Seconds that a unit takes besides its work, with a few small arrays: 6 to 15 ms in runs of flux-dev and wan."""
@@ -30,7 +30,7 @@ class Speed:
     solve: Callable[[int, int], float]
     """(in, out) -> seconds."""
     clip: Callable[[float], float]
-    """Numbers whose clipping ratio is searched -> seconds."""
+    """Numbers whose clipping ratio is searched, times the ratios that are tried -> seconds."""
 
 
 def of_device(device: Device, outlook: Outlook, placed: Mapping[str, Placed], moved: int) -> Speed:
@@ -53,9 +53,8 @@ def of_device(device: Device, outlook: Outlook, placed: Mapping[str, Placed], mo
         recipe = outlook.recipe
         return device.seconds(solve_cost(width, out, gptq=recipe.solver == "gptq", clip=recipe.weight_clip))
 
-    def clip(numbers: float) -> float:
-        grid = solve_cost(1, 1, gptq=False, clip=True)
-        return device.seconds(Cost(traffic=grid.traffic * numbers))
+    def clip(tried: float) -> float:
+        return device.seconds(Cost(traffic=clip_cost(1, 1).traffic / clip_tries(1) * tried))
 
     return Speed(call=call, algebra=device.seconds, solve=solve, clip=clip)
 

@@ -24,7 +24,7 @@ from adatsq_pipe.pipeline.estimate.denoising import Block, Denoising
 from adatsq_pipe.pipeline.estimate.hours import Speed
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.probe import Probe
-from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED
+from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, clip_tries
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.numerics import gptq
@@ -76,13 +76,13 @@ def measured(outlook: Outlook) -> Speed:
 
     @cache
     def clip_rate() -> float:
-        return clock.seconds(lambda: _clipped(outlook)) / (WIDTH * OUTS[1])
+        return _clip_seconds(outlook, clock)
 
     return Speed(
         call=lambda kind, part: times[part][kind],
         algebra=lambda cost: cost.total / rate + cost.traffic / _bandwidth(clock),
         solve=solve,
-        clip=lambda numbers: numbers * clip_rate(),
+        clip=lambda tried: tried * clip_rate(),
     )
 
 
@@ -157,22 +157,26 @@ def _solver(outlook: Outlook, clock: Clock) -> Callable[[int, int], float]:
         for out, (w, _) in made.items()
     }
     large = torch.eye(2 * WIDTH, dtype=torch.float64, device=device)
-    cubic = clock.seconds(lambda: gptq.inverse_cholesky(large, 0.01)) / (2 * WIDTH) ** 3
-    product = clock.seconds(lambda: large @ large) / (2 * WIDTH) ** 3
-    clip = clock.seconds(lambda: _clipped(outlook)) / (WIDTH * OUTS[1])
-    solved = {
-        out: clock.seconds(partial(gptq.solve, w, h, grids[out], damping=0.01, act_order=True))
-        for out, (w, h) in made.items()
-    }
+    single = large.float()
+    cubic = clock.seconds(lambda: gptq.factor(large, damping=0.01, act_order=True)) / (2 * WIDTH) ** 3
+    product = clock.seconds(lambda: single @ single) / (2 * WIDTH) ** 3
+    clip = _clip_seconds(outlook, clock)
+    factors = {out: gptq.factor(h, damping=0.01, act_order=True) for out, (_, h) in made.items()}
+    solved = {out: clock.seconds(partial(gptq.solve, w, factors[out], grids[out])) for out, (w, _) in made.items()}
     few, many = OUTS
-    columns = {out: max(0.0, solved[out] - cubic * WIDTH**3 - 2.5 * product * WIDTH**2 * out) for out in OUTS}
+    columns = {out: max(0.0, solved[out] - product / 2 * WIDTH**2 * out) for out in OUTS}
     each = (columns[many] - columns[few]) / (many - few) / WIDTH
     constant = max(0.0, columns[few] / WIDTH - each * few)
 
     def seconds(width: int, out: int) -> float:
-        nearest = clip * width * out + 2 * product * width**2 * out + 4 * product * width**2 * 64
+        nearest = clip * clip_tries(width) * width * out + product * width**2 * out + 4 * product * width**2 * 64
         if recipe.solver != "gptq":
             return nearest
-        return nearest + cubic * width**3 + 2.5 * product * width**2 * out + width * (constant + each * out)
+        return nearest + cubic * width**3 + product / 2 * width**2 * out + width * (constant + each * out)
 
     return seconds
+
+
+def _clip_seconds(outlook: Outlook, clock: Clock) -> float:
+    """Seconds of one number of a weight and one clipping ratio."""
+    return clock.seconds(lambda: _clipped(outlook)) / (WIDTH * OUTS[1] * clip_tries(WIDTH))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adatsq_pipe.pipeline.estimate.disk import FLOAT, denoiser_bytes, quantized_layers
@@ -92,7 +91,7 @@ def _besides(outlook: Outlook, stage: str) -> float:
     if stage == "fisher":
         return _errors(outlook) + _backward(outlook)
     if stage == "hessian":
-        return max(_gram(outlook, name) for name in _owners(outlook))
+        return max(_gram(outlook, name) for name in outlook.grams)
     if stage == "solve":
         return max(_solve(outlook, *shape) for shape in _shapes(outlook))
     if stage == "search":
@@ -112,7 +111,7 @@ def _on_device(outlook: Outlook, stage: str, plan: MemoryPlan, device: int) -> P
     if stage not in WITH_MODEL:
         held = 0.0 if plan.blockwise else float(plan.weights)
         work = max(
-            *(_gram(outlook, name) for name in _owners(outlook)) if stage == "hessian" else (0.0,),
+            *(_gram(outlook, name) for name in outlook.grams) if stage == "hessian" else (0.0,),
             *(_solve(outlook, *shape) for shape in _shapes(outlook)) if stage == "solve" else (0.0,),
         )
         return Placed(device=int(RUNTIME + held + work), host=PROCESS + loaded, blockwise=plan.blockwise)
@@ -195,20 +194,10 @@ def _unit_of_capture(outlook: Outlook) -> float:
     )  # fmt: skip
 
 
-def _owners(outlook: Outlook) -> Mapping[str, int]:
-    """The layers that own inputs, by name, with how many layers share each."""
-    shares: dict[str, int] = {}
-    for row in outlook.survey.layers:
-        shares[row.input_of] = shares.get(row.input_of, 0) + 1
-    return shares
-
-
 def _gram(outlook: Outlook, owner: str) -> float:
-    """Float64 sums of every layer that shares the input, one step's product in both precisions, and its float32
-    copies."""
+    """An input's Gram matrices in float64, their float32 copies, and one step's product."""
     width = next(row.in_features for row in outlook.survey.layers if row.name == owner)
-    sharers = _owners(outlook)[owner]
-    return float(width**2 * (12 * sharers + 20))
+    return float(width**2 * (12 * outlook.grams[owner] + 4))
 
 
 def _shapes(outlook: Outlook) -> set[tuple[int, int]]:
@@ -216,10 +205,11 @@ def _shapes(outlook: Outlook) -> set[tuple[int, int]]:
 
 
 def _solve(outlook: Outlook, width: int, out: int) -> float:
-    """GPTQ in float64: the Gram matrix, its copy, a factor and its inverse; then weight, scales, zeros and codes."""
+    """The Gram matrix while it is rotated; GPTQ: its copy and factor in float64, and the factor three times in float32;
+    then weight, errors, values and codes."""
     if outlook.recipe.solver != "gptq":
-        return float(16 * width**2 + 24 * width * out)
-    return float(max(32 * width**2 + 12 * width * out, 16 * width**2 + 48 * width * out))
+        return float(24 * width**2 + 24 * width * out)
+    return float(max(28 * width**2 + 4 * width * out, 12 * width**2 + 40 * width * out))
 
 
 def _assembly(outlook: Outlook) -> float:

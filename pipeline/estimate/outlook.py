@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
 from adatsq_pipe.stages.base.survey import LayerInfo, Survey
 from adatsq_pipe.stages.base.units import shards
+from adatsq_pipe.stages.calibration.hessian import HessianSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe
 
@@ -87,6 +88,17 @@ class Outlook:
     @property
     def recipe(self) -> Recipe:
         return self.settings[Recipe]
+
+    @cached_property
+    def grams(self) -> Mapping[str, int]:
+        """Gram matrices of every input, by the layer that owns it: one, or where timesteps have weights one for each
+        layer that shares the input."""
+        weighted = self.settings[HessianSettings]
+        apart = self.recipe.temporal and weighted.temporal and weighted.effective_steps < 1
+        found: dict[str, int] = {}
+        for row in self.survey.layers:
+            found[row.input_of] = found.get(row.input_of, 0) + 1 if apart else 1
+        return found
 
     @property
     def assumed(self) -> list[str]:

@@ -20,14 +20,14 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration.effects import FisherSettings
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.numerics.gptq import BLOCK
-from adatsq_pipe.stages.numerics.grid import CLIP_STEPS
+from adatsq_pipe.stages.numerics.grid import CLIP_SMOOTH, CLIP_STEPS, CLIP_STRIDE
 
 FORWARD, BACKWARD, QUANTIZED = "forward", "backward", "quantized"
 CLIP_PASSES = 8
 """Times that a try of a clipping ratio reads or writes its weight: six operations, some in place."""
-COLUMN_PASSES = 5
-"""Times that a column's rounding error reads or writes what is left of its block, in float64."""
-COLUMN_KERNELS = 14
+COLUMN_PASSES = 1
+"""Times that a column reads the errors of those before it in its block, in float32."""
+COLUMN_KERNELS = 10
 DECODE_FLOPS = 1.1e6
 """FLOPs of an autoencoder of images for each pixel, at 128 channels in its last layers (Stable Diffusion's: 2.5 TFLOPs
 for 1024 x 1024 pixels); they grow with the square of the channels."""
@@ -46,7 +46,7 @@ class Work:
     solved: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """How many layers of every (in, out) are solved."""
     clipped: float = 0.0
-    """Numbers of weights whose clipping ratio is searched."""
+    """Numbers of weights whose clipping ratio is searched besides the solves', once for every ratio that is tried."""
 
 
 def work_of(outlook: Outlook) -> dict[str, Work]:
@@ -100,15 +100,16 @@ def _fisher(outlook: Outlook) -> Work:
         calls={BACKWARD: _times(_calls(outlook, outlook.captions), draws)},
         passes=2 * draws * runs,
         algebra=_encoded(outlook, outlook.captions),
-        clipped=sum(row.size for row in outlook.survey.layers) if sweeps and outlook.recipe.weight_clip else 0.0,
+        clipped=_clipped(outlook) if sweeps and outlook.recipe.weight_clip else 0.0,
     )
 
 
+def _clipped(outlook: Outlook) -> float:
+    return float(sum(row.size * clip_tries(row.in_features) for row in outlook.survey.layers))
+
+
 def _hessian(outlook: Outlook) -> Cost:
-    """X^T X of every step in float32, summed in float64 for each layer that shares the input."""
-    sharers: dict[str, int] = {}
-    for row in outlook.survey.layers:
-        sharers[row.input_of] = sharers.get(row.input_of, 0) + 1
+    """X^T X of every step in float32, added to every Gram matrix of the input in float64."""
     per_call = max(1, outlook.settings[CaptureSettings].rows // outlook.geometry.calls_per_step)
     flops, traffic, kernels = 0.0, 0.0, 0.0
     for part, one in outlook.denoising.items():
@@ -117,27 +118,35 @@ def _hessian(outlook: Outlook) -> Cost:
             rows = len(outlook.batches) * min(per_call, one.rows[row.name]) * outlook.geometry.calls_per_step
             steps, square = outlook.steps_of(part), row.in_features**2
             flops += steps * 2.0 * rows * square
-            traffic += steps * square * (4 + 4 + 8 + 8 + sharers[f"{name}{row.name}"] * 8 * 5)
-            kernels += steps * (6 + 3 * sharers[f"{name}{row.name}"])
+            sums = outlook.grams[f"{name}{row.name}"]
+            traffic += steps * square * (4 + sums * (4 + 8 + 8))
+            kernels += steps * (3 + sums)
     return Cost(flops={"float32": flops}, traffic=traffic, kernels=kernels)
 
 
+def clip_tries(width: int) -> int:
+    """Clipping ratios that are tried for a weight of this input width."""
+    return CLIP_STEPS if width < CLIP_SMOOTH else CLIP_STEPS // CLIP_STRIDE + 2 * (CLIP_STRIDE - 1)
+
+
+def clip_cost(width: int, out: int) -> Cost:
+    """The search for the clipping ratios of one weight."""
+    tries = clip_tries(width)
+    return Cost(traffic=tries * CLIP_PASSES * 4.0 * width * out, kernels=float(tries * CLIP_PASSES))
+
+
 def solve_cost(width: int, out: int, *, gptq: bool, clip: bool) -> Cost:
-    """One layer [out, width]: its grid, and GPTQ. Two Cholesky factors and an inverse, rank-one updates inside a block
-    of columns and a product behind it, and the error of rounding to nearest and of the solution."""
+    """One layer [out, width]: its grid, and GPTQ: a Cholesky factor, products of a block of columns and of those
+    before them, and the squared outputs of the weight and of rounding to nearest, by half of their products."""
     numbers = float(width * out)
-    errors = 4.0 * numbers * width * (2 if gptq else 1)
-    rotation = 4.0 * width**2 * BLOCK
-    clipped = CLIP_STEPS * CLIP_PASSES * 4 * numbers if clip else 0.0
-    found = Cost(flops={"float64": errors + rotation}, traffic=clipped, kernels=CLIP_STEPS * CLIP_PASSES + 60.0)
+    errors, rotation = 2.0 * numbers * width, 4.0 * width**2 * BLOCK
+    found = Cost(flops={"float64": rotation, "float32": errors}, kernels=60.0)
+    found = found + clip_cost(width, out) if clip else found
     if not gptq:
         return found
-    factors = 4.0 / 3.0 * width**3
-    behind = numbers * width
-    columns = COLUMN_PASSES * 8 * (BLOCK / 2) * numbers
-    return found + Cost(
-        flops={"float64": factors + behind}, traffic=columns + 8.0 * 12 * width**2, kernels=COLUMN_KERNELS * width
-    )
+    flops = {"float64": width**3 / 3.0, "float32": numbers * width}
+    columns = COLUMN_PASSES * 4 * (BLOCK / 2) * numbers
+    return found + Cost(flops=flops, traffic=columns + 8.0 * 6 * width**2, kernels=COLUMN_KERNELS * width)
 
 
 def _solve(outlook: Outlook) -> Work:
