@@ -62,7 +62,7 @@ def _expected(context: Context) -> int | None:
 
 STAGE = Stage(
     name="fisher",
-    version=1,
+    version=2,
     needs=("capture",),
     reads=_reads,
     run=run,
