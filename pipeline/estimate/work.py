@@ -126,7 +126,7 @@ def _hessian(outlook: Outlook) -> Cost:
 
 def clip_tries(width: int) -> int:
     """Clipping ratios that are tried for a weight of this input width."""
-    return CLIP_STEPS if width < CLIP_SMOOTH else CLIP_STEPS // CLIP_STRIDE + 2 * (CLIP_STRIDE - 1)
+    return CLIP_STEPS if width < CLIP_SMOOTH else CLIP_STEPS // CLIP_STRIDE + 2 * int(math.log2(CLIP_STRIDE))
 
 
 def clip_cost(width: int, out: int) -> Cost:

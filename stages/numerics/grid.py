@@ -20,8 +20,9 @@ CLIP_SMALLEST = 0.4
 CLIP_NORM = 2.4
 """Search for the clipping ratio: steps, smallest ratio, and the error norm |e|^2.4 (GPTQ's; QuaRot, sec. 5)."""
 CLIP_SMOOTH = 512
-CLIP_STRIDE = 4
-"""The error of a row of so many numbers is smooth enough in the ratio to try only every so many steps first."""
+CLIP_STRIDE = 8
+"""The error of a row of so many numbers is smooth enough in the ratio to try only every so many steps first, a power of
+two."""
 CLIP_CHUNK = 2**17
 """Numbers that are tried at a time: 512 KiB."""
 
@@ -41,6 +42,8 @@ class Grid:
 
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every entry of the weight, [out, width]; `width` is the input width."""
+        if self.scale_OG.shape[1] == 1:
+            return self.scale_OG.expand(-1, width), self.zero_OG.expand(-1, width)
         repeat = width // self.scale_OG.shape[1]
         return self.scale_OG.repeat_interleave(repeat, 1), self.zero_OG.repeat_interleave(repeat, 1)
 
@@ -74,8 +77,8 @@ def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: b
 def _clipping_ratios(rows_RI: Tensor, low_R: Tensor, high_R: Tensor, bits: int, symmetric: bool) -> Tensor:
     """The clipping ratio of least sum |error|^2.4 for every row, [rows].
 
-    Of rows of at least CLIP_SMOOTH numbers every fourth ratio is tried, then those around the best. Rows are taken a
-    few at a time, so that they stay in the processor's cache.
+    Of rows of at least CLIP_SMOOTH numbers every eighth ratio is tried, then those four, two and one steps from the
+    best. Rows are taken a few at a time, so that they stay in the processor's cache.
     """
     width = rows_RI.shape[1]
     stride = CLIP_STRIDE if width >= CLIP_SMOOTH else 1
@@ -85,9 +88,12 @@ def _clipping_ratios(rows_RI: Tensor, low_R: Tensor, high_R: Tensor, bits: int, 
         clipping = _Clipping(rows, low, high, bits, symmetric)
         for step in range(0, CLIP_STEPS, stride):
             clipping.attempt(torch.full_like(low, step))
-        nearby = [offset for offset in range(1 - stride, stride) if offset]
-        for step_R in [(clipping.step_R + offset).clamp(0, CLIP_STEPS - 1) for offset in nearby]:
-            clipping.attempt(step_R)
+        reach = stride // 2
+        while reach:
+            around = clipping.step_R
+            for step_R in (around - reach, around + reach):
+                clipping.attempt(step_R.clamp(0, CLIP_STEPS - 1))
+            reach //= 2
         chosen.append(clipping.step_R)
     return _clipping_ratio(torch.cat(chosen))
 

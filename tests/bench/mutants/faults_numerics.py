@@ -26,7 +26,7 @@ FAULTS = [
         ("(codes.to(scale.dtype) - zero) * scale", "codes.to(scale.dtype) * scale - zero"),
         ("better = error < self._least", "better = error > self._least"),
         ("mul_(CLIP_NORM)", "mul_(2.0)"),
-        ("clipping.step_R + offset", "clipping.step_R + 0 * offset"),
+        ("reach = stride // 2", "reach = 0"),
         ("ranges[0].div((qmax - 1) / 2)", "ranges[0].div((qmax + 1) / 2)"),
         (".clamp_(max=half - 1)", ".clamp_(max=half)"),
         (".clamp_(max=ceiling)", ""),
