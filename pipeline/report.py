@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
 from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
-from adatsq_pipe.pipeline.summary import FILE, PAGE, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
+from adatsq_pipe.pipeline.summary import FILE, PAGE, UNFINISHED, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
@@ -108,7 +108,7 @@ def _verify(context: Context) -> None:
 
 def _plot(folder: Path, context: Context, summary: Summary, notes: Notes) -> None:
     """The plots. Those that fail, or say nothing of this recipe, are removed where an earlier report has left them."""
-    for name in FILES[1:]:
+    for name in (*FILES[1:], UNFINISHED):
         (folder / name).unlink(missing_ok=True)
     drawings: dict[str, Callable[[], object]] = {
         SIDE_BY_SIDE: lambda: pictures.draw(context, folder / SIDE_BY_SIDE, summary.title),

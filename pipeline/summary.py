@@ -17,6 +17,8 @@ FILE = "summary.json"
 """Name of the file in the run directory's `report`."""
 PAGE = "report.html"
 """Name of the page there."""
+UNFINISHED = "unfinished.html"
+"""Name of the page of a run that is not finished: that of what was finished before stays beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,10 +37,10 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
     sources: dict[str, Callable[[], Table]] = {
         "pictures": lambda: _pictures(pairs),
         "kinds": lambda: _kinds(by_kind(samples(context), summary.quality.captions)),
-        "layers": lambda: _layers(context),
-        "left": lambda: _left(summary),
-        "seconds": lambda: _seconds(summary),
-        "versions": lambda: _versions(context),
+        "layers": lambda: layers_table(context),
+        "left": lambda: left_table(summary.facts.left_alone, summary.facts.layers_not_called),
+        "seconds": lambda: seconds_table(summary.seconds),
+        "versions": lambda: versions_table(context),
     }
     for name, make in sources.items():
         with notes.of(f"{PAGE}: {name}"):
@@ -49,10 +49,7 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
     with notes.of(PAGE):
         page = render.Page(
             summary=summary, pairs=pairs, charts=drawn, tables=tables, facts=_facts(summary), notes=dict(notes),
-            configuration=json.dumps(
-                {table.table: table.model_dump(mode="json") for table in (*config.settings, config.cluster)},
-                indent=1, ensure_ascii=False, default=str,
-            ),
+            configuration=configuration(config),
         )  # fmt: skip
         return render.write(page, run.report)
     return None
@@ -85,10 +82,21 @@ def _kinds(kinds: Sequence[KindQuality]) -> Table:
     return Table(name="kinds", columns=columns, rows=rows, formats=formats)
 
 
-def _layers(context: Context) -> Table:
-    """Bits and error of every layer's weight, as solve left it."""
+def configuration(config: RunConfig) -> str:
+    """Every setting, as JSON."""
+    return json.dumps(
+        {table.table: table.model_dump(mode="json") for table in (*config.settings, config.cluster)},
+        indent=1, ensure_ascii=False, default=str,
+    )  # fmt: skip
+
+
+def layers_table(context: Context) -> Table:
+    """Bits and error of every layer's weight, as solve left it; of a solve that is not finished, of those it has."""
     manifest, rows = context.manifest("solve"), list[list[Cell]]()
+    solved = set(manifest.units())
     for layer in survey_of(context).layers:
+        if f"layer/{layer.name}" not in solved:
+            continue
         value = manifest.read(f"layer/{layer.name}").value
         rows.append(
             [layer.name, f"{layer.in_features} x {layer.out_features}", int(value["spec"]["weight_bits"]),
@@ -98,25 +106,27 @@ def _layers(context: Context) -> Table:
     return Table(name="layers", columns=columns, rows=rows)
 
 
-def _left(summary: Summary) -> Table:
+def left_table(left: Sequence[Mapping[str, object]], not_called: Sequence[str] = ()) -> Table:
+    """The modules that are not quantized, and why."""
     rows: list[list[Cell]] = [
-        [str(row.get(key, "")) for key in ("pattern", "kind", "count", "parameters", "why")]
-        for row in summary.facts.left_alone
+        [str(row.get(key, "")) for key in ("pattern", "kind", "count", "parameters", "why")] for row in left
     ]
-    rows += [[name, "Linear", "1", "", "not called"] for name in summary.facts.layers_not_called]
+    rows += [[name, "Linear", "1", "", "not called"] for name in not_called]
     return Table(name="left-alone", columns=("module", "kind", "count", "parameters", "why"), rows=rows)
 
 
-def _seconds(summary: Summary) -> Table:
+def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
+    """Where the time went, by stage."""
     columns = ("stage", "wall, s", "model, s", "linear algebra, s", "overhead, s")
     rows: list[list[Cell]] = [
         [stage, *(round(parts[key], 2) for key in ("wall", "model", "algebra", "overhead"))]
-        for stage, parts in summary.seconds.items()
+        for stage, parts in seconds.items()
     ]
     return Table(name="seconds", columns=columns, rows=rows)
 
 
-def _versions(context: Context) -> Table:
+def versions_table(context: Context) -> Table:
+    """Versions of packages, and the stages' fingerprints."""
     rows: list[list[Cell]] = [[name, version] for name, version in versions().items()]
     rows += [[f"fingerprint of {stage}", digest] for stage, digest in context.fingerprints.items()]
     return Table(name="versions", columns=("what", "version or digest"), rows=rows)

@@ -83,11 +83,14 @@ def test_a_report_of_a_run_that_is_not_finished_says_what_is_missing(tmp_path: P
 
     def refused() -> str:
         done = CliRunner().invoke(main, ["report", path])
-        assert done.exit_code == 1 and len(done.output.splitlines()) == 1
-        return done.output
+        assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+        page = made.run.report / "unfinished.html"
+        assert done.stdout == (f"unfinished {page}\n" if page.exists() else "")
+        return done.stderr
 
     missing, again = ", ".join(NAMES), f"adatsq-pipe run --run-dir {path}"
     assert refused() == f"error: {path} is not finished: {missing} not done; finish it with: {again}\n"
+    assert not made.run.report.exists(), "nothing is there to be shown"
     for stage in NAMES[:4]:
         made.commit(stage, "u", complete=True)
     made.commit("search", "a", "b")
@@ -98,7 +101,7 @@ def test_a_report_of_a_run_that_is_not_finished_says_what_is_missing(tmp_path: P
     assert "unit 'c' of search failed: ValueError: no" in said
     (made.manifest("solve").unit_folder("u") / "bytes").unlink()
     assert "unit 'u' of solve is damaged: a file is missing or has the wrong size" in refused()
-    made.run.report.mkdir()
+    assert again in (made.run.report / "unfinished.html").read_text()
     (made.run.report / "report.html").touch()
     assert f"; {path}/report/report.html is of what was finished before; finish it with" in refused()
     beat = Beat(host="node1", pid=7, space="", beat=time.time())
