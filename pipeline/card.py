@@ -167,8 +167,8 @@ def _size(count: int) -> str:
 
 
 def _interval(mean: Mean | Mapping[str, float], digits: int) -> str:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval, which a single caption does not have."""
     value, error = (
         (mean.mean, mean.standard_error) if isinstance(mean, Mean) else (mean["mean"], mean["standard_error"])
     )
-    return f"{value:.{digits}f} ± {1.96 * error:.{digits}f}"
+    return f"{value:.{digits}f} ± {1.96 * error:.{digits}f}" if error else f"{value:.{digits}f}"

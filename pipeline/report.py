@@ -151,6 +151,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
         scores = _scores(config, context, drawn)
     point, found = point_of(context), context.manifest("search").read("front").value["front"]
     widths, asked = weight_widths(context), config.settings[EvaluateSettings]
+    of_captions = grouped(drawn, len(asked.prompts))
     sizes, name = context.manifest("assemble").read("model").value, model_name(config.model)
     return Summary(
         title=f"{name}: {sizes['weight_bits']:.2f}-bit weights, {point.mean_bits:.2f}-bit activations",
@@ -159,14 +160,14 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
         quality=Quality(
             captions=len(asked.prompts),
             seeds=asked.seeds,
-            latent_error=_mean(drawn, "latent_error"),
-            latent_psnr=_mean(drawn, "latent_psnr"),
-            psnr=_mean(drawn, "psnr"),
-            ssim=_mean(drawn, "ssim"),
+            latent_error=_mean(of_captions, "latent_error"),
+            latent_psnr=_mean(of_captions, "latent_psnr"),
+            psnr=_mean(of_captions, "psnr"),
+            ssim=_mean(of_captions, "ssim"),
             asked_for=scores,
             per_step=_per_step(read_rows(context, "steps.parquet")),
             by_kind=by_kind(drawn, len(asked.prompts)) if asked.kinds else [],
-            metrics=metrics_of(grouped(drawn, len(asked.prompts))),
+            metrics=metrics_of(of_captions),
         ),
         bits=Bits(
             weights_with_scales=sizes["weight_bits"],
@@ -220,11 +221,14 @@ def _scores(config: RunConfig, context: Context, samples: list[Row]) -> dict[str
     return {**metrics.compare(samples), "frechet": {**distances, "pictures": len(quantized), "true_scenes": len(truth)}}
 
 
-def _mean(rows: list[Row], name: str) -> Mean:
-    """Mean with its standard error."""
-    values = [min(row[name], MOST_DECIBELS) if row[name] == math.inf else row[name] for row in rows]
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Mean(mean=statistics.fmean(values), standard_error=error, worst=_worst(name, values))
+def _mean(captions: list[list[Row]], name: str) -> Mean:
+    """Mean of the pictures, with its standard error over captions, each the mean of its seeds: draws of one caption are
+    alike, and count as one."""
+    values = [[MOST_DECIBELS if row[name] == math.inf else row[name] for row in rows] for rows in captions]
+    means = [statistics.fmean(seeds) for seeds in values]
+    error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    every = [value for seeds in values for value in seeds]
+    return Mean(mean=statistics.fmean(every), standard_error=error, worst=_worst(name, every))
 
 
 def _worst(name: str, values: list[float]) -> float:

@@ -23,10 +23,11 @@ UNFINISHED = "unfinished.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A mean over pictures with its standard error, and the worst picture's value."""
+    """A mean over pictures, and the worst picture's value."""
 
     mean: float
     standard_error: float
+    """Over captions, each the mean of its seeds; 0 of a single caption, which has none."""
     worst: float
 
 

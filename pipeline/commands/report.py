@@ -48,15 +48,15 @@ def report(run_dir: str, as_json: bool) -> None:
         if not all(step.complete for step in steps):
             _write_partial(config, place, steps, context, as_json)
             fail(_unfinished(place, steps), 1)
-        with run_lock(place):
-            try:
+        try:
+            with run_lock(place):
                 reporting.write(
                     config, place, steps, context, lambda line: click.echo(line, file=sys.stderr), again=True
                 )
-            except DamagedUnit as error:
-                context.manifest(error.stage).notes.add(error.unit, error.what)
-                _write_partial(config, place, plan(config, place)[0], context, as_json)
-                fail(f"{error}; do it again with: adatsq-pipe run --run-dir {place.display()}", 1)
+        except DamagedUnit as error:
+            context.manifest(error.stage).notes.add(error.unit, error.what)
+            _write_partial(config, place, plan(config, place)[0], context, as_json)
+            fail(f"{error}; do it again with: adatsq-pipe run --run-dir {place.display()}", 1)
         written |= {"report": place.display("report/" + PAGE), "pictures": place.display("report/pictures")}
         written |= {"summary": asdict(read_summary(place.report))} if as_json else {}
     if as_json:

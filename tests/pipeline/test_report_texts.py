@@ -146,5 +146,5 @@ def test_a_full_disk_and_a_damaged_unit_are_no_notes(error: Exception) -> None:
 def test_equal_latents_have_a_finite_mean(tmp_path: Path) -> None:
     """Where all frames are given, as of a clip that is only decoded, the quantized latents are the others' own."""
     rows: list[dict[str, Any]] = [{"latent_psnr": float("inf")}, {"latent_psnr": 40.0}]
-    found = report._mean(rows, "latent_psnr")
+    found = report._mean([rows], "latent_psnr")
     assert (found.mean, found.worst) == (120, 40)
