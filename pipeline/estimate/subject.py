@@ -120,6 +120,11 @@ def _of_config(path: Path) -> Subject:
     """A transformer alone."""
     config = _config(path)
     kind = str(config.get("_class_name", ""))
+    if not isinstance(getattr(diffusers, kind, None), type):
+        said = f"its _class_name {kind!r} is no class" if kind else "it has no _class_name, the name of a class"
+        raise ConfigError(
+            f"{path} is not a transformer's config: {said} of the installed diffusers {diffusers.__version__}"
+        )
     name = PIPELINES.get(kind, "")
     assumed = [
         "there is only a transformer: its autoencoder and text encoders are in no figure"

@@ -73,7 +73,10 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert code == 2 and "is not a model's config" in said
     (tmp_path / "other.json").write_text('{"_class_name": "Nothing"}')
     code, said = _plan(tmp_path / "other.json")
-    assert code == 2 and "'Nothing' is no model" in said
+    assert code == 2 and f"{tmp_path}/other.json is not a transformer's config: its _class_name 'Nothing' is no" in said
+    (tmp_path / "empty.json").write_text("{}")
+    code, said = _plan(tmp_path / "empty.json")
+    assert code == 2 and "it has no _class_name" in said and said.count("\n") == 1
 
 
 def test_a_device_is_as_fast_as_its_slowest_part() -> None:
