@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
-
-from safetensors import SafetensorError, safe_open
 
 from adatsq_pipe.storage.errors import NoTransformer, StorageError, UnusableModel
-from adatsq_pipe.storage.files import copy_files, write_text, write_with
+from adatsq_pipe.storage.files import copy_files, write_text
 from adatsq_pipe.storage.model_files import check_link, components, copied_files, weight_files
 from adatsq_pipe.storage.model_index import INDEX, component_config, is_component, read_index
+from adatsq_pipe.storage.weights import LazyTensor, Weights, lazy_tensors, load_bin, open_safetensors, write_weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
@@ -48,7 +44,7 @@ def write_pipeline(
     source: Path,
     target: Path,
     *,
-    tensors: Mapping[str, Tensor],
+    tensors: Weights,
     quantization_config: Mapping[str, object] | None,
     card: str,
     part: str = "transformer",
@@ -59,6 +55,7 @@ def write_pipeline(
     Only files that `from_pretrained` reads are copied, and those beside them that `model_files` names.
     `quantization_config` goes into the denoiser's config (None removes the one it had); `card` becomes README.md.
     `others` are denoisers that `write_component` writes afterwards. Equal tensors give equal bytes.
+    One shard's tensors are in memory at a time (see `weights`).
     """
     copy_files(source, target, copied_files(source, without=[part, *others]))
     write_component(source, target, part=part, tensors=tensors, quantization_config=quantization_config)
@@ -70,12 +67,10 @@ def write_component(
     target: Path,
     *,
     part: str,
-    tensors: Mapping[str, Tensor],
+    tensors: Weights,
     quantization_config: Mapping[str, object] | None,
 ) -> None:
     """Write the denoiser `part` of the pipeline at `source` to `target`, with `tensors` as its weights."""
-    from safetensors.torch import save_file  # imports torch, which `status` does without
-
     config = component_config(source, part)
     config.pop("quantization_config", None)
     if quantization_config is not None:
@@ -84,21 +79,17 @@ def write_component(
         shutil.rmtree(target / part)
     (target / part).mkdir()
     write_text(target / part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    stored = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    write_with(
-        target / part / "diffusion_pytorch_model.safetensors",
-        lambda path: save_file(stored, path, metadata={"format": "pt"}),
-    )
+    write_weights(target / part, tensors)
 
 
-def read_transformer(source: Path, part: str = "transformer") -> dict[str, Tensor]:
+def stored_tensors(source: Path, part: str = "transformer") -> dict[str, LazyTensor]:
     """Every tensor of the pipeline's denoiser `part`, in its stored dtype, from the files that `from_pretrained` reads.
 
-    Raises StorageError if there are none, or one does not load.
+    None is read before its `load`. Raises StorageError if there are none, or a file does not load.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for path in weight_files(source, part):
-        tensors.update(_load(path))
+        tensors.update(lazy_tensors(path))
     if not tensors:
         raise UnusableModel(components(source)[part].fault if part in components(source) else f"{source} has no {part}")
     return tensors
@@ -116,7 +107,7 @@ def read_ending(source: Path, part: str, ending: str) -> dict[str, npt.NDArray[A
     """
     found: dict[str, npt.NDArray[Any]] = {}
     for path in weight_files(source, part):
-        with _header(path) as file:
+        with open_safetensors(path) as file:
             found |= {name: file.get_tensor(name) for name in file.keys() if name.endswith(ending)}  # noqa: SIM118
     return found
 
@@ -146,43 +137,8 @@ def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         if path.suffix == ".bin":
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _load_bin(path, "meta").items()}
+            shapes |= {name: tuple(tensor.shape) for name, tensor in load_bin(path, "meta").items()}
             continue
-        with _header(path) as file:
+        with open_safetensors(path) as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return shapes
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file of weights (CPU). Raises StorageError if it does not load."""
-    from safetensors.torch import load_file  # imports torch, which `status` does without
-
-    if path.suffix == ".bin":
-        return _load_bin(path, "cpu")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} does not load ({error}); copy the model folder again") from None
-    return tensors
-
-
-def _load_bin(path: Path, device: str) -> dict[str, Tensor]:
-    """The tensors of a file in torch's own format, as diffusers loads it: tensors alone, no code is run."""
-    import torch  # `status` does without
-
-    try:
-        stored = torch.load(path, map_location=device, weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:  # whatever zip, pickle and torch raise for a damaged file
-        why = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{path} does not load ({why}); copy the model folder again") from None
-    return {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
-
-
-@contextmanager
-def _header(path: Path) -> Iterator[safe_open]:
-    """A safetensors file, opened without reading its tensors. Raises StorageError if it is damaged."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} is not readable as safetensors: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, cast
@@ -22,6 +23,7 @@ from torch import Tensor
 from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
 from adatsq_pipe.storage.files import write_with
 from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.storage.weights import LazyTensor
 
 _BIT_TYPES = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
@@ -81,6 +83,23 @@ def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
     chosen = names if names is not None else sorted(members)
     stacks = {stack: array_of(group, stack) for stack in {members[name][0] for name in chosen}}
     return {name: _tensor(stacks[members[name][0]], members[name][1]) for name in chosen}
+
+
+def lazy(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors that `read` gives, each read when it is needed."""
+    group = open_group(folder)
+    members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
+    found: dict[str, LazyTensor] = {}
+    for name in sorted(group.array_keys() if members is None else members):
+        array = array_of(group, name if members is None else members[name][0])
+        shape = array.shape if members is None else array.shape[1:]
+        dtype = _BY_NAME.get(str(array.attrs.get("dtype", ""))) or torch.from_numpy(np.empty(0, array.dtype)).dtype
+        found[name] = LazyTensor(tuple(shape), dtype, partial(_one, folder, name))
+    return found
+
+
+def _one(folder: Path, name: str) -> Tensor:
+    return read(folder, [name])[name]
 
 
 def write_scratch(folder: Path, tensors: Mapping[str, Tensor]) -> None:

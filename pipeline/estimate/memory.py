@@ -14,6 +14,7 @@ from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
+from adatsq_pipe.storage.weights import SHARD_BYTES
 
 PROCESS = 650 * 10**6
 """Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
@@ -26,6 +27,8 @@ SCATTERED = 1.15
 """Memory of a backward pass's many tensors over their bytes, in C's heap."""
 DECODING = 8.0
 """Maps of the picture's size, with the channels of its last layers, that an autoencoder holds at most as it decodes."""
+PACKING = 3
+"""Copies of a layer's codes, a byte each, while they are read and packed."""
 STAGES = tuple(all_stages())
 WITH_MODEL = ("capture", "fisher", "search", "reference", "evaluate")
 """The stages that run a model."""
@@ -213,8 +216,9 @@ def _solve(outlook: Outlook, width: int, out: int) -> float:
 
 
 def _assembly(outlook: Outlook) -> float:
-    """The denoisers' stored tensors beside their packed layers; nothing else is loaded."""
-    return float(stored_of(outlook) + sum(denoiser_bytes(outlook, part) for part in outlook.denoising))
+    """The tensors of the largest shard, and one layer's codes as they are packed; nothing else is loaded."""
+    shard = max(min(SHARD_BYTES, denoiser_bytes(outlook, part)) for part in outlook.denoising)
+    return float(shard + PACKING * max(width * out for width, out in _shapes(outlook)))
 
 
 def stored_of(outlook: Outlook) -> int:

@@ -1,4 +1,7 @@
-"""Assemble's worker: writes the quantized pipeline folder."""
+"""Assemble's worker: writes the quantized pipeline folder.
+
+Names, shapes and sizes are collected first. Tensors are read, and codes packed, as a shard is written.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,14 @@ from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.denoiser.inspection import on_meta
 from adatsq_pipe.stages.denoiser.stored_names import ignored
 from adatsq_pipe.stages.export.model_card import card
-from adatsq_pipe.stages.numerics.packing import pack
+from adatsq_pipe.stages.numerics.packing import pack, packed_bytes
 from adatsq_pipe.stages.runtime.spec import FORMAT
 from adatsq_pipe.storage import tensors
-from adatsq_pipe.storage.checkpoint import read_transformer, write_component, write_pipeline
+from adatsq_pipe.storage.checkpoint import stored_tensors, write_component, write_pipeline
 from adatsq_pipe.storage.files import write_text
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.model_index import component_config
+from adatsq_pipe.storage.weights import LazyTensor
 
 T = TypeVar("T")
 
@@ -58,11 +62,13 @@ class Assemble:
                 called = {"call": dict(model.call), "world": model.world}
                 write_text(unit.folder / "sampling.json", json.dumps(called, indent=1) + "\n")
 
-    def _tensors(self, source: Path) -> tuple[dict[str, tuple[dict[str, Tensor], dict[str, Plain]]], dict[str, Plain]]:
+    def _tensors(
+        self, source: Path
+    ) -> tuple[dict[str, tuple[dict[str, Tensor | LazyTensor], dict[str, Plain]]], dict[str, Plain]]:
         """(all tensors and layer specs by denoiser, sizes in all). Of several denoisers names begin with the part."""
         survey = survey_of(self.context)
         prefixes = {part: f"{part}." for part in survey.steps_of_component} or {"transformer": ""}
-        stored = {
+        stored: dict[str, Tensor | LazyTensor] = {
             f"{prefix}{name}": tensor
             for part, prefix in prefixes.items()
             for name, tensor in _of_model(source, part, prefix, survey).items()
@@ -72,16 +78,16 @@ class Assemble:
         for i, row in enumerate(survey.layers):
             name = row.name
             marker, folder = self.context.read("solve", f"layer/{name}")
-            solved, spec = tensors.read(folder), marker.value["spec"]
+            solved, spec = tensors.lazy(folder), marker.value["spec"]
             if stored.pop(f"{name}.weight", None) is None:
                 raise StageError(f"{source} stores no tensor {name}.weight; its names are not the model's")
-            parts = {
+            parts: dict[str, Tensor | LazyTensor] = {
                 **solved,
-                "codes": pack(solved["codes"], spec["weight_bits"]),
+                "codes": _packed(solved["codes"], spec["weight_bits"]),
                 "policy": torch.tensor(policy.of_layer(i), dtype=torch.uint8),
             }
             if "bias" in parts:
-                parts["bias"] = parts["bias"].to(_at_least_16_bits(stored[f"{name}.bias"].dtype))
+                parts["bias"] = _cast(solved["bias"], _at_least_16_bits(stored[f"{name}.bias"].dtype))
             stored.update({f"{name}.{part}": tensor for part, tensor in parts.items()})
             parts.pop("bias", None)
             specs[name] = spec
@@ -111,15 +117,24 @@ def _timestep_of(source: Path, part: str) -> dict[str, str]:
     return {"timestep": argument} if argument else {}
 
 
-def _of_model(source: Path, part: str, prefix: str, survey: Survey) -> dict[str, Tensor]:
+def _of_model(source: Path, part: str, prefix: str, survey: Survey) -> dict[str, LazyTensor]:
     """The stored tensors of a denoiser that diffusers takes. It warns of others, and the result would not load."""
-    stored, layers = read_transformer(source, part), tuple(f"{row.name}." for row in survey.layers)
+    stored, layers = stored_tensors(source, part), tuple(f"{row.name}." for row in survey.layers)
     try:
         model = on_meta(component_config(source, part), source / part)
     except NotTaken:  # a class of another library
         return stored
     dropped = ignored(model, stored)
     return {n: t for n, t in stored.items() if n not in dropped or f"{prefix}{n}".startswith(layers)}
+
+
+def _packed(codes_OI: LazyTensor, bits: int) -> LazyTensor:
+    out, width = codes_OI.shape
+    return LazyTensor((out, packed_bytes(width, bits)), torch.uint8, lambda: pack(codes_OI.load(), bits))
+
+
+def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    return LazyTensor(tensor.shape, dtype, lambda: tensor.load().to(dtype))
 
 
 def _at_least_16_bits(dtype: torch.dtype) -> torch.dtype:

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 
 from adatsq_pipe.storage.checkpoint import (
     find_pipeline,
-    read_transformer,
     stored_sizes,
+    stored_tensors,
     weight_shapes,
     write_component,
     write_pipeline,
@@ -131,14 +131,14 @@ def test_a_part_replaces_the_one_that_was_there(model: Path, tmp_path: Path) -> 
 
 
 def test_the_transformer_is_read_from_all_its_shards(model: Path) -> None:
-    tensors = read_transformer(model)
+    tensors = {name: tensor.load() for name, tensor in stored_tensors(model).items()}
     assert {name: (tuple(x.shape), float(x.flatten()[0])) for name, x in tensors.items()} == {
         "a.weight": ((4, 5), 2.0),
         "b.weight": ((2, 3), 1.0),
         "b.bias": ((2,), 1.0),
     }
     with pytest.raises(StorageError, match="has no transformer_2"):
-        read_transformer(model, "transformer_2")
+        stored_tensors(model, "transformer_2")
 
 
 def test_weights_of_a_variant_beside_the_plain_ones_are_not_read(model: Path) -> None:
@@ -151,7 +151,7 @@ def test_weights_of_a_variant_beside_the_plain_ones_are_not_read(model: Path) ->
         }
         save_file(tensors, model / "transformer" / name)
     save_file({"a.weight": np.full((4, 6), 8, "f4")}, model / "transformer" / "diffusion_pytorch_model.safetensors")
-    tensors = {name: float(tensor.flatten()[0]) for name, tensor in read_transformer(model).items()}
+    tensors = {name: float(tensor.load().flatten()[0]) for name, tensor in stored_tensors(model).items()}
     assert tensors == {"a.weight": 2.0, "b.weight": 1.0, "b.bias": 1.0}
     assert weight_shapes(model) == {"a": (4, 5), "b": (2, 3)}
     assert stored_sizes(model)["transformer"] == {"a.weight": 20, "b.bias": 2, "b.weight": 6}
@@ -162,21 +162,23 @@ def test_weights_in_torchs_own_format_are_read_as_tensors_and_run_no_code(model:
         path.unlink()
     path = model / "transformer" / "diffusion_pytorch_model.bin"
     torch.save({"a.weight": torch.full((4, 5), 3.0).bfloat16(), "step": 7}, path)
-    (read,) = read_transformer(model).values()
+    (lazy,) = stored_tensors(model).values()
+    read = lazy.load()
+    assert (lazy.shape, lazy.dtype, lazy.nbytes) == ((4, 5), torch.bfloat16, 40)
     assert read.dtype == torch.bfloat16 and torch.equal(read, torch.full((4, 5), 3.0).bfloat16())
     assert weight_shapes(model) == {"a": (4, 5)} and stored_sizes(model)["transformer"] == {"a.weight": 20}
     torch.save({"a.weight": torch.full((4, 5), 3.0)}, path, _use_new_zipfile_serialization=False)
-    assert torch.equal(read_transformer(model)["a.weight"], torch.full((4, 5), 3.0)), "files from before torch 1.6"
+    assert torch.equal(stored_tensors(model)["a.weight"].load(), torch.full((4, 5), 3.0)), "files from before torch 1.6"
     assert weight_shapes(model) == {"a": (4, 5)}
     whole = path.read_bytes()
     for damaged in (whole[:100], b"", b"not a checkpoint"):
         path.write_bytes(damaged)
-        for reader in (read_transformer, stored_sizes, weight_shapes):
+        for reader in (stored_tensors, stored_sizes, weight_shapes):
             with pytest.raises(StorageError, match=r"diffusion_pytorch_model\.bin does not load"):
                 reader(model)
     torch.save({"a.weight": tmp_path}, path)
     with pytest.raises(StorageError, match="does not load"):
-        read_transformer(model)
+        stored_tensors(model)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
@@ -209,6 +211,6 @@ def test_shapes_are_those_of_the_weights_by_module(model: Path) -> None:
 def test_a_damaged_file_of_weights_is_named(model: Path) -> None:
     path = model / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    for reader in (read_transformer, stored_sizes, weight_shapes):
+    for reader in (stored_tensors, stored_sizes, weight_shapes):
         with pytest.raises(StorageError, match="00001-of-00002"):
             reader(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,18 @@ def test_scratch_is_one_safetensors_file(tmp_path: Path) -> None:
         assert np.array_equal(file.get_tensor("b"), np.array([[0, 3], [1, 4], [2, 5]], "f4"))
     back = tensors.read_scratch(tmp_path)
     assert list(back) == ["a", "b", "c"] and torch.equal(back["b"], x.T) and back["c"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("write", [tensors.write, tensors.write_stacked])
+def test_lazy_tensors_have_the_sizes_of_those_that_they_load(
+    write: Callable[[Path, dict[str, torch.Tensor]], None], tmp_path: Path
+) -> None:
+    stored = {"b": torch.randn(3, 5).bfloat16(), "a": torch.arange(4), "c": torch.ones(3, 5).bfloat16()}
+    write(tmp_path, stored)
+    found = tensors.lazy(tmp_path)
+    assert {n: (t.shape, t.dtype, t.nbytes) for n, t in found.items()} == {
+        "a": ((4,), torch.int64, 32),
+        "b": ((3, 5), torch.bfloat16, 30),
+        "c": ((3, 5), torch.bfloat16, 30),
+    }
+    assert all(torch.equal(found[name].load(), tensor) for name, tensor in stored.items())

@@ -54,9 +54,15 @@ FAULTS = [
         "storage/checkpoint.py",
         f"{STORAGE}checkpoint.py",
         ("math.prod", "sum"),
-        ("tensors.update(_load(path))", "tensors = _load(path)"),
-        ("weights_only=True, mmap", "weights_only=False, mmap"),
+        ("tensors.update(lazy_tensors(path))", "tensors = lazy_tensors(path)"),
         ('config.pop("quantization_config", None)', "pass"),
+    ),
+    *faults("storage/weights.py", f"{STORAGE}checkpoint.py", ("weights_only=True, mmap", "weights_only=False, mmap")),
+    *faults(
+        "storage/weights.py",
+        f"{STORAGE}weights.py",
+        ("for name in sorted(tensors)}", "for name in tensors}"),
+        ("max_shard_size=SHARD_BYTES", "max_shard_size=2 * SHARD_BYTES"),
     ),
     *faults(
         "storage/model_files.py",

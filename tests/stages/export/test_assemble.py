@@ -19,6 +19,8 @@ from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.export import assemble_worker
 from adatsq_pipe.stages.export.assemble import STAGE
 from adatsq_pipe.stages.export.assemble_worker import Assemble
+from adatsq_pipe.storage import weights
+from adatsq_pipe.storage.model_files import copied_files, weight_files
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES
 from tests.support.made_store import MadeStore, make_store
@@ -259,6 +261,48 @@ def test_of_two_denoisers_each_has_its_own_layers(tmp_path: Path) -> None:
     whole = 2 * sum(tensor.numel() for stored in parts.values() for tensor in stored.values())
     assert value["transformer_bytes_bf16"] == whole
     assert not (folder / "sampling.json").exists()
+
+
+@pytest.mark.parametrize("parts", [("transformer",), ("transformer", "transformer_2")], ids=len)
+def test_shards_hold_the_tensors_and_sizes_of_the_single_file(
+    parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three packed layers and a projection in bfloat16 take about 2 KB: shards of 600 bytes are at least three."""
+    found: list[tuple[dict[str, Any], dict[str, dict[str, bytes]], set[str]]] = []
+    for limit in (weights.SHARD_BYTES, 600):
+        monkeypatch.setattr(weights, "SHARD_BYTES", limit)
+        store = make_store(tmp_path / str(limit))
+        prefixes = {part: f"{part}." for part in parts} if len(parts) > 1 else {"transformer": ""}
+        rows = [{**store.row(n), "name": p + n, "part": part} for part, p in prefixes.items() for n in SHAPES]
+        survey = {"parts": {part: [i] for i, part in enumerate(parts)}} if len(parts) > 1 else {}
+        store.bits = [[4] * len(rows) for _ in range(3)]
+        store.write_survey(layers=rows, **survey)
+        store.write_front()
+        _source(Path(store.context.model.path), {part: _weights(prefix) for part, prefix in prefixes.items()})
+        for prefix in prefixes.values():
+            for name in SHAPES:
+                _write_layer(store, name, prefix + name)
+        value, folder = _assembled(store)
+        read: dict[str, dict[str, bytes]] = {part: {} for part in parts}
+        for path in weight_paths(folder, parts):
+            read[path.parent.name] |= {
+                n: t.contiguous().view(torch.uint8).numpy().tobytes() for n, t in load_file(path).items()
+            }
+        found.append((value, read, set(copied_files(folder))))
+    (value, single, _), (sharded_value, sharded, copied) = found
+    assert sharded_value == value and sharded == single
+    for part in parts:
+        index = json.loads((folder / part / f"{FILE}.index.json").read_text())
+        files = set(index["weight_map"].values())
+        assert set(index["weight_map"]) == set(single[part]) and len(files) >= 3
+        assert copied >= {f"{part}/{name}" for name in (*files, f"{FILE}.index.json", "config.json")}
+    marker = store.manifest("assemble").verify("model")
+    assert copied <= set(marker.files), "the marker vouches for every shard"
+
+
+def weight_paths(folder: Path, parts: tuple[str, ...]) -> list[Path]:
+    """The files of tensors of the denoisers, as from_pretrained finds them."""
+    return [path for part in parts for path in weight_files(folder, part)]
 
 
 def test_a_family_says_where_its_timestep_is(store: MadeStore) -> None:

@@ -17,7 +17,7 @@ from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.numerics.transform import block_size, hadamard, rotate
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
-from adatsq_pipe.storage.checkpoint import read_transformer, write_pipeline
+from adatsq_pipe.storage.checkpoint import stored_tensors, write_pipeline
 
 
 def quantize(
@@ -31,7 +31,7 @@ def quantize(
 ) -> Path:
     """Write the pipeline at `source` to `target`, its blocks' linears at `widths` in turn, the rest in bfloat16."""
     pipe = DiffusionPipeline.from_pretrained(source)
-    tensors: dict[str, Tensor] = {name: tensor.bfloat16() for name, tensor in read_transformer(source).items()}
+    tensors: dict[str, Tensor] = {name: tensor.load().bfloat16() for name, tensor in stored_tensors(source).items()}
     layers: dict[str, Any] = {}
     for bits, (name, linear) in zip(cycle(widths), quantizable_linears(pipe.transformer).items(), strict=False):
         spec = LayerSpec(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import adatsq_pipe.stages.runtime as runtime
 from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
+from adatsq_pipe.storage import weights
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.conftest import FAMILIES
 from tests.stages.runtime.folders import quantize
@@ -49,6 +50,18 @@ def draw(pipe: Any, folder: Path) -> torch.Tensor:
     asked: dict[str, Any] = {"class_labels": [3]} if folder.name == "dit" else {"prompt": "a red circle"}
     call = json.loads((folder / "sampling.json").read_text())["call"]
     return torch.as_tensor(pipe(**asked, **call, generator=torch.Generator().manual_seed(0), output_type="np")[0])
+
+
+def test_a_folder_written_in_shards_draws_the_same(
+    folder: Path, family: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SHARD_BYTES", 8_000)
+    name = folder.name
+    sharded = quantize(family(name), tmp_path / name, TIMESTEPS[name])
+    assert len(list((sharded / "transformer").glob("*-of-*.safetensors"))) > 2
+    assert not (sharded / "transformer" / WEIGHTS).exists()
+    drawn = [draw(DiffusionPipeline.from_pretrained(each), folder) for each in (folder, sharded)]
+    assert torch.equal(*drawn)
 
 
 def test_pipeline_and_bare_transformer_are_the_same(folder: Path) -> None:
