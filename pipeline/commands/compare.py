@@ -27,8 +27,10 @@ from adatsq_pipe.pipeline.commands.shell import (
 )
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.devices import check_device
+from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import check_model, load_config
 from adatsq_pipe.storage.files import read_text
+from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def compare(
     place = RunDir.open(run_dir)
     extra = cluster_overrides(executor, address)
     first = load_config(place, model, preset, file, (*sets, *extra))
+    if model is None:
+        _check_comparison(place, first)
     check_model(first)
 
     def load(recipe: Sequence[str]) -> RunConfig:
@@ -103,6 +107,21 @@ def compare(
         click.echo(f"page      {place.display('compare.html')}")
     if outcome.failed:
         fail(f"{outcome.failed} rows failed; the reasons are below the table", 1)
+
+
+def _check_comparison(place: RunDir, config: RunConfig) -> None:
+    """Raise ConfigError if the run directory holds a comparison of another model than the one that would be taken where
+    none is named: its page and tables would be written over."""
+    from adatsq_pipe.pipeline.comparison import compared, read_comparison  # as in _print_rows
+
+    if not place.exists() or not compared(place):
+        return
+    before = read_comparison(place).model
+    if before != model_name(config.model):
+        raise ConfigError(
+            f"{place.display()} holds a comparison of {before}, and without --model this one is of "
+            f"{model_name(config.model)}; name the --model, or another --run-dir"
+        )
 
 
 def _print_rows(place: RunDir, rows: Sequence[Row]) -> None:
