@@ -59,7 +59,7 @@ def test_a_whole_repository_in_the_hubs_cache_with_the_run_inside_it(tiny_flux: 
     loaded = {str(path.relative_to(tiny_flux)) for path in tiny_flux.rglob("*") if path.is_file()}
     result = (run / "model").resolve()
     files = {str(path.relative_to(result)) for path in result.rglob("*") if path.is_file()}
-    assert files == {*loaded, "LICENSE.md", "README.md", "policy.png"}
+    assert files == {*loaded, "LICENSE.md", "README.md", "policy.png", "sheet.png"}
     assert {path.stat().st_mode & 0o777 for path in result.rglob("*")} == {0o644, 0o755}
     assert json.loads((run / "report" / "summary.json").read_text())["title"].startswith("acme/Tiny-Flux: ")
     assert "base_model: acme/Tiny-Flux\n" in (result / "README.md").read_text()

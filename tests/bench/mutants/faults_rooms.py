@@ -68,7 +68,7 @@ FAULTS = [
     *faults(
         "pipeline/captions.py",
         f"{PIPELINE}config.py",
-        ("lines[1 if held_out else 0 :: 2]", "lines[0::2]"),
+        ("splitlines()[::2]", "splitlines()[1::2]"),
         ('split = "held_out" if held_out else "train"', 'split = "train"'),
     ),
     *faults(
@@ -108,7 +108,7 @@ FAULTS = [
     *faults(
         "pipeline/report.py",
         f"{PIPELINE}report.py",
-        ("/ math.sqrt(len(values))", "/ len(values)"),
+        ("/ math.sqrt(len(means))", "/ len(means)"),
         ('max(values) if name == "latent_error" else min(values)', "min(values)"),
     ),
     *faults(

@@ -76,11 +76,8 @@ FAULTS = [
         ("recipe.regions and timegroups", "not recipe.regions and timegroups"),
         ("found.scale_OG.bfloat16().float())", "found.scale_OG)"),
         ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
-        (
-            "grid, damping=self.settings.damping, act_order=self",
-            "grid, damping=self.settings.damping, act_order=not self",
-        ),
-        ("grid, damping=self.settings.damping", "grid, damping=10 * self.settings.damping"),
+        ("self.settings.damping, self.settings.act_order)", "self.settings.damping, not self.settings.act_order)"),
+        ("basis.of_gram(gram), self.settings.damping", "basis.of_gram(gram), 10 * self.settings.damping"),
         ("rounds=recipe.rank_rounds", "rounds=1"),
     ),
     *faults(
@@ -180,7 +177,7 @@ FAULTS = [
         "tests/stages/base/test_units.py",
         ("min(start + size, count)", "start + size"),
         ("manifest.fail(key, traceback.format_exc())", "pass"),
-        ("missing = manifest.missing(keys)", "missing = list(keys)"),
+        ("missing = set(context.manifest(worker.stage).missing(units))", "missing = set(units)"),
     ),
     *faults(
         "stages/scenes/world/metrics.py",

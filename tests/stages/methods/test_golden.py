@@ -16,12 +16,12 @@ from tests.whole import harness
 pytestmark = pytest.mark.run
 
 QUICK = {
-    "adatsq": 0.0309,
-    "endpoint": 0.0325,
+    "adatsq": 0.0123,
+    "endpoint": 0.0131,
     "orbitquant": 0.0837,
     "ptq4dit": 0.239,
     "q_dit": 0.131,
-    "quarot": 0.0667,
+    "quarot": 0.0615,
     "rtn": 0.114,
     "smoothquant": 0.0303,
 }
