@@ -55,7 +55,7 @@ def write_pipeline(
     Only files that `from_pretrained` reads are copied, and those beside them that `model_files` names.
     `quantization_config` goes into the denoiser's config (None removes the one it had); `card` becomes README.md.
     `others` are denoisers that `write_component` writes afterwards. Equal tensors give equal bytes.
-    One shard's tensors are in memory at a time (see `weights`).
+    One tensor is in memory at a time (see `weights`).
     """
     copy_files(source, target, copied_files(source, without=[part, *others]))
     write_component(source, target, part=part, tensors=tensors, quantization_config=quantization_config)

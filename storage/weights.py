@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from zipfile import is_zipfile
 from safetensors import SafetensorError, safe_open
 
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.files import write_text, write_with
+from adatsq_pipe.storage.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ Weights = Mapping[str, "Tensor | LazyTensor"]
 def write_weights(folder: Path, tensors: Weights) -> None:
     """Write `tensors` to `folder` as diffusers reads them: one file, or shards of SHARD_BYTES with their index.
 
-    The tensors of one shard are in memory at a time. Equal tensors give equal bytes, whatever their order.
+    One tensor is in memory at a time. Equal tensors give equal bytes, whatever their order.
     """
     from huggingface_hub import split_state_dict_into_shards_factory  # `status` does without
 
@@ -60,18 +61,57 @@ def write_weights(folder: Path, tensors: Weights) -> None:
         max_shard_size=SHARD_BYTES,
     )
     for file, names in plan.filename_to_tensors.items():
-        _write_shard(folder / file, {name: tensors[name] for name in names})
+        write_safetensors(folder / file, {name: tensors[name] for name in names})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_text(folder / f"{STEM}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_shard(path: Path, tensors: Weights) -> None:
-    """Its tensors are freed when it returns, before those of the next shard are read."""
-    from safetensors.torch import save_file  # imports torch, which `status` does without
+DTYPES = (
+    "uint64 U64", "int64 I64", "float64 F64", "complex64 C64", "float32 F32", "uint32 U32", "int32 I32",
+    "bfloat16 BF16", "float16 F16", "uint16 U16", "int16 I16", "float8_e5m2fnuz F8_E5M2FNUZ",
+    "float8_e4m3fnuz F8_E4M3FNUZ", "float8_e8m0fnu F8_E8M0", "float8_e4m3fn F8_E4M3", "float8_e5m2 F8_E5M2",
+    "int8 I8", "uint8 U8", "bool BOOL",
+)  # fmt: skip
+"""torch's dtypes and safetensors' names of them, in the order in which safetensors puts tensors into a file."""
+_RANKS = {f"torch.{line.split()[0]}": (rank, line.split()[1]) for rank, line in enumerate(DTYPES)}
 
-    shard = {n: (t.load() if isinstance(t, LazyTensor) else t).contiguous() for n, t in tensors.items()}
-    write_with(path, lambda path: save_file(shard, path, metadata={"format": "pt"}))
+
+def write_safetensors(path: Path, tensors: Weights) -> None:
+    """Write `tensors` to a safetensors file: byte for byte as `save_file` does, one tensor in memory at a time.
+
+    `save_file` takes tensors that are in memory, all of them. Raises StorageError for a dtype without a name in DTYPES.
+    """
+    for name, tensor in tensors.items():
+        if str(tensor.dtype) not in _RANKS:
+            raise StorageError(f"{name} has the dtype {tensor.dtype}, which safetensors files do not hold")
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    order = sorted(tensors, key=lambda name: (_RANKS[str(tensors[name].dtype)][0], name.encode()))
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        kind = _RANKS[str(tensor.dtype)][1]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(tensors[name]))
+
+
+def _bytes(tensor: Tensor | LazyTensor) -> memoryview:
+    """The numbers of a tensor as a safetensors file holds them."""
+    import torch  # `status` does without
+
+    loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor
+    if (tuple(loaded.shape), loaded.dtype) != (tuple(tensor.shape), tensor.dtype):
+        raise StorageError(f"a tensor of {tensor.dtype} {list(tensor.shape)} is {loaded.dtype} {list(loaded.shape)}")
+    flat = loaded.detach().cpu().contiguous().reshape(-1)
+    values = flat.view(torch.uint8).numpy()
+    return (values if sys.byteorder == "little" else values.reshape(-1, flat.itemsize)[:, ::-1].copy()).data
 
 
 def lazy_tensors(path: Path) -> dict[str, LazyTensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adatsq_pipe.pipeline.estimate.disk import FLOAT, denoiser_bytes, quantized_layers
+from adatsq_pipe.pipeline.estimate.disk import FLOAT, quantized_layers
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.placement import ROOM, RUNTIME
 from adatsq_pipe.stages.architecture import memory
@@ -14,7 +14,6 @@ from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
-from adatsq_pipe.storage.weights import SHARD_BYTES
 
 PROCESS = 650 * 10**6
 """Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
@@ -216,9 +215,8 @@ def _solve(outlook: Outlook, width: int, out: int) -> float:
 
 
 def _assembly(outlook: Outlook) -> float:
-    """The tensors of the largest shard, and one layer's codes as they are packed; nothing else is loaded."""
-    shard = max(min(SHARD_BYTES, denoiser_bytes(outlook, part)) for part in outlook.denoising)
-    return float(shard + PACKING * max(width * out for width, out in _shapes(outlook)))
+    """One layer's codes as they are packed. The tensors of a shard are written one by one, from their files."""
+    return float(PACKING * max(width * out for width, out in _shapes(outlook)))
 
 
 def stored_of(outlook: Outlook) -> int:

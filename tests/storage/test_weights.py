@@ -1,4 +1,4 @@
-"""Shards whose contents follow from sizes counted by hand, and how many tensors are in memory as they are written."""
+"""Shards whose contents follow from sizes counted by hand, and how many tensors are in memory meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adatsq_pipe.storage import weights
 from adatsq_pipe.storage.errors import StorageError
-from adatsq_pipe.storage.weights import LazyTensor, lazy_tensors, write_weights
+from adatsq_pipe.storage.weights import DTYPES, LazyTensor, lazy_tensors, write_safetensors, write_weights
 
 BYTES = {"d": 400, "a": 400, "c": 300, "b": 600, "e": 1200, "f": 100}
 """Sizes of the tensors: at most 1000 to a shard, `e` alone has more."""
@@ -50,7 +50,19 @@ def test_of_what_fits_one_file_the_bytes_are_those_of_safetensors(tmp_path: Path
     assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
-def test_tensors_of_one_shard_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_every_dtype_has_the_bytes_of_safetensors(tmp_path: Path) -> None:
+    """Also names that JSON escapes, an empty tensor, a scalar, and one that is not contiguous."""
+    eight = torch.arange(56, 64, dtype=torch.uint8)
+    dtypes = [getattr(torch, line.split()[0]) for line in DTYPES]
+    tensors = {f'{i} "é\n': eight.clone().view(dtype) for i, dtype in enumerate(dtypes) if dtype != torch.bool}
+    tensors |= {"bool": eight > 58, "none": torch.zeros(0, 3), "scalar": torch.tensor(1.5), "z": torch.rand(3, 4)}
+    assert len(tensors) == 22
+    save_file(tensors, tmp_path / "wanted", metadata={"format": "pt"})
+    write_safetensors(tmp_path / "found", {**tensors, "z": tensors["z"].T.contiguous().T})
+    assert (tmp_path / "found").read_bytes() == (tmp_path / "wanted").read_bytes()
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SHARD_BYTES", 1000)
     alive, most = 0, 0
 
@@ -67,7 +79,16 @@ def test_tensors_of_one_shard_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
         alive -= 1
 
     write_weights(tmp_path, {f"t{i}": LazyTensor((400,), torch.uint8, load) for i in range(9)})
-    assert (most, alive) == (2, 0) and len(list(tmp_path.glob("*.safetensors"))) == 5
+    assert (most, alive) == (1, 0) and len(list(tmp_path.glob("*.safetensors"))) == 5
+
+
+def test_what_a_file_cannot_hold_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"c has the dtype torch\.complex128"):
+        write_safetensors(tmp_path / "file", {"a": torch.zeros(2), "c": torch.zeros(2, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())
+    changed = LazyTensor((2,), torch.float32, lambda: torch.zeros(3))
+    with pytest.raises(StorageError, match=r"torch\.float32 \[2\] is torch\.float32 \[3\]"):
+        write_safetensors(tmp_path / "file", {"a": changed})
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin", "old.bin"])
