@@ -3,7 +3,7 @@
 Faults that change every run alike show here. The figures are means over three earlier runs of this test, on a CPU in
 float32, with dampings of the solve of .0099, .01 and .0101: another rounding of the same weights moved the error after
 the first step by at most a sixth, and the error at the end by up to a factor of 2.7. So the first is held to a quarter
-and the last to a factor of three. Four captions measure the wiring, not the methods (see tests/bench/results for those).
+and the last to a factor of three. Four captions measure the wiring, not the methods: see tests/bench/results.
 """
 
 from __future__ import annotations
