@@ -23,6 +23,8 @@ def _to(model: nn.Module, *args: object, **kwargs: object) -> nn.Module:
     """As `torch.nn.Module.to`: to a device, to a dtype, to both, or to those of a tensor."""
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[call-overload]
     if dtype is None:
+        # diffusers refuses `dtype` even if it is None, as where it saves a LoRA.
+        kwargs.pop("dtype", None)
         type(model).to(model, *args, **kwargs)  # type: ignore[call-overload]
         return model
     if device is not None:
@@ -38,6 +40,8 @@ def cast_unquantized(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in model.named_modules():
         if kept & set(name.split(".")):
             continue
+        if isinstance(module, QuantizedLinear):
+            module.compute_dtype = dtype
         own: list[tuple[str, Tensor]] = list(module.named_parameters(recurse=False))
         own += [] if isinstance(module, QuantizedLinear) else list(module.named_buffers(recurse=False))
         for leaf, tensor in own:

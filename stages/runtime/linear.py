@@ -7,7 +7,7 @@ unpacks some rows at a time, into integers that the dtype holds exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -30,6 +30,7 @@ from adatsq_pipe.stages.numerics.transform import hadamard, rotate
 from adatsq_pipe.stages.runtime.rounding import RoundedInput, round_by_rows
 from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import LayerSpec, StoredTensors
+from adatsq_pipe.stages.runtime.straight_through import StraightThrough
 
 EXECUTIONS = ("reference", "simulate", "packed")
 _UNPACKED_AT_ONCE = 2**24
@@ -85,6 +86,8 @@ class QuantizedLinear(nn.Module, StoredTensors):
         """Buffers that change from step to step. They are tensors so that one compiled graph serves every bit-width."""
         for name in self.step_buffers:
             self.register_buffer(name, torch.ones(()), persistent=False)
+        self.compute_dtype = dtype
+        """The model's dtype: that of an adapter put on the layer."""
         self.execution = "simulate"
         self.rounds: bool | None = None
         """Whether the policy rounds activations at every step (True), at none (False), or at some (None)."""
@@ -100,6 +103,11 @@ class QuantizedLinear(nn.Module, StoredTensors):
         self.code_sums: Tensor | None = None
         """Cache of the GPU kernels."""
         self.bits = WEIGHT_ONLY
+
+    @property
+    def qweight(self) -> Tensor:
+        """The packed codes, by the name under which peft looks for a quantized layer's device."""
+        return self.codes
 
     @property
     def bits(self) -> int:
@@ -139,6 +147,15 @@ class QuantizedLinear(nn.Module, StoredTensors):
         if self.spec.weight_bits < 8:
             return (codes.view(torch.int8) - zero.view(torch.int8)).to(dtype)
         return codes.to(dtype) - zero.to(dtype)
+
+    def parts(self) -> Iterator[slice]:
+        """Rows that are unpacked at once, in order."""
+        step = max(1, _UNPACKED_AT_ONCE // self.in_features)
+        return (slice(start, start + step) for start in range(0, self.out_features, step))
+
+    def weight_rows(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Rows `part` of the dequantized weight in the basis of the transformed input, [rows, in]; not cached."""
+        return self._unscaled(part, dtype).mul_(rows_of(self.scale, part).unsqueeze(2)).flatten(1)
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The dequantized weight in the basis of the transformed input, [out, in]; cached."""
@@ -231,7 +248,17 @@ class QuantizedLinear(nn.Module, StoredTensors):
         return self.shared.rounded(x, (RoundedInput, self._bits, self._rounding, as_codes), compute)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output [..., out] for an input [..., in], in the dtype of `x`."""
+        """The output [..., out] for an input [..., in], in the dtype of `x`.
+
+        The gradient with respect to `x` is that of the dequantized layer (`straight_through`).
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            output: Tensor = StraightThrough.apply(x, self.bias, self)  # type: ignore[no-untyped-call]
+            return output
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The output, as the layer's execution computes it."""
         if self.execution == "simulate":
             rounded = self._rounded_input(x, as_codes=False)
             out = functional.linear(rounded.values, self.weight_as(x.dtype), self.bias)
@@ -266,17 +293,15 @@ class QuantizedLinear(nn.Module, StoredTensors):
             return kernels.packed_linear(self, x)
         scaled_last = self.scale.shape[1] == 1 and not spec.codebook and dtype == _SCALED_LAST
         rounded = self._rounded_input(x, as_codes=scaled_last)
-        step = max(1, _UNPACKED_AT_ONCE // self.in_features)
         bias = None if self.bias is None else self.bias.to(dtype)
         parts = []
-        for start in range(0, self.out_features, step):
-            part = slice(start, start + step)
-            rows, scale = self._unscaled(part, dtype), rows_of(self.scale, part).unsqueeze(2)
+        for part in self.parts():
             if scaled_last:
-                parts.append(functional.linear(rounded.values, rows.flatten(1)).mul_(scale.flatten()))
+                rows, scale = self._unscaled(part, dtype).flatten(1), rows_of(self.scale, part).flatten()
+                parts.append(functional.linear(rounded.values, rows).mul_(scale))
             else:
-                rows, own_bias = rows.mul_(scale).flatten(1), None if bias is None else rows_of(bias, part)
-                parts.append(functional.linear(rounded.values, rows, own_bias))
+                own_bias = None if bias is None else rows_of(bias, part)
+                parts.append(functional.linear(rounded.values, self.weight_rows(part, dtype), own_bias))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         if rounded.scale is not None:
             out = out.mul_(rounded.scale.to(dtype))

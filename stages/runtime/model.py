@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear
 from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
+_ADAPTED = ".base_layer."
+"""Stands in the names of a layer's own tensors while it has an adapter."""
 _SMALL = 2**25
 """Weights in all up to which a loaded model keeps them unpacked: 64 MiB of them in bfloat16."""
 
@@ -54,6 +57,24 @@ def replace_linears(model: nn.Module, specs: Mapping[str, LayerSpec], *, steps: 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The model's quantized layers by name, in module order."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+
+
+def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model's `state` without those of its adapters (LoRA), by the names that they have without them.
+
+    Warns if it leaves out any.
+    """
+    adapted = {name.partition(_ADAPTED)[0] + "." for name in state if _ADAPTED in name}
+    kept = {
+        name.replace(_ADAPTED, "."): tensor
+        for name, tensor in state.items()
+        if _ADAPTED in name or not any(name.startswith(layer) for layer in adapted)
+    }
+    if len(kept) < len(state):
+        warnings.warn(
+            "the model is saved without its LoRA: save that with save_lora_weights or save_lora_adapter", stacklevel=2
+        )
+    return kept
 
 
 def execute(model: nn.Module, execution: str) -> None:

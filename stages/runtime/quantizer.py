@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from enum import StrEnum
+from importlib.util import find_spec
 from math import isfinite
 from typing import Any
 
@@ -19,7 +20,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.runtime.casting import allow_casting
-from adatsq_pipe.stages.runtime.model import default_execution, execute, quantized_layers, replace_linears
+from adatsq_pipe.stages.runtime.model import (
+    default_execution,
+    execute,
+    quantized_layers,
+    replace_linears,
+    without_adapters,
+)
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook, remove_policy_hook
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 
@@ -190,9 +197,11 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         attach_policy_hook(model, self.quantization_config.timesteps, self.quantization_config.timestep)
         execute(model, default_execution(model))
         allow_casting(model)
-        for entry in ("add_adapter", "load_lora_adapter"):
-            if hasattr(model, entry):
-                setattr(model, entry, _no_adapter)
+        if find_spec("peft"):
+            # Only who has peft can put a LoRA on a model.
+            from adatsq_pipe.stages.runtime import lora
+
+            lora.allow_lora(model)
         return model
 
     def get_state_dict_and_metadata(
@@ -200,12 +209,14 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     ) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Every tensor in the dtype of the file that it was loaded from, unless its values have changed since and no
         longer fit that dtype."""
+        state_dict = without_adapters(state_dict)
         return {name: _as_stored(tensor, self._stored_dtypes.get(name)) for name, tensor in state_dict.items()}, {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Replace quantized layers by plain linears with the same weights; activations are then no longer rounded."""
         remove_policy_hook(model)
-        model.__dict__.pop("to", None)
+        for entry in ("to", "fuse_lora"):
+            model.__dict__.pop(entry, None)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
             parent, _, leaf = name.rpartition(".")
@@ -218,18 +229,12 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        """Whether adapters can be trained on top."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def _no_adapter(*args: object, **kwargs: object) -> None:
-    raise ValueError(
-        "a LoRA cannot be put on quantized layers: load and fuse it into the full-precision pipeline (fuse_lora, "
-        "unload_lora_weights, save_pretrained) and quantize that"
-    )
 
 
 _NAMES = {

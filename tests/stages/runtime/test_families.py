@@ -178,14 +178,6 @@ def test_works_with(what: str, folder: Path) -> None:
     assert (draw(pipe, folder) - wanted).abs().mean() < 1e-3
 
 
-def test_a_lora_is_refused_with_what_to_do_instead(flux: Path) -> None:
-    pipe = DiffusionPipeline.from_pretrained(flux)
-    with pytest.raises(ValueError, match="fuse it into the full-precision pipeline"):
-        pipe.transformer.add_adapter(None)
-    with pytest.raises(ValueError, match="fuse it into the full-precision pipeline"):
-        pipe.transformer.load_lora_adapter({})
-
-
 def test_dequantizing_gives_a_plain_model(folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(folder)
     remove_policy_hook(pipe.transformer)

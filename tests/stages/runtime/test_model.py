@@ -8,7 +8,13 @@ from torch import nn
 
 from adatsq_pipe.stages.runtime import model as runtime_model
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
-from adatsq_pipe.stages.runtime.model import default_execution, execute, quantized_layers, replace_linears
+from adatsq_pipe.stages.runtime.model import (
+    default_execution,
+    execute,
+    quantized_layers,
+    replace_linears,
+    without_adapters,
+)
 from tests.support.quantized_layers import spec_with
 
 
@@ -87,3 +93,15 @@ def test_every_stored_tensor_is_a_buffer_of_the_state_and_step_buffers_are_not()
     state = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in layer.state_dict().items()}
     assert state == wanted | {"bias": ((4,), torch.float32)}
     assert layer.step_buffers == ("qmax", "current_scale", "current_zero")
+
+
+def test_a_state_without_its_adapters_has_the_names_from_before() -> None:
+    one = torch.ones(1)
+    plain = {"a.codes": one, "ab.weight": one, "b.0.weight": one, "b.0.bias": one}
+    assert without_adapters(plain) == plain
+    adapted = {
+        "a.base_layer.codes": one, "a.lora_A.style.weight": one, "a.lora_B.style.weight": one, "ab.weight": one,
+        "b.0.base_layer.weight": one, "b.0.base_layer.bias": one, "b.0.lora_A.style.weight": one,
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="saved without its LoRA"):
+        assert without_adapters(adapted) == plain

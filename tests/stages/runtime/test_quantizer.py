@@ -198,16 +198,6 @@ def test_a_loaded_model_follows_its_policy_and_dequantizes_to_plain_linears() ->
     assert not any(isinstance(hook, PolicyHook) for hook in model._forward_pre_hooks.values())
 
 
-def test_adapters_are_refused_with_what_to_do_instead() -> None:
-    quantizer, model, file = placed()
-    model.load_lora_adapter = lambda _: None  # type: ignore[assignment, method-assign, misc]
-    load(quantizer, model, file)
-    quantizer._process_model_after_weight_loading(model)
-    with pytest.raises(ValueError, match="fuse it into the full-precision pipeline"):
-        model.load_lora_adapter({})  # type: ignore[operator]
-    assert not hasattr(model, "add_adapter")
-
-
 def test_registering_leaves_what_another_registered_under_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     mapping: dict[str, type] = {}
     monkeypatch.setattr(auto, "AUTO_QUANTIZER_MAPPING", mapping)

@@ -1,0 +1,119 @@
+"""LoRA on a quantized model, through the calls of diffusers and peft.
+
+A LoRA's branch reads the input of its layer as it is: the layer permutes, smooths, rotates and rounds a copy of its
+own. peft and diffusers know no layer type but their own, so both are extended here, once, when a quantized model loads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
+from peft import LoraConfig
+from peft.tuners.lora import Linear, LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adatsq_pipe.stages.runtime.linear import QuantizedLinear
+from adatsq_pipe.stages.runtime.model import quantized_layers
+
+_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to start a LoRA that need no full-precision weight."""
+_NOT_FUSED = (
+    "a LoRA cannot be fused into low-bit codes, whose rounding would swallow most of it: leave it beside them, which "
+    "needs no fuse_lora, or fuse it into the full-precision pipeline (fuse_lora, unload_lora_weights, save_pretrained) "
+    "and quantize that"
+)
+
+
+class QuantizedLora(Linear):  # type: ignore[misc]
+    """peft's LoRA layer around a QuantizedLinear: its output, plus the branches of the active adapters."""
+
+    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        return module.in_features, module.out_features  # type: ignore[return-value]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As peft's, where the layer has been dequantized since; else raises ValueError."""
+        if isinstance(self.get_base_layer(), QuantizedLinear):
+            raise ValueError(_NOT_FUSED)
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
+
+def allow_lora(model: nn.Module) -> None:
+    """Let `model` take LoRAs on its quantized layers; `model.fuse_lora` refuses those before it changes anything."""
+    _extend_libraries()
+    if hasattr(model, "fuse_lora"):
+        model.fuse_lora = functools.partial(_fuse_lora, model)  # type: ignore[assignment]
+
+
+def _fuse_lora(
+    model: nn.Module, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None
+) -> None:
+    """As diffusers' `fuse_lora`, where no adapter to be fused has a branch on a quantized layer."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLora) and isinstance(module.get_base_layer(), QuantizedLinear):
+            fused = module.active_adapters if adapter_names is None else adapter_names
+            if set(fused) & set(module.lora_A):
+                raise ValueError(_NOT_FUSED)
+    type(model).fuse_lora(model, lora_scale, safe_fusing, adapter_names)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _extend_libraries() -> None:
+    create = LoraModel._create_new_module
+
+    def create_new_module(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: object) -> nn.Module:
+        layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if isinstance(layer, QuantizedLinear):
+            _check(lora_config)
+            lora_config._register_custom_module({QuantizedLinear: QuantizedLora})
+        created: nn.Module = create(lora_config, adapter_name, target, **kwargs)
+        return created
+
+    LoraModel._create_new_module = staticmethod(create_new_module)
+    expand = FluxLoraLoaderMixin._maybe_expand_lora_state_dict.__func__
+
+    def expanded(cls: type, transformer: nn.Module, lora_state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        prefix: str = f"{cls.transformer_name}."  # type: ignore[attr-defined]
+        return _expanded(functools.partial(expand, cls, transformer), prefix, transformer, lora_state_dict)
+
+    FluxLoraLoaderMixin._maybe_expand_lora_state_dict = classmethod(expanded)
+
+
+def _check(config: LoraConfig) -> None:
+    """Raise ValueError for a LoRA that needs the full-precision weight of its layer."""
+    if config.init_lora_weights not in _INITS:
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r} starts from a layer's full-precision weight, which a "
+            "quantized layer has no more; choose True, False, 'gaussian' or 'orthogonal'"
+        )
+    if config.use_dora:
+        raise ValueError(
+            "a DoRA rescales a layer's full-precision weight, which a quantized layer has no more: load it into the "
+            "full-precision pipeline, fuse it there (fuse_lora, unload_lora_weights, save_pretrained) and quantize that"
+        )
+
+
+def _expanded(
+    expand: Callable[..., dict[str, Tensor]], prefix: str, transformer: nn.Module, lora: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`lora` with what is narrower than its layer filled with zeros: so a LoRA of FLUX.1-dev fits FLUX.1-Fill-dev.
+
+    diffusers' own `expand` does that by the shapes of weights, which quantized layers do not have.
+    """
+    layers = {prefix + name.removesuffix(".base_layer"): layer for name, layer in quantized_layers(transformer).items()}
+    own = {key: layers[key.split(".lora_")[0]] for key in lora if key.split(".lora_")[0] in layers}
+    others = expand({key: tensor for key, tensor in lora.items() if key not in own})
+    return {key: _filled(key, lora[key], own[key]) if key in own else others[key] for key in lora}
+
+
+def _filled(key: str, tensor: Tensor, layer: QuantizedLinear) -> Tensor:
+    if not key.endswith(".lora_A.weight") or tensor.shape[1] == layer.in_features:
+        return tensor
+    if tensor.shape[1] > layer.in_features:
+        raise ValueError(
+            f"{key} has {tensor.shape[1]} input channels, its layer {layer.in_features}: the LoRA is of another model"
+        )
+    return functional.pad(tensor, (0, layer.in_features - tensor.shape[1]))
