@@ -7,12 +7,13 @@ same groups without torch.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,19 +22,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
-from adatsq_pipe.storage.files import write_with
+from adatsq_pipe.storage.files import file_size, write_with
 from adatsq_pipe.storage.fingerprint import Plain
-from adatsq_pipe.storage.weights import LazyTensor
+from adatsq_pipe.storage.weights import LazyTensor, Weights
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _BIT_TYPES = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+AT_ONCE = 2**24
+"""Bytes up to which tensors are joined in memory to be written."""
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
-    """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`."""
+def write(folder: Path, tensors: Weights, attributes: Mapping[str, Plain] | None = None) -> None:
+    """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`.
+
+    Lazy ones are loaded one after the other.
+    """
     group = _new_group(folder, attributes or {})
     for name, tensor in tensors.items():
-        _create(group, name, tensor, tuple(tensor.shape))
+        loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor
+        shape = tuple(loaded.shape)
+        _create(group, name, loaded.dtype, shape, shape)[...] = _numbers(loaded)
 
 
 def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
@@ -49,28 +60,40 @@ def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mappi
     members: Plain = {name: [stack, index] for stack, names in stacks.items() for index, name in enumerate(names)}
     group = _new_group(folder, {**(attributes or {}), MEMBERS: members})
     for stack, names in stacks.items():
-        stacked = torch.stack([tensors[name] for name in names])
-        _create(group, stack, stacked, (1, *stacked.shape[1:]))
+        first = tensors[names[0]]
+        array = _create(group, stack, first.dtype, (len(names), *first.shape), (1, *first.shape))
+        if array.nbytes <= AT_ONCE:  # a write of a chunk alone takes twice as long
+            array[...] = _numbers(torch.stack([tensors[name] for name in names]))
+            continue
+        for index, name in enumerate(names):
+            array[index] = _numbers(tensors[name])
 
 
 def _new_group(folder: Path, attributes: Mapping[str, Plain]) -> zarr.Group:
     return zarr.open_group(folder / GROUP, mode="w", attributes=cast("dict[str, Any]", dict(attributes)))
 
 
-def _create(group: zarr.Group, name: str, tensor: Tensor, chunks: tuple[int, ...]) -> None:
+def _numbers(tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor's numbers as an array of the type in which they are stored; no copy of what lies in memory in order."""
     values = tensor.detach().cpu().contiguous()
     bit_type = _BIT_TYPES.get(values.dtype)
-    data = (values.view(bit_type) if bit_type else values).numpy()
-    array = group.create_array(
+    found: npt.NDArray[Any] = (values.view(bit_type) if bit_type else values).numpy()
+    return found
+
+
+def _create(
+    group: zarr.Group, name: str, dtype: torch.dtype, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> zarr.Array[Any]:
+    """A new array for tensors of that dtype."""
+    return group.create_array(
         name,
-        shape=data.shape,
-        dtype=data.dtype,
+        shape=shape,
+        dtype=_numbers(torch.empty(0, dtype=dtype)).dtype,
         chunks=tuple(max(1, n) for n in chunks),
         compressors=None,
-        attributes={"dtype": str(values.dtype).removeprefix("torch.")} if bit_type else {},
+        attributes={"dtype": str(dtype).removeprefix("torch.")} if dtype in _BIT_TYPES else {},
         config={"write_empty_chunks": True},
     )
-    array[...] = data
 
 
 def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
@@ -79,10 +102,22 @@ def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
     members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
     if members is None:
         chosen = names if names is not None else sorted(group.array_keys())
-        return {name: _tensor(array_of(group, name)) for name in chosen}
+        return {name: _tensor(folder, array_of(group, name)) for name in chosen}
     chosen = names if names is not None else sorted(members)
     stacks = {stack: array_of(group, stack) for stack in {members[name][0] for name in chosen}}
-    return {name: _tensor(stacks[members[name][0]], members[name][1]) for name in chosen}
+    return {name: _tensor(folder, stacks[members[name][0]], members[name][1]) for name in chosen}
+
+
+def mapped(folder: Path, name: str) -> Tensor:
+    """The tensor `name` of a group that `write` wrote, mapped into memory: a number is read when it is used, and the
+    system may drop it again. What is changed in place is copied first; the file keeps its numbers.
+    """
+    array = array_of(open_group(folder), name)
+    path = _file(folder, array, ...)
+    if path is None or not array.nbytes:
+        return _tensor(folder, array)
+    numbers = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=array.shape)
+    return _as_stored(array, numbers.astype(array.dtype, copy=False))
 
 
 def lazy(folder: Path) -> dict[str, LazyTensor]:
@@ -116,9 +151,29 @@ def read_scratch(folder: Path) -> dict[str, Tensor]:
     return dict(sorted(load_file(folder / "scratch.safetensors").items()))
 
 
-def _tensor(array: zarr.Array[Any], index: int | EllipsisType = ...) -> Tensor:
+def _tensor(folder: Path, array: zarr.Array[Any], index: int | EllipsisType = ...) -> Tensor:
+    """An array, or one chunk of it, with no second copy in memory: zarr's own way of reading makes two."""
+    path = _file(folder, array, index)
+    if path is None:
+        return _as_stored(array, np.array(array[index]))
+    shape = array.shape if index is ... else array.shape[1:]
+    numbers = np.fromfile(path, dtype=array.dtype.newbyteorder("<")).astype(array.dtype, copy=False)
+    return _as_stored(array, numbers.reshape(shape))
+
+
+def _file(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> Path | None:
+    """The file that holds the array's numbers (or those at `index`) and nothing else; None if they are not in one."""
+    chunks = array.shape if index is ... else (1, *array.shape[1:])
+    if array.compressors or array.filters or array.shards or array.chunks != chunks:
+        return None
+    place = [0] * len(chunks) if index is ... else [index, *[0] * (len(chunks) - 1)]
+    path = folder.joinpath(GROUP, array.path, "c", *map(str, place))
+    return path if file_size(str(path)) == math.prod(chunks) * array.dtype.itemsize else None
+
+
+def _as_stored(array: zarr.Array[Any], numbers: npt.NDArray[Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensor = torch.from_numpy(np.array(array[index]))
+        tensor = torch.from_numpy(numbers)
     dtype = _BY_NAME.get(str(array.attrs.get("dtype", "")))
     return tensor.view(dtype) if dtype is not None else tensor

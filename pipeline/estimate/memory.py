@@ -197,9 +197,9 @@ def _unit_of_capture(outlook: Outlook) -> float:
 
 
 def _gram(outlook: Outlook, owner: str) -> float:
-    """An input's Gram matrices in float64, their float32 copies, and one step's product."""
+    """An input's Gram matrices in float64, and one step's product in float32."""
     width = next(row.in_features for row in outlook.survey.layers if row.name == owner)
-    return float(width**2 * (12 * outlook.grams[owner] + 4))
+    return float(width**2 * (8 * outlook.grams[owner] + 4))
 
 
 def _shapes(outlook: Outlook) -> set[tuple[int, int]]:

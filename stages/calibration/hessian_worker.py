@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, temporal_weights
 from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage.weights import LazyTensor
 
 
 class Hessian:
@@ -55,7 +57,11 @@ class Hessian:
                     torch.mm(x.T, x, out=of_step)
                     for name, gram in grams.items():
                         gram.add_(of_step, alpha=weights[name][0][step].item() / len(x))
-            tensors.write(unit.folder, {name: gram.float() for name, gram in grams.items()})
+            stored = {
+                name: LazyTensor((width, width), torch.float32, partial(of_step.copy_, gram))
+                for name, gram in grams.items()
+            }  # one at a time in `of_step`: of FLUX's widest input each takes .9 GB
+            tensors.write(unit.folder, stored)
             unit.value = {
                 name: {
                     "gram": owners[name],

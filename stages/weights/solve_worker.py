@@ -80,7 +80,7 @@ class Solve:
         if key is None or self._latest is None or self._latest[0] != key:
             self._latest = None  # before the next is read: a Gram matrix of FLUX's widest input takes 1.9 GB
             _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
-            gram = tensors.read(folder, [name])[name].to(self.device).double()
+            gram = tensors.mapped(folder, name).to(self.device)
             self._latest = (key, CalibratedInput(basis.of_gram(gram), self.settings.damping, self.settings.act_order))
         return self._latest[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import zarr
 from safetensors import safe_open
 
 from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage.weights import LazyTensor
+from tests.support.mapping import MAPS, file_of
 
 PLAIN = [torch.float32, torch.float16, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool]
 VIEWED = [(torch.bfloat16, "uint16"), (torch.float8_e4m3fn, "uint8")]
@@ -127,3 +130,42 @@ def test_lazy_tensors_have_the_sizes_of_those_that_they_load(
         "c": ((3, 5), torch.bfloat16, 30),
     }
     assert all(torch.equal(found[name].load(), tensor) for name, tensor in stored.items())
+
+
+def test_a_mapped_tensor_lies_in_its_file_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    numbers = torch.arange(6.0).reshape(2, 3)
+    tensors.write(tmp_path, {"x": numbers.bfloat16(), "none": torch.zeros(0, 3), "one": torch.tensor(7)})
+    x = tensors.mapped(tmp_path, "x")
+    assert x.dtype == torch.bfloat16 and x.tolist() == [[0, 1, 2], [3, 4, 5]]
+    if MAPS.exists():
+        assert file_of(x) == ("rw-p", str((tmp_path / "tensors.zarr/x/c/0/0").resolve())), "p: private, copied on write"
+    x[0, 0] = 9
+    assert x.tolist()[0] == [9, 1, 2] and tensors.read(tmp_path)["x"].tolist()[0] == [0, 1, 2]
+    assert tensors.mapped(tmp_path, "none").shape == (0, 3) and tensors.mapped(tmp_path, "one").item() == 7
+
+
+def test_lazy_tensors_are_written_one_after_the_other(tmp_path: Path) -> None:
+    """Two that share one buffer, as the Gram matrices of one input do."""
+    room = torch.empty(2)
+    lazy = {n: LazyTensor((2,), torch.float32, partial(room.fill_, float(n))) for n in ("3", "5")}
+    tensors.write(tmp_path, lazy)
+    assert {name: x.tolist() for name, x in tensors.read(tmp_path).items()} == {"3": [3, 3], "5": [5, 5]}
+
+
+def test_arrays_that_another_zarr_wrote_are_read_by_zarr(tmp_path: Path) -> None:
+    """Compressed ones, and ones of several chunks."""
+    group = zarr.open_group(tmp_path / "tensors.zarr", mode="w")
+    group.create_array("packed", data=np.arange(40.0), chunks=(40,))
+    group.create_array("cut", data=np.arange(40.0), chunks=(8,), compressors=None)
+    assert all(x.tolist() == list(range(40)) for x in tensors.read(tmp_path).values())
+    assert tensors.mapped(tmp_path, "cut").tolist() == list(range(40))
+
+
+def test_large_stacks_are_written_a_chunk_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = _stacked(tmp_path)
+    chunk = (tmp_path / "tensors.zarr/stack0/c/2/0/0").read_bytes()
+    monkeypatch.setattr(tensors, "AT_ONCE", 0)
+    monkeypatch.setattr(torch, "stack", None)
+    assert _stacked(tmp_path / "again").keys() == written.keys()
+    assert (tmp_path / "again/tensors.zarr/stack0/c/2/0/0").read_bytes() == chunk
+    assert all(torch.equal(x, written[name]) for name, x in tensors.read(tmp_path / "again").items())

@@ -138,7 +138,7 @@ def test_main_memory_of_a_worker() -> None:
     assert found["capture"] == model + capture
     fisher = 1.15 * (4 * 6144 + 5000 + STEPS * BATCH * 256) + 0.8 * capture
     assert found["fisher"] == int(model + fisher)
-    assert found["hessian"] == int(model + max(64**2 * (12 + 4), 0.8 * max(capture, fisher)))
+    assert found["hessian"] == int(model + max(64**2 * (8 + 4), 0.8 * max(capture, fisher)))
 
 
 def test_assemble_holds_one_layer() -> None:
