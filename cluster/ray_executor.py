@@ -1,10 +1,16 @@
-"""The Ray executor: a pool of worker actors that live as long as the run, and the coordinator of its search."""
+"""The Ray executor: a pool of worker actors that live as long as the run, and where its search runs.
+
+On a cluster the search has an actor of its own, the coordinator. A Ray of this machine ends with this process, so the
+search runs here: a process less, and its imports.
+"""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -13,7 +19,7 @@ import ray
 
 from adatsq_pipe.cluster.actor_pool import ActorPool, WorkerActor
 from adatsq_pipe.cluster.coordinator import Coordinator, Report, Search
-from adatsq_pipe.cluster.errors import ClusterUnreachable
+from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.cluster.session_folder import of_ray, session_folder
 from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass
@@ -25,17 +31,19 @@ if TYPE_CHECKING:
 class RayExecutor:
     """Runs tasks on a local Ray or a cluster, for the run that `run` names. Raises ClusterUnreachable.
 
-    The coordinator imports `modules` while it waits for its search, so that the workers do not wait for the imports.
+    What runs the search imports `modules` while it waits for it, so that the workers do not wait for the imports.
     """
 
     def __init__(self, resources: Resources, run: str, modules: Sequence[str] = ()) -> None:
         self._run, self._modules = run, tuple(modules)
         self._coordinator: Coordinator | None = None
-        self._coordinator_prepared = False
+        self._search_prepared = False
         self._stopping = False
         self._resources = resources
+        self._here = resources.address == "local"
+        """Whether Ray ends with this process."""
         with ExitStack() as opened:
-            connect(resources, opened.enter_context(session_folder()) if resources.address == "local" else None)
+            connect(resources, opened.enter_context(session_folder()) if self._here else None)
             self._opened = opened.pop_all()
         self._actor_class = ray.remote(WorkerActor).options(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
@@ -51,7 +59,7 @@ class RayExecutor:
 
     def _worker_count(self) -> int:
         """Workers to ask for: what the settings say, or as many as the cluster can hold now."""
-        if self._resources.address == "local" or self._resources.workers:
+        if self._here or self._resources.workers:
             return self._resources.local_workers
         return self._resources.workers_on(ray.cluster_resources())
 
@@ -69,15 +77,29 @@ class RayExecutor:
     ) -> Iterator[tuple[str, ResultT]]:
         """Yield (key, result) as tasks finish. Raises Stopped, TaskFailed, WorkerLost, and what is not retryable.
 
-        The first result starts the coordinator's process: by then the workers have opened, and it slows down none.
+        The first result prepares the search: by then the workers have opened, and it slows down none.
         """
         for result in self._pool.stream(worker_class, context, keys):
-            if not self._coordinator_prepared:
-                self._coordinator_prepared, self._coordinator = True, Coordinator(self._run, self._modules)
+            if not self._search_prepared:
+                self._search_prepared = True
+                self._prepare_search()
             yield result
 
+    def _prepare_search(self) -> None:
+        """Start the coordinator's process, or import beside the workers what a search needs here."""
+        if self._here:
+            threading.Thread(target=_import_all, args=(self._modules,), daemon=True).start()
+        else:
+            self._coordinator = Coordinator(self._run, self._modules)
+
     def coordinate(self, search: Search[ContextT], context: ContextT, report: Report) -> None:
-        """Run `search(pool, context, report)` in the coordinator. Raises Stopped, WorkerLost, and its errors."""
+        """Run `search(pool, context, report)`, on a cluster in the coordinator. Raises Stopped, WorkerLost, and what
+        the search raises."""
+        if self._here:
+            if self._stopping:
+                raise Stopped
+            search(self._pool, context, report)
+            return
         coordinator, self._coordinator = self._coordinator or Coordinator(self._run, self._modules), None
         coordinator.run(search, self._pool, context, report, lambda: self._stopping)
 
@@ -85,6 +107,11 @@ class RayExecutor:
         """End a local Ray, or leave the cluster; the actors end with it."""
         ray.shutdown()
         self._opened.close()
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def connect(resources: Resources, folder: str | None = None) -> None:
@@ -109,7 +136,7 @@ def _start(resources: Resources, folder: str | None) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=int(resources.local_workers * max(resources.cpus_per_worker, 1.0)) + 1,
+            num_cpus=int(resources.local_workers * max(resources.cpus_per_worker, 1.0)),
             num_gpus=int(resources.gpus) or None,
             object_store_memory=128 * 2**20,
             include_dashboard=False,

@@ -37,8 +37,8 @@ from adatsq_pipe.storage.rundir import RunDir
 REPAIRS = 8
 NAMED = 4
 """Kinds of layers left alone that are named on the screen; the report has all."""
-COORDINATOR_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
-"""Modules that the search's coordinator imports while it waits, so that workers do not wait for the imports."""
+SEARCH_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
+"""Modules that a search needs. The process that runs it imports them beforehand, so that no worker waits for them."""
 
 
 class Screen(Protocol):
@@ -120,8 +120,8 @@ class Executors:
 
         options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**options, gpus_per_worker=self.share)
-        # Its coordinator passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
-        return RayExecutor(resources, digest(self.run.uri)[:12], COORDINATOR_MODULES)  # type: ignore[return-value]
+        # It passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
+        return RayExecutor(resources, digest(self.run.uri)[:12], SEARCH_MODULES)  # type: ignore[return-value]
 
     def stop(self) -> None:
         self.stopping = True

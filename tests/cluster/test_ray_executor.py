@@ -101,7 +101,7 @@ def test_workers_ask_for_their_share_of_cpus_and_gpus(fake: FakeRay) -> None:
     RayExecutor(Resources(workers=3, cpus_per_worker=2.0, gpus=2, gpus_per_worker=0.5), "shares")
     options = {"num_cpus": 2.0, "num_gpus": 0.5, "max_restarts": -1}
     assert [actor.options for actor in fake.actors] == [options] * 3
-    assert fake.init_options["num_cpus"] == 3 * 2 + 1, "one for the coordinator"
+    assert fake.init_options["num_cpus"] == 3 * 2, "Ray starts a process for each beforehand"
     assert fake.init_options["num_gpus"] == 2 and fake.init_options["address"] == "local"
 
 
@@ -118,8 +118,8 @@ def test_a_number_of_workers_holds_on_any_cluster(fake: FakeRay) -> None:
     assert len(fake.actors) == 3 and executor._new_actors() == []
 
 
-def test_the_first_result_starts_the_one_coordinator(fake: FakeRay, tmp_path: Path) -> None:
-    executor = RayExecutor(Resources(workers=1), "prepared", ["json"])
+def test_the_first_result_starts_the_one_coordinator_of_a_cluster(fake: FakeRay, tmp_path: Path) -> None:
+    executor = RayExecutor(Resources(address="auto", workers=1), "prepared", ["json"])
     results = executor.stream(Recorder, Script(str(tmp_path)), ["a", "b"])
     assert len(fake.actors) == 1
     next(results)
@@ -129,8 +129,17 @@ def test_the_first_result_starts_the_one_coordinator(fake: FakeRay, tmp_path: Pa
     assert len(fake.actors) == 2 and fake.killed == [fake.actors[1]]
 
 
-def test_after_a_stop_no_task_is_sent_and_no_search_begins(fake: FakeRay, tmp_path: Path) -> None:
-    executor = RayExecutor(Resources(workers=1), "stop")
+def test_a_search_on_this_machine_runs_in_this_process(fake: FakeRay, tmp_path: Path) -> None:
+    executor, reports = RayExecutor(Resources(workers=1), "here", ["json"]), list[tuple[int, int]]()
+    assert list(executor.stream(Recorder, Script(str(tmp_path)), ["a"])) == [("a", "A")]
+    executor.coordinate(search, Script(str(tmp_path)), lambda *progress: reports.append(progress))
+    assert (tmp_path / "result").read_text() == "AX,BX" and reports[-1] == (4, 4)
+    assert len(fake.actors) == 1, "the worker alone"
+
+
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_after_a_stop_no_task_is_sent_and_no_search_begins(fake: FakeRay, tmp_path: Path, address: str) -> None:
+    executor = RayExecutor(Resources(address=address, workers=1), "stop")
     executor.stop()
     with pytest.raises(Stopped):
         list(executor.stream(Recorder, Script(str(tmp_path)), ["a"]))

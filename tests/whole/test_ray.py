@@ -13,7 +13,7 @@ from tests.whole import harness
 pytestmark = pytest.mark.run
 
 
-def test_two_ray_workers_survive_kills_of_worker_driver_and_coordinator_and_a_sigterm(
+def test_two_ray_workers_survive_kills_of_workers_and_driver_and_a_sigterm(
     undisturbed: Path, tiny_flux: Path, tmp_path: Path, started: list[harness.Started]
 ) -> None:
     run = tmp_path / "run"
@@ -32,7 +32,7 @@ def test_two_ray_workers_survive_kills_of_worker_driver_and_coordinator_and_a_si
 
     second = start()
     harness.wait_for(lambda: harness.count(run, "search") >= 1, second)
-    harness.ray_process(second, "ray::CoordinatorActor").kill()
+    harness.ray_process(second, "ray::WorkerActor").kill()
     os.kill(second.pid, signal.SIGTERM)
     stopped = second.wait()
     assert stopped.returncode == 75, stopped.stderr
