@@ -7,6 +7,7 @@ own. peft and diffusers know no layer type but their own, so both are extended h
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
@@ -31,8 +32,11 @@ _NOT_FUSED = (
 class QuantizedLora(Linear):  # type: ignore[misc]
     """peft's LoRA layer around a QuantizedLinear: its output, plus the branches of the active adapters."""
 
-    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        return module.in_features, module.out_features  # type: ignore[return-value]
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        with warnings.catch_warnings():
+            # peft does not know the layer's type, and takes its widths from the usual attributes.
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+            super().__init__(*args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As peft's, where the layer has been dequantized since; else raises ValueError."""
