@@ -132,6 +132,15 @@ def connect(resources: Resources, folder: str | None = None) -> None:
         raise _unreachable(resources.address, _reason(error)) from None
 
 
+def gpus_of(address: str) -> int:
+    """GPUs that the running cluster has now. Joins it and leaves it again. Raises ClusterUnreachable."""
+    connect(Resources(address=address))
+    try:
+        return int(ray.cluster_resources().get("GPU", 0.0))
+    finally:
+        ray.shutdown()
+
+
 def _start(resources: Resources, folder: str | None) -> None:
     try:
         ray.init(

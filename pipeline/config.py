@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from adatsq_pipe.pipeline import compute
 from adatsq_pipe.pipeline.captions import with_captions
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
 from adatsq_pipe.stages.allocation.points import check_mean_bits
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, check_budget
+from adatsq_pipe.stages.base import gpus
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import (
@@ -55,14 +57,14 @@ class ClusterSettings(Settings):
     address: str = Field(default="local", min_length=1)
     """A running Ray cluster, e.g. auto or ray://host:10001; local = start one here."""
     workers: int = Field(default=0, ge=0, le=10_000)
-    """0 = one per CPU this process may use (or per share of a GPU)."""
+    """0 = one per GPU, or per share of one; on a CPU one per core this process may use."""
     cpus_per_worker: float = Field(default=1.0, gt=0, le=10_000)
     """CPUs that Ray reserves for a worker."""
     gpus: float = Field(default=0.0, ge=0, le=10_000)
-    """GPUs of a local Ray."""
+    """GPUs of a local Ray; 0 = all that are visible, if compute.device is cuda."""
     gpus_per_worker: float | Literal["auto"] = 0.0
-    """Share of a GPU that a worker holds; auto = a whole one until capture's survey is done, then the share
-    that the weights and a unit of the next stage need, measured before each stage."""
+    """Share of a GPU that a worker holds; 0 = a whole one if compute.device is cuda; auto = a whole one until capture's
+    survey is done, then the share that the weights and a unit of the next stage need, measured before each stage."""
     gpu_memory: float = Field(default=0.0, ge=0, le=100_000)
     """GB (10^9 bytes) of one GPU; 0 = as it says itself. For gpus_per_worker = auto, and for models that need more than
     a worker has of it: their blocks take turns there."""
@@ -104,6 +106,8 @@ class RunConfig:
     """What the user wrote: `preset`, the name, and `tables`, the settings on top of it. config.toml holds this."""
     images: Mapping[str, Path]
     """Pictures that come with prompts, by digest: where they are on this machine."""
+    basis: compute.Basis = field(default_factory=compute.Basis)
+    """Why device and dtype are what they are."""
 
     def prompt_arguments(self, *of: type[PromptSettings]) -> set[str]:
         """Names of the pipeline call's arguments that every prompt of these tables (default: both) brings, or that
@@ -137,10 +141,13 @@ def load(
     sets: Sequence[str],
     model: str | None,
     previous: Mapping[str, Any] | None,
+    kept: Mapping[str, object] | None = None,
+    count_gpus: Callable[[ClusterSettings], int] = lambda cluster: gpus.visible_gpus(),
 ) -> RunConfig:
     """The configuration of a run: the preset, the request of the `previous` run in this directory, the file, the sets.
 
-    A new preset discards the previous request. Raises ConfigError.
+    A new preset discards the previous request. `kept` and `count_gpus` decide what `auto` stands for in [compute]: the
+    table as the run directory recorded it, and the GPUs that workers have. Raises ConfigError.
     """
     name, written = layers(preset=preset, file=file, sets=sets, model=model, previous=previous)
     tables = merged(*written.values())
@@ -151,7 +158,7 @@ def load(
     if clip := tables.get("evaluate", {}).get("clip"):
         tables = merged(tables, {"evaluate": {"clip": str(Path(str(clip)).expanduser().resolve())}})
     request = {"preset": name, "tables": tables}
-    return _resolved(merged(preset_tables(name), tables), request)
+    return _resolved(merged(preset_tables(name), tables), request, kept or {}, count_gpus)
 
 
 def layers(
@@ -187,7 +194,12 @@ def _nearest(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(words))}"
 
 
-def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunConfig:
+def _resolved(
+    tables: Mapping[str, Any],
+    request: Mapping[str, object],
+    kept: Mapping[str, object],
+    count_gpus: Callable[[ClusterSettings], int],
+) -> RunConfig:
     name = str(tables.get("model", {}).get("path", ""))
     model = model_folder(name)
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
@@ -206,7 +218,11 @@ def _resolved(tables: Mapping[str, Any], request: Mapping[str, object]) -> RunCo
             captions = captions.model_copy(update={"batch": 1})
         parsed = parsed.replaced(captions)
     _check_batches(parsed)
-    return RunConfig(settings=parsed, cluster=parsed[ClusterSettings], model=model, request=request, images=images)
+    cluster = parsed[ClusterSettings]
+    chosen, basis = compute.chosen(parsed[ComputeSettings], model, kept, lambda: count_gpus(cluster))
+    return RunConfig(
+        settings=parsed.replaced(chosen), cluster=cluster, model=model, request=request, images=images, basis=basis
+    )
 
 
 def _check_batches(settings: RunSettings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from adatsq_pipe.pipeline import report, runner
 from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, write_request
+from adatsq_pipe.pipeline.request import check_model, kept_request, load_to_run, write_request
 from adatsq_pipe.pipeline.screen import Screen
 from adatsq_pipe.pipeline.summary import Summary, read_summary
 from adatsq_pipe.pipeline.toml_tables import as_sets, merged
@@ -38,7 +38,7 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
         StageError, StorageError, TaskFailed, WorkerLost, ClusterUnreachable: if the run fails.
     """
     place = RunDir.open(str(run_dir))
-    config = load_config(place, str(model), preset, None, tuple(as_sets(tables_of(settings))))
+    config = load_to_run(place, str(model), preset, None, tuple(as_sets(tables_of(settings))))
     check_model(config)
     try:
         check_recipe(config.settings[Recipe], config.model)

@@ -10,7 +10,9 @@ from typing import Any
 
 import tomli_w
 
+from adatsq_pipe.pipeline.compute import kept_by
 from adatsq_pipe.pipeline.config import RunConfig, load
+from adatsq_pipe.pipeline.devices import placed, workers_gpus
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
@@ -66,9 +68,22 @@ def load_config(
 ) -> RunConfig:
     """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
     previous = read_request(run.path) if preset is None and run.exists() else None
-    config = load(preset=preset, file=file, sets=sets, model=model, previous=previous)
+    config = load(preset=preset, file=file, sets=sets, model=model, previous=previous, kept=kept_by(run))
     find_pipeline(config.model)
     return config
+
+
+def load_to_run(
+    run: RunDir, model: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
+) -> RunConfig:
+    """The same for a command that computes: where `auto` depends on a running cluster, the cluster is asked, and
+    workers have the GPUs that are there. Raises ClusterUnreachable too."""
+    previous = read_request(run.path) if preset is None and run.exists() else None
+    config = load(
+        preset=preset, file=file, sets=sets, model=model, previous=previous, kept=kept_by(run), count_gpus=workers_gpus
+    )
+    find_pipeline(config.model)
+    return placed(config)
 
 
 def check_model(config: RunConfig) -> None:

@@ -28,7 +28,11 @@ def resolved(config: RunConfig, preset: str, layers: Mapping[str, Mapping[str, A
         f"the preset {preset}": preset_tables(preset),
         **layers,
     }
-    return {name: _table(config.settings[kind], written) for name, kind in kinds().items()}
+    tables = {name: _table(config.settings[kind], written) for name, kind in kinds().items()}
+    for key in ("device", "dtype"):
+        if why := getattr(config.basis, key):
+            tables["compute"][key] = (tables["compute"][key][0], f"auto: {why}")
+    return tables
 
 
 def _table(table: Settings, written: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -15,9 +15,8 @@ from typing import Protocol
 from adatsq_pipe.cluster import loopback
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
-from adatsq_pipe.pipeline import captions, placement
+from adatsq_pipe.pipeline import captions, devices, placement
 from adatsq_pipe.pipeline.config import RunConfig
-from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan, stages_of
 from adatsq_pipe.pipeline.plots.figures import pyplot
@@ -73,6 +72,8 @@ class Executors:
     """Share of a GPU that each worker of the current executor holds."""
     rehearsed: set[str] = field(default_factory=set)
     """Fingerprints of the stages whose calls were rehearsed."""
+    device_shown: bool = False
+    """Whether the screen showed what the run computes on."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
 
@@ -110,7 +111,7 @@ class Executors:
         return 1.0 if share == "auto" else share
 
     def _make(self) -> RunExecutor:
-        check_device(self.config)
+        devices.check_device(self.config)
         cluster = self.config.cluster
         if cluster.executor == "inline":
             return InlineExecutor()
@@ -236,6 +237,10 @@ def _run_stage(
     """Do what is missing of the stage `step`, one of `steps`; `stages` are all that are to be done."""
     name = step.stage.name
     run.record_identity(name, step.fingerprint, dict(step.identity))
+    if not executors.device_shown:
+        executors.device_shown = True
+        if line := devices.line(executors.config):
+            screen.say(line)
     placed = _placed(name, context, executors.config)
     if placed is not None:
         screen.say(f"{name}: {placed.workers} to a GPU ({placed.record()['basis']})")

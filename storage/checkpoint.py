@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from adatsq_pipe.storage.weights import LazyTensor, Weights, lazy_tensors, load_
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Names of floating-point types, by what files of safetensors call them."""
 
 
 def find_pipeline(folder: Path) -> dict[str, Any]:
@@ -121,6 +125,25 @@ def stored_sizes(source: Path) -> dict[str, dict[str, int]]:
     files = {part: weight_files(source, part) for part in components(source)}
     shapes = {part: _shapes(paths) for part, paths in sorted(files.items()) if paths}
     return {part: {name: math.prod(shape) for name, shape in of.items()} for part, of in shapes.items()}
+
+
+def stored_dtype(source: Path, part: str = "transformer") -> str:
+    """Name of the dtype that most numbers of a component's weights are stored in, e.g. "bfloat16"; "" without weights.
+
+    Reads no tensor. Raises StorageError for a damaged file.
+    """
+    counts: Counter[str] = Counter()
+    for path in weight_files(source, part):
+        if path.suffix == ".bin":
+            for tensor in load_bin(path, "meta").values():
+                counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+            continue
+        with open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                stored = tensor.get_dtype()
+                counts[_DTYPES.get(stored, stored.lower())] += math.prod(tensor.get_shape())
+    return max(counts, key=lambda name: counts[name], default="")
 
 
 def weight_shapes(source: Path) -> dict[str, tuple[int, ...]]:

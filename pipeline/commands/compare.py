@@ -25,10 +25,11 @@ from adatsq_pipe.pipeline.commands.shell import (
     user_errors,
     with_executors,
 )
+from adatsq_pipe.pipeline.compute import kept_by
 from adatsq_pipe.pipeline.config import RunConfig
-from adatsq_pipe.pipeline.devices import check_device
+from adatsq_pipe.pipeline.devices import check_device, placed, workers_gpus
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.request import check_model, load_config
+from adatsq_pipe.pipeline.request import check_model, load_to_run
 from adatsq_pipe.storage.files import read_text
 from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.rundir import RunDir
@@ -69,13 +70,20 @@ def compare(
 
     place = RunDir.open(run_dir)
     extra = cluster_overrides(executor, address)
-    first = load_config(place, model, preset, file, (*sets, *extra))
+    first = load_to_run(place, model, preset, file, (*sets, *extra))
     if model is None:
         _check_comparison(place, first)
     check_model(first)
 
+    kept = kept_by(place)
+
     def load(recipe: Sequence[str]) -> RunConfig:
-        return configuration.load(preset=preset, file=file, sets=(*recipe, *sets, *extra), model=model, previous=None)
+        given = (*recipe, *sets, *extra)
+        return placed(
+            configuration.load(
+                preset=preset, file=file, sets=given, model=model, previous=None, kept=kept, count_gpus=workers_gpus
+            )
+        )
 
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
     if not place.exists():

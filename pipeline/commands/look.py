@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.commands.layout import many
+from adatsq_pipe.pipeline.compute import kept_by
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan
 from adatsq_pipe.pipeline.progress import Progress, StageProgress, progress
@@ -47,7 +48,9 @@ def steps_of(place: RunDir, choice: Choice) -> tuple[list[Step], Context, str]:
     if choice.is_empty and any_recorded(place):
         try:
             request = read_request(place.path)
-            config = configuration.load(preset=None, file=None, sets=(), model=None, previous=request)
+            config = configuration.load(
+                preset=None, file=None, sets=(), model=None, previous=request, kept=kept_by(place)
+            )
             if request is None:
                 note, known = "config.toml is missing", False
             elif not config.model.is_dir():

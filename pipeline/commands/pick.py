@@ -21,7 +21,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 )
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import plan
-from adatsq_pipe.pipeline.request import check_model, load_config, write_request
+from adatsq_pipe.pipeline.request import check_model, load_config, load_to_run, write_request
 from adatsq_pipe.stages.allocation.points import Front, Point, decibels, front_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.rundir import RunDir
@@ -69,7 +69,7 @@ def pick(
             point = front.at_mean_bits(mean_bits) if mean_bits else front.chosen
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    config = load_config(place, None, None, None, (*overrides, f"assemble.mean_bits={front.bound_of(point)!r}"))
+    config = load_to_run(place, None, None, None, (*overrides, f"assemble.mean_bits={front.bound_of(point)!r}"))
     check_model(config)
     if not as_json:
         click.echo(_text(front, point))

@@ -17,6 +17,7 @@ from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.architecture.memory import shown
+from adatsq_pipe.stages.base import gpus
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
 from adatsq_pipe.storage.model_index import INDEX
 
@@ -68,7 +69,14 @@ def _config(model: str, preset: str | None, file: Path | None, sets: tuple[str, 
         raise ConfigError(f"{path} does not exist; MODEL is a pipeline folder, a built-in name or a config.json")
     bare = path.is_file() or ((path / "config.json").is_file() and not (path / INDEX).exists())
     folder = str(path.parent if path.is_file() else path) if bare else model or None
-    config = configuration.load(preset=preset, file=file, sets=sets, model=folder, previous=None)
+    config = configuration.load(
+        preset=preset,
+        file=file,
+        sets=sets,
+        model=folder,
+        previous=None,
+        count_gpus=lambda cluster: 1 if on_gpu else gpus.visible_gpus(),
+    )
     if on_gpu and config.settings[ComputeSettings].device == "cpu":
         compute = config.settings[ComputeSettings].model_copy(update={"device": "cuda"})
         config = replace(config, settings=config.settings.replaced(compute))

@@ -28,7 +28,7 @@ from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.kind_quality import line, metric_line
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.pipeline.request import check_model, kept_request, load_config, read_request, write_request
+from adatsq_pipe.pipeline.request import check_model, kept_request, load_to_run, read_request, write_request
 from adatsq_pipe.pipeline.resolved import as_plain, as_toml, resolved
 from adatsq_pipe.pipeline.summary import PAGE, read_summary
 from adatsq_pipe.pipeline.toml_tables import parse_set
@@ -72,7 +72,7 @@ def run(
     place = RunDir.open(run_dir)
     chosen = planning.choose(stages)
     overrides = cluster_overrides(executor, address)
-    config = load_config(place, model, preset, file, (*sets, *overrides))
+    config = load_to_run(place, model, preset, file, (*sets, *overrides))
     if show_config:
         previous = read_request(place.path) if preset is None and place.exists() else None
         name, layers = configuration.layers(preset=preset, file=file, sets=sets, model=model, previous=previous)

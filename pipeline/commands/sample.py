@@ -11,10 +11,12 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline.captions import in_the_world
 from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.shell import example, json_option, user_errors
+from adatsq_pipe.pipeline.compute import chosen
 from adatsq_pipe.pipeline.devices import check_here
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.toml_tables import as_utf_8
-from adatsq_pipe.stages.base.settings import DEVICES, is_device
+from adatsq_pipe.stages.base import gpus
+from adatsq_pipe.stages.base.settings import AUTO, DEVICES, DTYPES, ComputeSettings, is_device
 
 
 @click.command(
@@ -33,8 +35,14 @@ from adatsq_pipe.stages.base.settings import DEVICES, is_device
 @click.option(
     "--steps", type=int, help="Denoising steps [default: the number in its sampling.json, or diffusers' own]."
 )
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--device", default=AUTO, show_default=True, help="cpu, cuda or cuda:N; auto = cuda where there is one.")
+@click.option(
+    "--dtype",
+    type=click.Choice([AUTO, *DTYPES]),
+    default=AUTO,
+    show_default=True,
+    help="auto = float32 on a CPU, else the stored one, bfloat16 for a quantized model.",
+)
 @click.option("--scale", default=8, show_default=True, help="Enlarge each pixel this many times.")
 @json_option
 @user_errors
@@ -64,11 +72,13 @@ def sample(
         raise ConfigError(f"--out {out}: {out.suffix or 'no ending'} is not a picture format; use .png or .gif")
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: folder {out.resolve().parent} does not exist; create it first")
-    check_here(device, f"--device {device}", "use --device cpu")
+    asked = ComputeSettings(device=device, dtype=dtype)
+    taken, _ = chosen(asked, folder, {}, gpus.visible_gpus)
+    check_here(taken.device, f"--device {device}", "use --device cpu")
     from adatsq_pipe.stages.denoiser import sample  # imports torch, once the options are checked
 
     call = {**recommended.get("call", {}), **({"num_inference_steps": steps} if steps else {})}
-    pictures = sample.draw(folder, prompts, seed=seed, call=call, device=device, dtype=dtype)
+    pictures = sample.draw(folder, prompts, seed=seed, call=call, device=taken.device, dtype=taken.dtype)
     sample.save(pictures, out, scale=scale)
     if as_json:
         print_json({"file": str(out), "pictures": len(prompts), "prompts": prompts, "seed": seed, "model": str(folder)})

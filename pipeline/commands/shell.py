@@ -129,7 +129,7 @@ def user_errors(command: Callable[P, T]) -> Callable[P, T]:
             return command(*args, **kwargs)
         except (ConfigError, NotTaken, NoTransformer, UnusableModel) as error:
             fail(str(error), 2)
-        except (StageError, StorageError) as error:
+        except (StageError, StorageError, ClusterUnreachable) as error:
             fail(str(error), 1)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

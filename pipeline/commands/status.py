@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from adatsq_pipe.pipeline import finished
+from adatsq_pipe.pipeline import compute, finished
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.layout import print_json
 from adatsq_pipe.pipeline.commands.look import Choice, look, summary_lines, units_text
@@ -26,6 +26,7 @@ from adatsq_pipe.pipeline.commands.shell import (
 )
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import load_config
+from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.rundir import RunDir
 
@@ -34,10 +35,13 @@ PUBLISHED = "published"
 """Stands in the place of a stage's name for the model and the report of a finished run."""
 
 
-def _plan_of(place: RunDir, choice: Choice) -> tuple[list[Step], str]:
-    """The plan, and what is wrong with the published model and report of a finished run ("" if nothing is)."""
-    steps, context = planning.plan(load_config(place, choice.model, choice.preset, choice.file, choice.sets), place)
-    return steps, finished.damage(place, context.fingerprints) if steps[-1].complete else ""
+def _plan_of(place: RunDir, choice: Choice) -> tuple[list[Step], str, str]:
+    """The plan, what is wrong with the published model and report of a finished run ("" if nothing is), and what the
+    run computes on."""
+    config = load_config(place, choice.model, choice.preset, choice.file, choice.sets)
+    steps, context = planning.plan(config, place)
+    device = compute.text(config.settings[ComputeSettings], config.basis)
+    return steps, finished.damage(place, context.fingerprints) if steps[-1].complete else "", device
 
 
 def _interval(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
@@ -127,7 +131,7 @@ def why(
     """Show what `run` would do of RUN with these options, and which field causes it."""
     place = RunDir.open(run_dir_of(named, run_dir))
     place.check()
-    steps, published = _plan_of(place, Choice(model=model, preset=preset, file=file, sets=sets))
+    steps, published, device = _plan_of(place, Choice(model=model, preset=preset, file=file, sets=sets))
     reasons = _reasons(steps)
     if as_json:
         rows: list[dict[str, Plain]] = [
@@ -144,6 +148,7 @@ def why(
         name = step.stage.name
         found = f"would run: {'; '.join(reasons[name])}" if name in reasons else "is done: it would not run"
         click.echo(f"{name:9} {found}")
+    click.echo(f"{'compute':9} {device}")
     if published:
         click.echo(f"{PUBLISHED:9} would be written again: {published}")
 

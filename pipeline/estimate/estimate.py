@@ -231,7 +231,7 @@ def _assumed(outlook: Outlook, named: Device | None, room: int | None, measure: 
             f"from main memory {LINK:g} of its link"
         )
         if compute.dtype == "float32":
-            found.append("compute.dtype is float32, the default; bfloat16 takes half the memory and less time")
+            found.append("compute.dtype is float32; bfloat16 takes half the memory and less time")
     if measure:
         found.append("blocks are alike, and this machine is as fast during the run as it was in the measurement")
     if room is None and named is None:

@@ -179,23 +179,31 @@ class DataSettings(PromptSettings):
     """Seed of the noise of the calibration draws, and of the choice of built-in captions."""
 
 
-DEVICES = "cpu, cuda or cuda:N"
+DEVICES = "auto, cpu, cuda or cuda:N"
+DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
 
 
 def is_device(name: str) -> bool:
-    """Whether `name` is a torch device that this project computes on."""
-    return re.fullmatch(r"cpu|cuda(:\d{1,4})?", name, re.ASCII) is not None
+    """Whether `name` is a torch device that this project computes on, or leaves it to what is there."""
+    return re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name, re.ASCII) is not None
 
 
 class ComputeSettings(Settings):
-    """[compute] What float results depend on besides the method."""
+    """[compute] What float results depend on besides the method.
+
+    A run's configuration has no `auto` left in it: `pipeline.compute` puts a device and a dtype in its place, before
+    anything is identified by them.
+    """
 
     table: ClassVar[str] = "compute"
 
-    device: str = "cpu"
-    """Torch device of the workers: cpu, cuda or cuda:N."""
-    dtype: str = Field(default="float32", pattern="^(float32|bfloat16|float16)$")
-    """Floating-point type of the model in calibration, search and evaluation."""
+    device: str = AUTO
+    """Torch device of the workers: cpu, cuda or cuda:N; auto = that of the run so far, else cuda where workers have a
+    GPU, else cpu."""
+    dtype: str = Field(default=AUTO, pattern=f"^({'|'.join((AUTO, *DTYPES))})$")
+    """Floating-point type of the model in calibration, search and evaluation: float32, bfloat16 or float16; auto =
+    float32 on a CPU, else the one that the transformer's weights are stored in."""
     threads: int = Field(default=1, ge=1, le=1_024)
     """CPU threads of one worker."""
 

@@ -12,6 +12,7 @@ import socket
 
 import torch
 
+from adatsq_pipe.stages.base import gpus
 from adatsq_pipe.stages.base.errors import StageError
 
 
@@ -21,9 +22,9 @@ def unavailable(device: str) -> str:
         return ""
     if not torch.backends.cuda.is_built():
         return "this torch is built without CUDA"
-    if not torch.cuda.is_available():
+    number, count = int(device.partition(":")[2] or 0), gpus.visible_gpus()
+    if not count:
         return "torch finds no GPU here"
-    number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
     return "" if number < count else f"there are {count} GPUs here, counted from 0"
 
 

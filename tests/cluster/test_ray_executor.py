@@ -10,7 +10,7 @@ import pytest
 from adatsq_pipe.cluster import actor_pool, coordinator, ray_executor
 from adatsq_pipe.cluster.coordinator import Coordinator
 from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped, TaskFailed, WorkerLost
-from adatsq_pipe.cluster.ray_executor import RayExecutor, connect
+from adatsq_pipe.cluster.ray_executor import RayExecutor, connect, gpus_of
 from adatsq_pipe.cluster.resources import Resources
 from tests.support.executor_contract import ExecutorContract
 from tests.support.fake_ray import FakeRay
@@ -111,6 +111,12 @@ def test_a_cluster_is_filled_and_grows_with_its_nodes(fake: FakeRay) -> None:
     fake.cluster["GPU"] = 3.0
     assert len(executor._new_actors()) == 2
     assert fake.init_options["address"] == "auto"
+
+
+def test_a_running_cluster_says_how_many_gpus_it_has(fake: FakeRay) -> None:
+    assert gpus_of("auto") == 2 and fake.init_options["address"] == "auto"
+    fake.cluster.pop("GPU")
+    assert gpus_of("auto") == 0
 
 
 def test_a_number_of_workers_holds_on_any_cluster(fake: FakeRay) -> None:

@@ -89,6 +89,7 @@ def test_a_device_that_workers_can_have_is_taken(
     device: str, count: int, sets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _gpus(monkeypatch, count)
+    monkeypatch.setattr(devices, "cluster_gpus", lambda address: 1)
     check_device(_config(device, *sets))
 
 
@@ -120,7 +121,7 @@ def test_sample_refuses_a_device_name_that_is_none(device: str, tmp_path: Path) 
     out = str(tmp_path / "x.png")
     done = CliRunner().invoke(main, ["sample", "--prompt", "a red circle", "--out", out, "--device", device])
     assert done.exit_code == 2
-    assert done.output == f"error: --device {device!r} is none; it must be cpu, cuda or cuda:N\n"
+    assert done.output == f"error: --device {device!r} is none; it must be auto, cpu, cuda or cuda:N\n"
 
 
 def test_sample_and_inspect_refuse_a_gpu_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_dotted_names_and_tables_are_laid_together() -> None:
     [
         ({"budget": 3.5}, "budget=3.5 names no table"),
         ({"search": {"bugdet": 3.5}}, r"\[search\] has no key 'bugdet'; did you mean 'budget'"),
-        ({"compute.device": "gpu"}, "compute.device: must be cpu, cuda or cuda:N"),
+        ({"compute.device": "gpu"}, "compute.device: must be auto, cpu, cuda or cuda:N"),
         ({"recipe.method": "quark"}, "quark"),
     ],
 )

@@ -112,10 +112,10 @@ def test_what_only_reads_settings_imports_no_heavy_library(arguments: list[str],
 def test_an_unknown_device_is_refused_in_one_line_before_anything_starts(tmp_path: Path, device: str) -> None:
     code, output = invoke("run", "--run-dir", str(tmp_path / "run"), "--set", f"compute.device='{device}'")
     assert code == 2 and not (tmp_path / "run").exists()
-    assert output == f"error: compute.device: must be cpu, cuda or cuda:N (got {device!r})\n"
+    assert output == f"error: compute.device: must be auto, cpu, cuda or cuda:N (got {device!r})\n"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
 def test_torch_devices_of_this_project_are_accepted(device: str) -> None:
     code, output = invoke("status", "--set", f"compute.device={device}", "--run-dir", "/nowhere/at/all")
     assert "compute.device" not in output and code == 1

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from adatsq_pipe.pipeline import config as configuration
-from adatsq_pipe.pipeline import plan
+from adatsq_pipe.pipeline import devices, plan
 from adatsq_pipe.pipeline.commands import pick
 from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.config import RunConfig
@@ -152,7 +152,8 @@ def test_the_front_around_the_choice_is_shown_with_its_ends(run: Run) -> None:
     assert re.search(r"4\.00 +4\.10 +0\.002 \(27\.0 dB\) +0\.003 \(25\.2 dB\)$", lines[7])
 
 
-def test_it_runs_where_the_options_say(run: Run) -> None:
+def test_it_runs_where_the_options_say(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cluster_gpus", lambda address: 0)
     code, output = run.pick("--mean-bits", "3.6", "--executor", "ray", "--address", "ray://head:10001")
     assert code == 0, output
     cluster = run.started[-1][0].cluster
