@@ -35,6 +35,7 @@ _WIDTHS = {3: [3, 4, 8], 4: [3, 4, 8], 6: [4, 6, 8], 8: [8]}
 """Activation widths of AdaTSQ's and ViDiT-Q's policies, by the least mean they are for."""
 _ABOVE_THREE = preset_tables("w3a3")["search"]["budget"]
 """The mean bits of a search that is labelled w3a3: at 3 bits there would be nothing to choose."""
+_SEARCHED = ("trellis", "lagrangian", "bisection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +101,11 @@ def _row(
         **{key: value for key, value in change.items() if "." not in key},
     }  # fmt: skip
     allocation = resolve(recipe).allocation
-    if activation != int(activation) and allocation == "uniform":
+    if activation != int(activation) and allocation in ("uniform", "first_last"):
         return None
     level = max(least for least in _WIDTHS if least <= max(activation, 3))
     widths = [] if allocation == "lagrangian" else _WIDTHS[level]
-    budget = max(activation, _ABOVE_THREE) if level == 3 and allocation in ("trellis", "lagrangian") else activation
+    budget = max(activation, _ABOVE_THREE) if level == 3 and allocation in _SEARCHED else activation
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
     sets += [f"search.bits={widths}", f"search.budget={float(budget)}"]
     sets += [f"{key}={json.dumps(value)}" for key, value in change.items() if "." in key]

@@ -229,7 +229,7 @@ def _check_batches(settings: RunSettings) -> None:
     """Raise ConfigError if the search wants more batches of calibration captions than there are."""
     wanted, data = settings[SearchSettings].batches, settings[DataSettings]
     there = len(shards(len(data.prompts), data.batch))
-    if settings[Recipe].allocation in ("trellis", "lagrangian") and wanted > there:
+    if settings[Recipe].allocation in ("trellis", "lagrangian", "bisection") and wanted > there:
         raise ConfigError(
             f"search.batches is {wanted}, and the {len(data.prompts)} calibration captions make {there} of "
             f"{data.batch}; lower search.batches or give more captions"

@@ -59,8 +59,10 @@ def search_waves(outlook: Outlook) -> tuple[int, ...]:
     """The units that a search leaves, and those of its levels that it removes again, by wave."""
     settings, data = outlook.settings[SearchSettings], outlook.settings[DataSettings]
     allocation, rollouts = outlook.recipe.allocation, len(BatchSlice.for_rollouts(data, settings))
-    if allocation == "uniform":
+    if allocation in ("uniform", "first_last"):
         return (1,)
+    if allocation == "bisection":
+        return outlook.geometry.steps, 1, 1
     if allocation == "decoupled":
         return sum(row.rounded for row in outlook.survey.layers), 1
     if allocation == "lagrangian" and not settings.beam:

@@ -14,6 +14,7 @@ from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.trace import HALF, Cost
 from adatsq_pipe.pipeline.estimate.units import paths_of_levels, survivors_of
 from adatsq_pipe.stages.allocation.batch_slices import BatchSlice
+from adatsq_pipe.stages.allocation.bisection import measured_slice
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, widths_of
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.survey import LayerInfo
@@ -168,7 +169,7 @@ def _search(outlook: Outlook) -> Work:
         outlook.settings[DataSettings],
         outlook.recipe.allocation,
     )
-    if allocation == "uniform":
+    if allocation in ("uniform", "first_last"):
         return Work()
     rolled = BatchSlice.for_rollouts(data, settings)
     captions = sum(part.samples for part in rolled)
@@ -176,6 +177,13 @@ def _search(outlook: Outlook) -> Work:
         layers, widths = sum(row.rounded for row in outlook.survey.layers), len(widths_of(settings, allocation))
         tried = _times(_calls(outlook, outlook.batches[0]), layers * widths / outlook.geometry.steps)
         return Work(calls={QUANTIZED: tried}, passes=layers * widths)
+    if allocation == "bisection":
+        few, count = measured_slice(data, settings).samples, len(widths_of(settings, allocation))
+        runs = count * (outlook.geometry.steps + 1) / 2 + 1
+        measured, once = _times(_calls(outlook, few), runs), _calls(outlook, captions)
+        calls = {part: many + once[part] for part, many in measured.items()}
+        passes = round((runs + len(rolled)) * outlook.geometry.calls)
+        return Work(calls={QUANTIZED: calls}, passes=passes, algebra=_encoded(outlook, captions + few))
     beam = allocation == "trellis" or settings.beam
     policies = survivors_of(outlook) if beam else 2
     calls, passes = _times(_calls(outlook, captions), policies), policies * len(rolled) * outlook.geometry.calls

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adatsq_pipe.stages.allocation import batch_slices, decoupled
+from adatsq_pipe.stages.allocation import batch_slices, bisection, decoupled, first_last
 from adatsq_pipe.stages.allocation.batch_slices import BatchSlice, unit_name
 from adatsq_pipe.stages.allocation.digest import digest_of
 from adatsq_pipe.stages.allocation.front import write_front
@@ -116,6 +116,11 @@ def run(context: Context, executor: Executor, report: Report) -> None:
         executor.coordinate(search, context, report)
     elif allocation == "decoupled":
         decoupled.allocate(context, executor, report)
+    elif allocation == "bisection":
+        bisection.allocate(context, executor, report)
+    elif allocation == "first_last":
+        first_last.allocate(context)
+        report(1, 1)
     else:
         _uniform(context)
         report(1, 1)
@@ -140,8 +145,10 @@ def _uniform(context: Context) -> None:
 def _expected(context: Context) -> int | None:
     """Units of the finished stage; None where the paths that survive decide it."""
     allocation, settings = context.settings[Recipe].allocation, context.settings[SearchSettings]
-    if allocation == "uniform":
+    if allocation in ("uniform", "first_last"):
         return 1
+    if allocation == "bisection":
+        return bisection.expected(context)
     if allocation == "decoupled":
         return sum(layer.rounded for layer in survey_of(context).layers) + 1
     if allocation == "lagrangian" and not settings.beam:
@@ -155,6 +162,9 @@ def _reads(settings: RunSettings, model: str) -> Plain:
     if recipe.allocation == "uniform":
         return {"allocation": "uniform", "activation_bits": recipe.activation_bits}
     search = settings[SearchSettings]
+    if recipe.allocation == "first_last":
+        ends = {"end_steps": recipe.end_steps} if recipe.end_steps else {"budget": search.budget}
+        return {"allocation": "first_last", "activation_bits": recipe.activation_bits, **ends}
     widths = {**search.identity(), "bits": list(widths_of(search, recipe.allocation))}
     alone = {"weights_alone": True} if recipe.allocation == "lagrangian" else {}
     return {**settings.identity(ComputeSettings), "search": widths, "allocation": recipe.allocation, **alone}

@@ -99,7 +99,7 @@ def widths_of(settings: SearchSettings, allocation: str) -> tuple[int, ...]:
 def check_budget(settings: SearchSettings, allocation: str) -> None:
     """Raise StageError if the smallest width is above the budget."""
     least = widths_of(settings, allocation)[0]
-    if allocation != "uniform" and settings.budget < least - 1e-9:
+    if allocation not in ("uniform", "first_last") and settings.budget < least - 1e-9:
         raise StageError(
             f"a budget of {settings.budget:g} mean bits cannot be met: the fewest of recipe.allocation = "
             f"'{allocation}' is {least}; raise search.budget or set search.bits with a smaller width"

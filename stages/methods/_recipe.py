@@ -80,11 +80,15 @@ class Recipe(Settings):
     min and max."""
     regions: bool
     """With time_groups: inputs after GELU, whose negative values are small, have a fixed finer grid for those."""
-    allocation: Literal["uniform", "trellis", "decoupled", "lagrangian"]
-    """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), by layer and kind of layer (ViDiT-Q), or
-    the exact division of the budget over timesteps and layers, by what `sensitivity` measures."""
+    allocation: Literal["uniform", "trellis", "decoupled", "lagrangian", "first_last", "bisection"]
+    """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), by layer and kind of layer (ViDiT-Q), the
+    exact division of the budget over timesteps and layers, by what `sensitivity` measures, 16 in the first and last
+    `end_steps` and activation_bits between, or one width a timestep by the error that it alone causes (TMPDiff)."""
     activation_bits: int = Field(ge=2, le=16)
-    """Activation bits of a uniform allocation."""
+    """Activation bits of a uniform allocation, and of first_last between the ends."""
+    end_steps: int = Field(default=0, ge=0)
+    """With allocation = "first_last": steps at either end whose activations are not rounded; 0 = as many as
+    search.budget pays for."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
@@ -94,6 +98,8 @@ class Recipe(Settings):
             )
         if self.time_groups and self.allocation != "uniform":
             raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
+        if self.end_steps and self.allocation != "first_last":
+            raise ValueError("end_steps is for allocation = 'first_last'; set end_steps = 0")
         if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):
             raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
         if self.smoothing_fold and (self.permuted or self.smoothing_grid > 1):
@@ -115,7 +121,7 @@ class Recipe(Settings):
         return self
 
 
-NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits")
+NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
 
 

@@ -44,7 +44,7 @@ def test_all_is_every_method_at_every_pair_of_bits() -> None:
 
 def test_a_mean_that_is_no_whole_number_is_for_searched_policies() -> None:
     rows = planned("all", "w3a3.6")
-    assert {row.method for row in rows} == {"adatsq", "endpoint", "vidit_q"}
+    assert {row.method for row in rows} == {"adatsq", "endpoint", "tmpdiff", "vidit_q"}
     assert all(row.config.settings[SearchSettings].budget == 3.6 for row in rows)
     assert planned("adatsq", "w3a3")[0].config.settings[SearchSettings].budget == 3.1
 

@@ -108,16 +108,22 @@ class TwoLayerDenoiser:
 
     @torch.no_grad()
     def record(
-        self, conditions: Conditions, *, decode: bool = False, see: Callable[[int, Call], None] | None = None
+        self,
+        conditions: Conditions,
+        *,
+        decode: bool = False,
+        see: Callable[[int, Call], None] | None = None,
+        after: Sequence[Tensor] = (),
     ) -> Trajectory:
-        """A run of the network; `see(j, call)` gets the inputs of call j before it is made."""
+        """A run of the network; `see(j, call)` gets the inputs of call j before it is made. The first outputs are those
+        of `after`."""
         calls, outputs = list[Call](), list[Tensor]()
 
         def denoise(call: Call) -> Tensor:
             if see is not None:
                 see(len(outputs), call)
             calls.append(call)
-            outputs.append(self.run(call))
+            outputs.append(after[len(outputs)] if len(outputs) < len(after) else self.run(call))
             return outputs[-1]
 
         latents = self.loop(conditions, denoise)

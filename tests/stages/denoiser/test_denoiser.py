@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Output
 from adatsq_pipe.stages.denoiser.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage.errors import StorageError
 from tests.conftest import FAMILIES
@@ -26,6 +26,10 @@ def _conditions(name: str) -> Conditions:
     return Conditions(prompts=prompts, seeds=(5, 6))
 
 
+def _halved(output: Output) -> Output:
+    return rebuild(structure(output), iter([leaf / 2 for leaf in leaves(output)]))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_record_replay_teleport_are_bit_exact(name: str, family: Callable[[str], Path]) -> None:
     denoiser, conditions = _open(family(name)), _conditions(name)
@@ -37,6 +41,11 @@ def test_record_replay_teleport_are_bit_exact(name: str, family: Callable[[str],
 
     latents, _ = denoiser.replay(conditions, run.outputs)
     assert torch.equal(latents, run.latents)
+    seen: list[int] = []
+    again = denoiser.record(conditions, after=run.outputs[:-1], see=lambda j, call: seen.append(j))
+    assert torch.equal(again.latents, run.latents) and seen == list(range(len(run.outputs)))
+    halved = denoiser.record(conditions, after=[_halved(output) for output in run.outputs[:1]])
+    assert not torch.equal(halved.latents, run.latents), "what is known is not computed"
 
     for j in range(len(run.outputs) + 1):
         arrived = denoiser.teleport(conditions, run.outputs[:j])
