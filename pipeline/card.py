@@ -54,6 +54,7 @@ def card(config: RunConfig, context: Context, summary: Summary) -> str:
     environment.filters |= {"size": _size, "interval": _interval, "fenced": fenced, "cell": _cell}
     head = front_matter(origin, task_of(origin, clips=clips, images=images), summary)
     return environment.get_template("card.md.jinja").render(
+        text=summary.text_encoders,
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True), origin=origin, summary=summary, loading=LOADING,
         recipe=config.settings[Recipe], calibration=len(config.settings[DataSettings].prompts), evaluate=evaluate,
         captions=[" ".join(caption.split()) for caption in evaluate.prompts[:LISTED]],

@@ -39,6 +39,7 @@ from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
+from adatsq_pipe.stages.text.encoders import TextEncoderSettings
 from adatsq_pipe.storage.files import read_json_object
 
 PRESETS = ("w4a4", "w3a3")
@@ -90,7 +91,7 @@ def kinds() -> dict[str, type[Settings]]:
     """The type of every table, by its name."""
     ours: list[type[Settings]] = [ModelSettings, DataSettings, ComputeSettings, Recipe]
     ours += [stage.settings for stage in all_stages().values()]
-    ours.append(ClusterSettings)
+    ours += [TextEncoderSettings, ClusterSettings]
     return {kind.table: kind for kind in ours}
 
 

@@ -17,6 +17,8 @@ from adatsq_pipe.stages.base.run_settings import ModelRef
 from adatsq_pipe.stages.base.stage import Stage, all_stages
 from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.text import effect, text_encoder
+from adatsq_pipe.stages.text.encoders import TextEncoderSettings
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.failures import Failure
 from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_digest
@@ -70,9 +72,23 @@ def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Contex
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages of a run in order: all, and that of the optional metrics where some are asked for."""
-    optional = [perceptual.STAGE] if config.settings[EvaluateSettings].metrics else []
-    return [*all_stages().values(), *optional]
+    """The stages of a run in order: all, those of text encoders where these are quantized, and that of the optional
+    metrics where some are asked for."""
+    stages = dict(all_stages())
+    last = [perceptual.STAGE] if config.settings[EvaluateSettings].metrics else []
+    if config.settings[TextEncoderSettings].on:
+        before = list(stages).index("assemble")
+        ordered = list(stages.values())
+        return [*ordered[:before], text_encoder.STAGE, *ordered[before:], effect.STAGE, *last]
+    return [*stages.values(), *last]
+
+
+def with_optional(config: RunConfig, stages: Sequence[str]) -> list[str]:
+    """These stages, and those that the settings ask for beside them: quantized text encoders come with assemble, their
+    effect and the optional metrics with evaluate."""
+    names = {stage.name for stage in stages_of(config)}
+    beside = {text_encoder.STAGE.name: "assemble", effect.STAGE.name: "evaluate", perceptual.STAGE.name: "evaluate"}
+    return [*stages, *(name for name, of in beside.items() if name in names and of in stages and name not in stages)]
 
 
 def plan(config: RunConfig, run: RunDir, extra: Sequence[Stage] = ()) -> tuple[list[Step], Context]:

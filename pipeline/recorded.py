@@ -5,6 +5,7 @@ Each stage's folder is the newest whose recorded needs are the folders of the st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from adatsq_pipe.pipeline.config import RunConfig
@@ -37,5 +38,10 @@ def any_recorded(run: RunDir) -> bool:
 
 
 def _newest(stage: Stage, context: Context, run: RunDir) -> dict[str, Plain] | None:
-    needs = {need: context.fingerprints[need] for need in stage.needs}
-    return next((found for found in run.identities(stage.name) if found.get("needs") == needs), None)
+    needs = {need: context.fingerprints[need] for need in stage.needs if need in context.fingerprints}
+    return next((found for found in run.identities(stage.name) if _known(found.get("needs"), needs) == needs), None)
+
+
+def _known(recorded: Plain, needs: Mapping[str, str]) -> Plain:
+    """Of what is recorded, the needs among those stages: without its settings a run may have had others besides."""
+    return {n: of for n, of in recorded.items() if n in needs} if isinstance(recorded, Mapping) else recorded

@@ -23,6 +23,7 @@ from adatsq_pipe.pipeline.plots import front, policy, weight_bits
 from adatsq_pipe.pipeline.plots import steps as by_step
 from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
 from adatsq_pipe.pipeline.summary import FILE, PAGE, UNFINISHED, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
+from adatsq_pipe.pipeline.text_encoders import text_encoders_of
 from adatsq_pipe.stages.allocation.points import AssembleSettings, point_of
 from adatsq_pipe.stages.allocation.trellis import SearchSettings
 from adatsq_pipe.stages.base.context import Context
@@ -31,6 +32,7 @@ from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
+from adatsq_pipe.stages.text import effect, text_encoder
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.files import clone_tree, write_text
@@ -47,6 +49,8 @@ FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", SHEET, "sheet.txt", POLICY, STE
 """What a report may consist of."""
 
 
+LAST = ("evaluate", effect.STAGE.name, perceptual.STAGE.name)
+"""The stages that measure, as far as they are part of a run."""
 SCORES = "asked_for"
 """Key of the summary's scores."""
 MOST_DECIBELS = 200.0
@@ -63,12 +67,12 @@ def write(
     again: bool = False,
 ) -> bool:
     """Write the report unless it stands already for this very run, or in any case. False if evaluate has not finished,
-    or an optional metric.
+    or another stage that measures.
 
     A plot that fails is left out: `say` gets a line on it, and the summary has it. Raises DamagedUnit.
     """
     done = {step.stage.name: step for step in steps}
-    if not all(done[name].complete for name in ("evaluate", perceptual.STAGE.name) if name in done):
+    if not all(done[name].complete for name in LAST if name in done):
         return False
     path = run.report / FILE
     if not again and finished.stands(run, context.fingerprints, _additions(context)):
@@ -100,7 +104,7 @@ def _additions(context: Context) -> str:
 
 def _verify(context: Context) -> None:
     """Hash the files of the units that the report reads: what is published must be what was computed."""
-    stages = ("search", "assemble", "reference", "evaluate", perceptual.STAGE.name)
+    stages = ("search", text_encoder.STAGE.name, "assemble", "reference", *LAST)
     for stage in [stage for stage in stages if stage in context.fingerprints]:
         for unit in context.manifest(stage).units():
             context.read(stage, unit)
@@ -191,6 +195,7 @@ def summarize(config: RunConfig, run: RunDir, context: Context, notes: Notes | N
         facts=facts_of(config, run, context),
         capture_over_bare_forwards=capture_cost(context),
         seconds=seconds(run, context),
+        text_encoders=text_encoders_of(config, context, _mean),
         additions=_additions(context),
     )
 

@@ -18,6 +18,7 @@ from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.text.encoders import TextEncoderSettings, check_encoders
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import read_text
@@ -92,3 +93,4 @@ def check_model(config: RunConfig) -> None:
     perceptual.check(config.settings[EvaluateSettings])
     prompts = [*config.settings[DataSettings].prompts, *config.settings[EvaluateSettings].prompts]
     support.check_pipeline(config.model, prompts, config.prompt_arguments(), config.settings[ModelSettings].call)
+    check_encoders(config.model, config.settings[TextEncoderSettings])

@@ -18,7 +18,7 @@ from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.pipeline import captions, devices, placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.plan import Step, plan, stages_of
+from adatsq_pipe.pipeline.plan import Step, plan, stages_of, with_optional
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
@@ -27,7 +27,7 @@ from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
-from adatsq_pipe.stages.evaluation import perceptual, rehearsal
+from adatsq_pipe.stages.evaluation import rehearsal
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
@@ -159,12 +159,11 @@ def execute(
     """Do what is missing of `stages`. Returns the plan as it then stands, its context, and whether anything ran.
 
     `publish` points the run directory's `model` to what was assembled. `stages` may name stages of `extra` too, which
-    are in no ordinary run; the optional metrics come with evaluate. `conclude` is called when all are done; a unit that
-    it finds damaged is done again.
+    are in no ordinary run; the optional stages come with the others. `conclude` is called when all are done; a unit
+    that it finds damaged is done again.
     """
     ran = False
-    if "evaluate" in stages and config.settings[EvaluateSettings].metrics:
-        stages = [*stages, perceptual.STAGE.name]
+    stages = with_optional(config, stages)
     _withdraw_noted(run, screen)
     for _ in range(REPAIRS):
         try:
@@ -197,7 +196,8 @@ def _once(
         completed |= {s.stage.name for s in steps if s.complete}
         _withdraw_damaged(step, context, screen)
         if not step.complete:
-            lacking = [need for need in step.stage.needs if need not in completed]
+            planned = {s.stage.name for s in steps}
+            lacking = [need for need in step.stage.needs if need in planned and need not in completed]
             if lacking:
                 raise ConfigError(
                     f"stage {name} needs {', '.join(lacking)}, which is not done; add it: --stages {lacking[0]}..{name}"

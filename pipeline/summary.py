@@ -103,6 +103,84 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A quantized text encoder."""
+
+    name: str
+    """The component."""
+    kind: str
+    """Its class."""
+    numbers: int
+    """In its weights."""
+    numbers_in_codes: int
+    """How many of them are stored as codes."""
+    bytes_bf16: int
+    bytes: int
+    """What is not in codes counts in bfloat16."""
+    weight_error: float
+    """Relative L2 error of the weights in codes."""
+    left: Sequence[str] = field(default_factory=list)
+    """Modules that could not be quantized."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller."""
+        return self.bytes_bf16 / max(1, self.bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """How far off an argument is that the denoiser gets from quantized text encoders, on held-out captions."""
+
+    argument: str
+    relative_error: float
+    """L2, over all captions."""
+    cosine: float
+    """Mean of the cosines of its vectors, one a token or one a caption."""
+    least_cosine: float
+    vectors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoders:
+    """Quantized text encoders: sizes, and what they cost alone, with the full-precision denoiser."""
+
+    bits: int
+    """Of layers in blocks; what is outside them has 8."""
+    encoders: Sequence[TextEncoder]
+    not_quantized: Mapping[str, str]
+    """Text encoders that stay as they are, and why."""
+    embeddings: Sequence[Embedding]
+    pictures: int
+    psnr: Mean
+    """Of the pictures drawn with them and the full-precision denoiser, dB."""
+    latent_error: Mean
+    """Relative L2 error of the final latents of these."""
+
+    @property
+    def bytes_bf16(self) -> int:
+        return sum(encoder.bytes_bf16 for encoder in self.encoders)
+
+    @property
+    def bytes(self) -> int:
+        return sum(encoder.bytes for encoder in self.encoders)
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller all of them are."""
+        return self.bytes_bf16 / max(1, self.bytes)
+
+    def line(self) -> str:
+        """What they save and cost, in one line."""
+        worst = max((one.relative_error for one in self.embeddings), default=0.0)
+        names = ", ".join(encoder.name for encoder in self.encoders)
+        return (
+            f"text encoders: {names} at {self.bits} bits, {self.ratio:.2f} times smaller; embeddings are "
+            f"{100 * worst:.2g} % off at most; with the full-precision transformer {self.psnr.mean:.1f} dB"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchCost:
     """The result of the search, and its cost in full-precision trajectories of the same captions."""
 
@@ -163,6 +241,8 @@ class Summary:
     """Worker seconds of the capture over those of its bare forwards."""
     seconds: Mapping[str, Mapping[str, float]]
     """By stage: `wall` over all tries, and the workers' `model`, `algebra` and `overhead`."""
+    text_encoders: TextEncoders | None = None
+    """Quantized text encoders; None where they stay as they are."""
     additions: str = ""
     """Digest of what the report shows besides the evaluation: the kinds of captions, and optional metrics. "" without
     them."""

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,38 @@ def write_component(
     write_weights(target / part, tensors)
 
 
+def write_shards(
+    source: Path,
+    target: Path,
+    *,
+    part: str,
+    shards: Sequence[tuple[Path, Mapping[str, int]]],
+    quantization_config: Mapping[str, object],
+    place: Callable[[Path, Path], object],
+) -> None:
+    """Write the transformers model `part` of the pipeline at `source` to `target`, with files of weights that are
+    there: `shards` has each file and the bytes of its tensors by name. `place(file, to)` brings a file to its place.
+
+    What the model has besides weights and its config is copied.
+    """
+    config = component_config(source, part)
+    config.pop("transformers_weights", None)  # a file name of the source's
+    config["quantization_config"] = dict(quantization_config)
+    copy_files(source, target, [n for n in components(source)[part].files if n != f"{part}/config.json"])
+    (target / part).mkdir(parents=True, exist_ok=True)
+    write_text(target / part / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    weight_map = dict[str, str]()
+    for number, (file, names) in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        place(file, target / part / name)
+        weight_map |= dict.fromkeys(names, name)
+    if len(shards) > 1:
+        total = sum(size for _, names in shards for size in names.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        write_text(target / part / "model.safetensors.index.json", text)
+
+
 def stored_tensors(source: Path, part: str = "transformer") -> dict[str, LazyTensor]:
     """Every tensor of the pipeline's denoiser `part`, in its stored dtype, from the files that `from_pretrained` reads.
 
@@ -97,6 +129,11 @@ def stored_tensors(source: Path, part: str = "transformer") -> dict[str, LazyTen
     if not tensors:
         raise UnusableModel(components(source)[part].fault if part in components(source) else f"{source} has no {part}")
     return tensors
+
+
+def tensor_sizes(source: Path, part: str) -> dict[str, int]:
+    """Element count of every tensor of a component, by name; reads no tensor. StorageError for a damaged file."""
+    return {name: math.prod(shape) for name, shape in _shapes(weight_files(source, part)).items()}
 
 
 def tensor_names(source: Path, part: str) -> list[str]:

@@ -127,6 +127,16 @@ def symlink_atomically(link: Path, target: Path) -> None:
     os.replace(partial, link)
 
 
+def link_or_copy(path: Path, copy: Path) -> None:
+    """Make `copy` a hard link to a large file where the file system allows it, else a copy of it."""
+    try:
+        if path.stat().st_size <= COPY_LIMIT:
+            raise OSError
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)
+
+
 def clone_tree(source: Path, target: Path, extra_files: Mapping[str, bytes]) -> None:
     """Make `target` a copy of the tree `source`, with `extra_files` (relative name -> content) put over it.
 
@@ -141,12 +151,7 @@ def clone_tree(source: Path, target: Path, extra_files: Mapping[str, bytes]) -> 
             copy.mkdir(parents=True, exist_ok=True)
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if path.stat().st_size <= COPY_LIMIT:
-                raise OSError
-            os.link(path, copy)
-        except OSError:
-            shutil.copyfile(path, copy)
+        link_or_copy(path, copy)
     for name, data in extra_files.items():
         write_bytes(unfinished / name, data)
     shutil.rmtree(target, ignore_errors=True)

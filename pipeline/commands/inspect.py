@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adatsq_pipe.pipeline import config as configuration
-from adatsq_pipe.pipeline.commands import completion
+from adatsq_pipe.pipeline.commands import completion, encoders
 from adatsq_pipe.pipeline.commands.inspect_quantized import layers_as_plain, layers_as_text, quantized_layers
 from adatsq_pipe.pipeline.commands.layout import aligned, many
 from adatsq_pipe.pipeline.commands.shell import example, user_errors
@@ -67,7 +67,14 @@ def inspect(
     """
     path = configuration.model_folder(model)
     if layers := quantized_layers(path):
-        click.echo(json.dumps(layers_as_plain(path, layers), indent=1) if as_json else layers_as_text(path, layers))
+        packed = encoders.packed_in(path)
+        if as_json:
+            more = {"text_encoders": packed} if packed else {}
+            click.echo(json.dumps({**layers_as_plain(path, layers), **more}, indent=1))
+            return
+        click.echo(layers_as_text(path, layers))
+        for one in packed:
+            click.echo(f"{one['name']}: weights alone, {one['bits']} bits in its blocks, {one['layers']} layers")
         return
     bare = _bare_config(path)
     config = configuration.load(
@@ -75,14 +82,18 @@ def inspect(
     )
     denoisers = [_of_config(bare)] if bare else _of_pipeline(path, config, no_call)
     sized = [(one, _footprint(one, config)) for one in denoisers]
-    fits = _memory(path, denoisers, config)
+    fits, text_encoders = _memory(path, denoisers, config), encoders.found_in(path)
     if as_json:
         plain: dict[str, object] = {"model": str(path), "denoisers": [as_plain(one, size) for one, size in sized]}
         if fits:
             plain["memory"] = fits.plain()
+        if text_encoders:
+            plain["text_encoders"] = encoders.as_plain(text_encoders)
         click.echo(json.dumps(plain, indent=1))
         return
     click.echo("\n\n\n".join(text(path, one, size) for one, size in sized))
+    if text_encoders:
+        click.echo(f"\n{encoders.as_text(text_encoders)}")
     if fits:
         click.echo(f"\n{fits.text()}")
 

@@ -19,6 +19,7 @@ from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.architecture.memory import shown
 from adatsq_pipe.stages.base import gpus
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings, ModelSettings
+from adatsq_pipe.stages.text.encoders import TextEncoderSettings, check_encoders
 from adatsq_pipe.storage.model_index import INDEX
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _config(model: str, preset: str | None, file: Path | None, sets: tuple[str, 
     support.check_pipeline(
         config.model, prompt_arguments=config.prompt_arguments(DataSettings), call=called, configs_suffice=True
     )
+    check_encoders(config.model, config.settings[TextEncoderSettings])
     return config
 
 

@@ -150,6 +150,8 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
             f"the pictures were drawn at {bits.activations_run:.2f} mean activation bits, where the policy has "
             f"{bits.activations_mean:.2f}: the held-out runs have other steps than the calibration's"
         )
+    if summary.text_encoders:
+        click.echo(summary.text_encoders.line())
     for name, metric in quality.metrics.items():
         click.echo(metric_line(name, metric))
     if quality.by_kind:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
 from adatsq_pipe.pipeline.estimate.devices import LINK, PRODUCTS, TRAFFIC, Device, device_of
 from adatsq_pipe.pipeline.estimate.disk import assembled_of, disk_of
 from adatsq_pipe.pipeline.estimate.hours import Speed, of_device, on_workers, seconds_of
-from adatsq_pipe.pipeline.estimate.memory import Placed, memory_of, plan_of, stored_of
+from adatsq_pipe.pipeline.estimate.memory import PROCESS, Placed, memory_of, plan_of, stored_of
 from adatsq_pipe.pipeline.estimate.outlook import Outlook, outlook_of
 from adatsq_pipe.pipeline.estimate.subject import Subject
+from adatsq_pipe.pipeline.estimate.text import TextOutlook, text_outlook
+from adatsq_pipe.pipeline.estimate.text import lines as text_lines
 from adatsq_pipe.pipeline.estimate.units import units_of
 from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, work_of
 from adatsq_pipe.stages.architecture.memory import shown
@@ -70,7 +72,7 @@ class Estimate:
     device_memory: int | None
     """Bytes of a worker's device; None in main memory."""
     notes: Sequence[str]
-    """How the model fits on its device, where it does not fit as configured."""
+    """How the model fits on its device, where it does not fit as configured; and what text encoders take."""
     assumed: Sequence[str]
 
     @property
@@ -147,6 +149,9 @@ def estimate(
                 wall_seconds=None if seconds is None else on_workers(name, seconds, waves, workers),
             )
         )
+    text = text_outlook(outlook)
+    if text is not None:
+        stages = _with_text(outlook, stages, text, placed, speed, workers)
     return Estimate(
         model=str(outlook.subject.path),
         pipeline=outlook.subject.pipeline,
@@ -155,13 +160,42 @@ def estimate(
         weights=outlook.weights,
         call=_call(outlook),
         stages=stages,
-        folder=assembled_of(outlook),
+        folder=assembled_of(outlook) - (text.saved if text else 0),
         workers=workers,
         device=device.lower() or ("this machine" if measure else ""),
         device_memory=room,
-        notes=_notes(outlook, placed, room),
+        notes=[*_notes(outlook, placed, room), *text_lines(outlook, text)],
         assumed=[*outlook.assumed, *_assumed(outlook, named, room, measure)],
     )
+
+
+def _with_text(
+    outlook: Outlook,
+    stages: Sequence[StageEstimate],
+    text: TextOutlook,
+    placed: Mapping[str, Placed],
+    speed: Speed | None,
+    workers: int,
+) -> list[StageEstimate]:
+    """The stages of a run that quantizes text encoders, in order."""
+    own = list[StageEstimate]()
+    effect = placed["reference"]
+    for name, units, disk, work, device, host in (
+        ("text_encoder", text.units, text.stored, text.work, PROCESS + text.memory, 0),
+        ("text_effect", len(text.draws), text.effect_bytes, text.effect, effect.device + text.stored, effect.host),
+    ):
+        seconds = seconds_of(work, speed, stored=disk, read=0, units=units) if speed else None
+        own.append(
+            StageEstimate(
+                stage=name, units=units, disk=disk, memory=device, host=host, passes=work.passes,
+                tflops=_tflops(outlook, work),
+                worker_seconds=seconds,
+                wall_seconds=None if seconds is None else on_workers(name, seconds, (units,), workers),
+            )
+        )  # fmt: skip
+    place = next(i for i, stage in enumerate(stages) if stage.stage == "assemble")
+    assembled = replace(stages[place], disk=max(0, stages[place].disk - text.saved))
+    return [*stages[:place], own[0], assembled, *stages[place + 1 :], own[1]]
 
 
 def _device_memory(config: RunConfig, named: Device | None) -> int | None:

@@ -14,12 +14,15 @@ from adatsq_pipe.pipeline.page import charts, images, render
 from adatsq_pipe.pipeline.page.images import Pair
 from adatsq_pipe.pipeline.page.tables import Cell, Table
 from adatsq_pipe.pipeline.samples import samples
-from adatsq_pipe.pipeline.summary import PAGE, Summary
+from adatsq_pipe.pipeline.summary import PAGE, Summary, TextEncoders
 from adatsq_pipe.pipeline.versions import versions
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.storage.rundir import RunDir
+
+OPTIONAL = ("kinds", "encoders", "embeddings")
+"""Tables that a page without such rows lacks."""
 
 
 def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summary, notes: Notes) -> Path | None:
@@ -38,13 +41,15 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
         "pictures": lambda: _pictures(pairs),
         "kinds": lambda: _kinds(by_kind(samples(context), summary.quality.captions)),
         "layers": lambda: layers_table(context),
+        "encoders": lambda: _encoders(summary.text_encoders),
+        "embeddings": lambda: _embeddings(summary.text_encoders),
         "left": lambda: left_table(summary.facts.left_alone, summary.facts.layers_not_called),
         "seconds": lambda: seconds_table(summary.seconds),
         "versions": lambda: versions_table(context),
     }
     for name, make in sources.items():
         with notes.of(f"{PAGE}: {name}"):
-            if (table := make()).rows or name != "kinds":
+            if (table := make()).rows or name not in OPTIONAL:
                 tables[name] = table
     with notes.of(PAGE):
         page = render.Page(
@@ -80,6 +85,31 @@ def _kinds(kinds: Sequence[KindQuality]) -> Table:
     columns = ["kind of caption", "captions", "pictures", *(column for name in names for column in (name, f"± {name}"))]
     formats = {column: ".3f" if column.endswith(("SSIM", "LPIPS")) else ".2f" for column in columns[3:]}
     return Table(name="kinds", columns=columns, rows=rows, formats=formats)
+
+
+def _encoders(found: TextEncoders | None) -> Table:
+    """Quantized text encoders and their sizes."""
+    rows: list[list[Cell]] = [
+        [e.name, e.kind, e.numbers, 100 * e.numbers_in_codes / max(1, e.numbers), e.bytes_bf16, e.bytes, e.ratio,
+         e.weight_error, ", ".join(e.left)]
+        for e in (found.encoders if found else ())
+    ]  # fmt: skip
+    columns = (
+        "encoder", "class", "parameters", "in codes, %", "bytes in bfloat16", "bytes", "times smaller", "weight error",
+        "could not be quantized",
+    )  # fmt: skip
+    formats = {"in codes, %": ".1f", "times smaller": ".2f", "weight error": ".4f"}
+    return Table(name="encoders", columns=columns, rows=rows, formats=formats)
+
+
+def _embeddings(found: TextEncoders | None) -> Table:
+    """What the denoiser gets from quantized text encoders, against what it gets from the whole ones."""
+    rows: list[list[Cell]] = [
+        [e.argument, e.relative_error, e.cosine, e.least_cosine, e.vectors] for e in (found.embeddings if found else ())
+    ]
+    columns = ("argument", "relative error", "cosine, mean", "cosine, least", "vectors")
+    formats = {"relative error": ".4f", "cosine, mean": ".5f", "cosine, least": ".4f"}
+    return Table(name="embeddings", columns=columns, rows=rows, formats=formats)
 
 
 def configuration(config: RunConfig) -> str:

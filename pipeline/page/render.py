@@ -65,7 +65,8 @@ def write(page: Page, report: Path) -> Path:
     groups = _groups(page.pairs, report)
     text = html(
         "report.html.jinja", title=page.summary.title, charts=page.charts, tables=page.tables,
-        summary=page.summary, groups=groups, facts=page.facts, notes=page.notes, configuration=page.configuration,
+        summary=page.summary, text=page.summary.text_encoders,
+        groups=groups, facts=page.facts, notes=page.notes, configuration=page.configuration,
         gain=GAIN, small=SMALL, metrics=METRICS, duration=_duration(page.summary),
         left_out=len(page.pairs) - sum(len(group.views) for group in groups),
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Assemble: packed codes, scales and policy become a diffusers folder that `from_pretrained` loads.
 
 Unit: `model`, the folder itself. Everything outside the quantized layers is copied as the source folder stores it.
-The policy is what search chose, or another point of its front (`adatsq-pipe pick`).
+Text encoders that the run quantizes come from their own stage. The policy is what search chose, or another point of its
+front (`adatsq-pipe pick`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 STAGE = Stage(
     name="assemble",
     version=3,
-    needs=("capture", "solve", "search"),
+    needs=("capture", "solve", "search", "text_encoder"),
     reads=_reads,
     run=run,
     expected=lambda context: 1,

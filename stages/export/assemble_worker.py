@@ -27,9 +27,10 @@ from adatsq_pipe.stages.denoiser.stored_names import ignored
 from adatsq_pipe.stages.export.model_card import card
 from adatsq_pipe.stages.numerics.packing import pack, packed_bytes
 from adatsq_pipe.stages.runtime.spec import FORMAT
+from adatsq_pipe.stages.text.packed_folder import packed_names, write_encoder
 from adatsq_pipe.storage import tensors
 from adatsq_pipe.storage.checkpoint import stored_tensors, write_component, write_pipeline
-from adatsq_pipe.storage.files import write_text
+from adatsq_pipe.storage.files import link_or_copy, write_text
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.model_index import component_config
 from adatsq_pipe.storage.weights import LazyTensor
@@ -51,12 +52,14 @@ class Assemble:
             header = {"quant_method": "adatsq", "format": FORMAT}
             timesteps = survey_of(self.context).timesteps
             parts, unit.value = self._tensors(source)
+            encoders = packed_names(self.context)
+            text = card(self.context, unit.value)
             for i, (part, (stored, layers)) in enumerate(parts.items()):
                 config = {**header, "layers": layers, "timesteps": timesteps, **_timestep_of(source, part)}
-                write = (
-                    write_component if i else partial(write_pipeline, card=card(self.context, unit.value), others=parts)
-                )
+                write = write_component if i else partial(write_pipeline, card=text, others=[*parts, *encoders])
                 write(source, unit.folder, part=part, tensors=stored, quantization_config=config)
+            for name in encoders:
+                write_encoder(self.context, name, unit.folder, link_or_copy)
             model = self.context.settings[ModelSettings]
             if model.call:
                 called = {"call": dict(model.call), "world": model.world}

@@ -11,6 +11,7 @@ import yaml
 from adatsq_pipe.stages.allocation.points import point_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.text.packed_folder import PackedEncoder, packed_encoders
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.model_files import is_inside, model_name
 
@@ -24,7 +25,7 @@ Made by adatsq-pipe from `{name}` ({pipeline}) with the recipe `{method}`. {lice
 - weights: {weight_bits:.2f} bits on average with scales and zero points, {layers} layers
 - activations: {mean_bits:.2f} bits on average over timesteps and layers, {mac_bits:.2f} weighted by MACs
 - transformer: {ratio:.2f} times smaller than in bfloat16 (its quantized layers {layer_ratio:.2f} times)
-
+{encoders}
 {loading}"""
 
 LOADING = """```python
@@ -50,6 +51,7 @@ def card(context: Context, sizes: Mapping[str, Any]) -> str:
         name=name,
         pipeline=read_json_object(source / "model_index.json")["_class_name"],
         loading=LOADING,
+        encoders="".join(map(_line, packed_encoders(context))),
         method=context.settings[Recipe].method,
         licence=f"Licence: {licence}, that of the original."
         if licence
@@ -60,6 +62,13 @@ def card(context: Context, sizes: Mapping[str, Any]) -> str:
         mac_bits=point.mac_weighted_bits,
         ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
         layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
+    )
+
+
+def _line(encoder: PackedEncoder) -> str:
+    return (
+        f"- {encoder.name} ({encoder.kind}): {encoder.bytes_bf16 / encoder.bytes:.2f} times smaller than in bfloat16, "
+        "by its weights alone\n"
     )
 
 

@@ -1,6 +1,7 @@
 """What a user imports to run a quantized model: `import adatsq_pipe.stages.runtime`, then `from_pretrained`.
 
-Importing it registers the quantizer with diffusers, and the GPU kernels where there are a GPU and Triton.
+Importing it registers the quantizer with diffusers, that of text encoders with transformers, and the GPU kernels where
+there are a GPU and Triton.
 `execute(pipe.transformer, "simulate")` chooses how the model's layers compute: one of `EXECUTIONS`.
 """
 
@@ -15,6 +16,10 @@ from adatsq_pipe.stages.runtime.quantizer import AdatsqConfig, register
 __all__ = ["EXECUTIONS", "AdatsqConfig", "execute"]
 
 register()
+if find_spec("transformers"):
+    from adatsq_pipe.stages.runtime.text_quantizer import register_text
+
+    register_text()
 if torch.cuda.is_available() and find_spec("triton"):
     from adatsq_pipe.stages.runtime import kernels
 

@@ -88,7 +88,7 @@ def test_a_fingerprint_is_the_digest_of_name_version_what_is_read_and_the_needs(
     assert [step.stage.name for step in steps] == NAMES
     for step in steps:
         stage = step.stage
-        assert sorted(stage.needs) == sorted(NEEDS[stage.name])
+        assert sorted({*stage.needs} & {*NAMES}) == sorted(NEEDS[stage.name])
         needs = {name: prints[name] for name in NEEDS[stage.name]}
         made_of = {
             "stage": stage.name,
@@ -101,6 +101,36 @@ def test_a_fingerprint_is_the_digest_of_name_version_what_is_read_and_the_needs(
     assert dict(context.fingerprints) == prints
     assert context.settings == asked.settings
     assert (context.run, context.model.path, context.model.digest) == (str(made.run.path), made.model, model)
+
+
+def test_quantized_text_encoders_are_stages_of_their_own_and_whole_ones_change_no_fingerprint(made: Made) -> None:
+    (made.model / "text_encoder").mkdir()
+    (made.model / "text_encoder" / "config.json").write_text("{}")
+    (made.model / "text_encoder" / "model.safetensors").write_bytes(b"weights")
+    index = {"transformer": ["diffusers", "Transformer"], "text_encoder": ["transformers", "T5EncoderModel"]}
+    (made.model / "model_index.json").write_text(json.dumps(index))
+    whole, asked, four = made.steps(), made.steps("text_encoder.bits=16"), made.steps("text_encoder.bits=4")
+    assert list(whole) == NAMES and {n: s.fingerprint for n, s in asked.items()} == {
+        n: s.fingerprint for n, s in whole.items()
+    }
+    assert list(four) == [*NAMES[:5], "text_encoder", *NAMES[5:], "text_effect"]
+    assert [n for n in NAMES if four[n].fingerprint != whole[n].fingerprint] == ["assemble", "evaluate"]
+    needs = {name: four[name].identity["needs"] for name in ("assemble", "text_effect")}
+    prints = {name: step.fingerprint for name, step in four.items()}
+    assert needs["assemble"] == {name: prints[name] for name in ("capture", "solve", "search", "text_encoder")}
+    assert needs["text_effect"] == {name: prints[name] for name in ("text_encoder", "reference")}
+    eight = made.steps("text_encoder.bits=8")
+    assert eight["text_encoder"].fingerprint != prints["text_encoder"]
+    assert made.steps("text_encoder.bits=4", "search.budget=3.6")["text_effect"].fingerprint == prints["text_effect"]
+
+
+def test_what_comes_with_assemble_and_evaluate(made: Made) -> None:
+    def beside(*stages: str, bits: int = 4) -> list[str]:
+        return plan.with_optional(made.config(f"text_encoder.bits={bits}"), stages)[len(stages) :]
+
+    assert beside("assemble", "evaluate") == ["text_encoder", "text_effect"]
+    assert beside("solve", "assemble") == ["text_encoder"] and beside("search") == []
+    assert beside("assemble", "evaluate", bits=16) == []
 
 
 def test_the_context_has_the_cluster_s_memory_and_share(made: Made) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import adatsq_pipe.stages.export.formats as package
 from adatsq_pipe.stages.architecture.support import denoisers
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.text.encoders import encoders_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.files import UNFINISHED, copy_files
 from adatsq_pipe.storage.model_files import copied_files
@@ -73,6 +74,36 @@ def config_of(folder: Path, part: str = "transformer") -> dict[str, object] | No
     """The quantization_config of a denoiser in the folder, None if it has none of ours."""
     config = component_config(folder, part).get("quantization_config")
     return config if isinstance(config, dict) and config.get("quant_method") == "adatsq" else None
+
+
+def packed_encoders(folder: Path) -> list[str]:
+    """The text encoders in the folder whose weights are codes."""
+    found = [encoder.name for encoder in encoders_of(folder)]
+    configs = {name: component_config(folder, name).get("quantization_config") for name in found}
+    return [n for n, config in configs.items() if isinstance(config, dict) and config.get("quant_method") == "adatsq"]
+
+
+def write_plain_encoders(source: Path, out: Path, names: Sequence[str]) -> str:
+    """Write these text encoders to `out` with plain bfloat16 weights, and return a sentence about it, "" without any.
+
+    Raises StageError if one does not load.
+    """
+    # The command line lists the formats without torch and transformers.
+    import torch
+    import transformers
+
+    import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
+
+    index = find_pipeline(source)
+    transformers.utils.logging.disable_progress_bar()
+    for name in names:
+        try:
+            model = getattr(transformers, index[name][1]).from_pretrained(source / name, dtype=torch.bfloat16)
+            model.dequantize()
+        except Exception as error:
+            raise StageError(f"{source / name} does not load: {error}") from error
+        model.save_pretrained(out / name)
+    return f"; {', '.join(names)} in plain bfloat16 too, with the weights of its codes" if names else ""
 
 
 def transformer_of(folder: Path, part: str = "transformer") -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.export.formats._formats import transformer_of
+from adatsq_pipe.stages.export.formats._formats import packed_encoders, transformer_of, write_plain_encoders
 from adatsq_pipe.stages.numerics.packing import unpack
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.model import quantized_layers
@@ -69,8 +69,10 @@ def export(source: Path, out: Path) -> str:
     }
     left = f"{len(unfit)} layers are left at 16 bits: their shapes are no multiples of {_WORD}"
     card = _CARD.format(bits=bits) + (f"\n{left}: {', '.join(unfit)}.\n" if unfit else "")
-    write_pipeline(source, out, tensors=tensors, quantization_config=config, card=card)
+    encoders = packed_encoders(source)
+    write_pipeline(source, out, tensors=tensors, quantization_config=config, card=card, others=encoders)
     message = f"W{bits}A16, {len(layers)} layers; load it with stock diffusers and auto-round"
+    message += write_plain_encoders(source, out, encoders)
     return message + (f". {left}" if unfit else "")
 
 

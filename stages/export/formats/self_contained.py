@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adatsq_pipe.stages.base.errors import StageError
-from adatsq_pipe.stages.export.formats._formats import copy_folder
+from adatsq_pipe.stages.export.formats._formats import copy_folder, packed_encoders
 from adatsq_pipe.stages.export.model_card import LOADING
 from adatsq_pipe.storage.files import read_json_object, read_text, write_text
 
@@ -37,6 +37,8 @@ MODULES = (
     "runtime.quantizer",
 )
 """What runs a quantized model, each after what it imports."""
+TEXT_MODULES = ("numerics.weight_only", "runtime.text_layers", "runtime.text_quantizer")
+"""What besides loads text encoders in codes."""
 _LOADING = """```python
 from diffusers import DiffusionPipeline
 
@@ -56,7 +58,7 @@ _TAIL = '''
 
 from diffusers import {pipeline}  # noqa: E402
 
-register()
+register(){more}
 
 
 class Quantized{pipeline}({pipeline}):
@@ -68,7 +70,7 @@ def export(source: Path, out: Path) -> str:
     copy_folder(source, out)
     index = read_json_object(out / "model_index.json")
     pipeline = index["_class_name"]
-    write_text(out / "pipeline.py", code(pipeline))
+    write_text(out / "pipeline.py", code(pipeline, text_encoders=bool(packed_encoders(source))))
     index["_class_name"] = ["pipeline", f"Quantized{pipeline}"]
     write_text(out / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     if (out / "README.md").exists():
@@ -84,16 +86,20 @@ def _card(text: str) -> str:
     return own.replace(LOADING, _LOADING)
 
 
-def code(pipeline: str) -> str:
-    """The text of pipeline.py. Raises StageError if two modules use one name for different things."""
+def code(pipeline: str, *, text_encoders: bool = False) -> str:
+    """The text of pipeline.py, with what loads `text_encoders` in codes where there are some.
+
+    Raises StageError if two modules use one name for different things.
+    """
     parts, owner = [_HEAD], dict[str, str]()
-    for module in MODULES:
+    for module in (*MODULES, *(TEXT_MODULES if text_encoders else ())):
         body, names = _body(f"{_OURS}.stages.{module}")
         for name in names:
             if owner.setdefault(name, module) != module:
                 raise StageError(f"{module} and {owner[name]} both define {name}; one file cannot hold both")
         parts.append(f"# --- {module}\n\n{body.strip()}\n\n\n")
-    return "".join(parts).rstrip() + "\n" + _TAIL.format(pipeline=pipeline)
+    more = "\nregister_text()" if text_encoders else ""
+    return "".join(parts).rstrip() + "\n" + _TAIL.format(pipeline=pipeline, more=more)
 
 
 def _body(module: str) -> tuple[str, list[str]]:

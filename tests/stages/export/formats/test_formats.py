@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,13 @@ from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.export.formats import _formats, self_contained, step_policy
 from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
+from adatsq_pipe.stages.text.packed_folder import packed_names, write_encoder
+from adatsq_pipe.stages.text.text_encoder import units_of
+from adatsq_pipe.stages.text.text_encoder_worker import RoundEncoders
+from adatsq_pipe.storage.files import link_or_copy
 from tests.conftest import FAMILIES, PATIENCE
 from tests.stages.runtime.folders import quantize
+from tests.support.made_store import make_store
 
 STEPS = [1.0, 0.5]
 
@@ -207,3 +214,65 @@ def test_the_command(
     done = CliRunner().invoke(main, ["export", *given])
     assert done.exit_code == code and words in done.output.replace("\n", " ")
     assert (tmp_path / "flux-dequantized").is_dir() == (code == 0)
+
+
+@pytest.fixture(scope="module")
+def with_encoders(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quantized Flux whose text encoders have their weights in codes of 4 bits."""
+    place = tmp_path_factory.mktemp("encoders")
+    folder, made = (
+        quantize(family("flux"), place / "flux", STEPS, block=1),
+        make_store(place, text_encoder={"bits": 4}, compute={"device": "cpu"}),
+    )
+    context = replace(
+        made.context,
+        fingerprints={**made.context.fingerprints, "text_encoder": "9" * 64},
+        model=replace(made.context.model, path=family("flux")),
+    )
+    worker = RoundEncoders(context)
+    for unit in units_of(context):
+        worker(unit)
+    for name in packed_names(context):
+        shutil.rmtree(folder / name)
+        write_encoder(context, name, folder, link_or_copy)
+    return folder
+
+
+def _encoded(folder: Path) -> torch.Tensor:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        found = pipe.encode_prompt("a red circle", None, max_sequence_length=12)[:2]
+    return torch.cat([part.flatten() for part in found])
+
+
+def test_plain_formats_have_plain_text_encoders(with_encoders: Path, tmp_path: Path) -> None:
+    """Their embeddings are those of the codes, but for the rounding of weights to bfloat16."""
+    expected = _encoded(with_encoders)
+    for format in ("dequantized", "auto-round"):
+        if format == "auto-round" and find_spec("auto_round") is None:
+            continue
+        said = _formats.export(format, with_encoders, tmp_path / format)
+        assert said.endswith("text_encoder, text_encoder_2 in plain bfloat16 too, with the weights of its codes")
+        for name in ("text_encoder", "text_encoder_2"):
+            assert "quantization_config" not in json.loads((tmp_path / format / name / "config.json").read_text())
+    found = _encoded(tmp_path / "dequantized")
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.01
+
+
+@pytest.mark.run
+def test_other_formats_keep_the_codes(with_encoders: Path, tmp_path: Path) -> None:
+    _formats.export("self-contained", with_encoders, tmp_path / "self-contained")
+    text = (tmp_path / "self-contained" / "pipeline.py").read_text()
+    assert "class AdatsqTextQuantizer" in text and text.count("\nregister_text()\n") == 1
+    for name in ("text_encoder", "text_encoder_2"):
+        file = f"{name}/model.safetensors"
+        assert (tmp_path / "self-contained" / file).read_bytes() == (with_encoders / file).read_bytes()
+    script = (
+        "import sys; sys.modules['adatsq_pipe'] = None; import torch; from diffusers import DiffusionPipeline;"
+        f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'self-contained')!r}, trust_remote_code=True);"
+        "found = pipe.encode_prompt('a red circle', None, max_sequence_length=12)[:2];"
+        f"torch.save(torch.cat([part.detach().flatten() for part in found]), {str(tmp_path / 'found.pt')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "found.pt"), _encoded(with_encoders))
