@@ -67,11 +67,11 @@ def drawn(context: Context) -> Iterator[tuple[tables.Row, Picture, Picture]]:
 
 
 def _pairs(context: Context) -> Iterator[tuple[Picture, Picture]]:
-    """(full precision, quantized) in the same order, read unit by unit."""
+    """(full precision, quantized) in the same order, mapped into memory unit by unit."""
     evaluate, reference = context.manifest("evaluate"), context.manifest("reference")
     for unit in quantized_units(context):
-        got = arrays.read(evaluate.local_folder(unit), "pictures")
-        wanted = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
+        got = arrays.mapped(evaluate.local_folder(unit), "pictures")
+        wanted = arrays.mapped(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
         yield from zip(wanted, got, strict=True)
 
 

@@ -1,16 +1,18 @@
 """A unit's Zarr group, read as numpy arrays, for code that does not need torch (which takes seconds to import).
 
-zarr is imported on first use: `status` and a run with nothing to do read no array.
+zarr and numpy are imported on first use: `status` and a run with nothing to do read no array.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.files import file_size, read_json_object
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,8 +45,41 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 def read(folder: Path, name: str) -> npt.NDArray[Any]:
     """One array in the dtype it is stored in (bf16 as its uint16 bits)."""
-    values: npt.NDArray[Any] = array_of(open_group(folder), name)[...]  # type: ignore[assignment]
-    return values
+    return numbers_of(folder, array_of(open_group(folder), name))
+
+
+def mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    """`read`, but mapped into memory: a number is read when it is used, and the system may drop it again. What is
+    changed in place is copied first; the file keeps its numbers."""
+    import numpy as np  # `status` reads no array
+
+    array = array_of(open_group(folder), name)
+    path = _file(folder, array, ...)
+    if path is None or not array.nbytes:
+        return numbers_of(folder, array)
+    found = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=array.shape)
+    return found.view(np.ndarray).astype(array.dtype, copy=False)
+
+
+def numbers_of(folder: Path, array: zarr.Array[Any], index: int | EllipsisType = ...) -> npt.NDArray[Any]:
+    """An array, or one chunk of it, with no second copy in memory: zarr's own way of reading makes two."""
+    import numpy as np  # `status` reads no array
+
+    path = _file(folder, array, index)
+    if path is None:
+        return np.array(array[index])
+    found = np.fromfile(path, dtype=array.dtype.newbyteorder("<")).astype(array.dtype, copy=False)
+    return found.reshape(array.shape if index is ... else array.shape[1:])
+
+
+def _file(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> Path | None:
+    """The file that holds the array's numbers (or those at `index`) and nothing else; None if they are not in one."""
+    chunks = array.shape if index is ... else (1, *array.shape[1:])
+    if array.compressors or array.filters or array.shards or array.chunks != chunks:
+        return None
+    place = [0] * len(chunks) if index is ... else [index, *[0] * (len(chunks) - 1)]
+    path = folder.joinpath(GROUP, array.path, "c", *map(str, place))
+    return path if file_size(str(path)) == math.prod(chunks) * array.dtype.itemsize else None
 
 
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:

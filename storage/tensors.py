@@ -7,9 +7,9 @@ same groups without torch.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
@@ -21,10 +21,11 @@ import zarr
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adatsq_pipe.storage import arrays
 from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
-from adatsq_pipe.storage.files import file_size, write_with
+from adatsq_pipe.storage.files import write_with
 from adatsq_pipe.storage.fingerprint import Plain
-from adatsq_pipe.storage.weights import LazyTensor, Weights
+from adatsq_pipe.storage.weights import LazyTensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,16 +36,42 @@ AT_ONCE = 2**24
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
 
 
-def write(folder: Path, tensors: Weights, attributes: Mapping[str, Plain] | None = None) -> None:
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape and dtype, at least one, that become one array, in which they lie one after the other."""
+
+    parts: Sequence[Tensor]
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor | LazyTensor | Stack], attributes: Mapping[str, Plain] | None = None
+) -> None:
     """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`.
 
-    Lazy ones are loaded one after the other.
+    Lazy ones are loaded one after the other, and a stack is not copied.
     """
     group = _new_group(folder, attributes or {})
     for name, tensor in tensors.items():
+        if isinstance(tensor, Stack):
+            _write_parts(folder, group, name, tensor.parts)
+            continue
         loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor
         shape = tuple(loaded.shape)
         _create(group, name, loaded.dtype, shape, shape)[...] = _numbers(loaded)
+
+
+def _write_parts(folder: Path, group: zarr.Group, name: str, parts: Sequence[Tensor]) -> None:
+    """Write the array's only chunk part by part. Raises ValueError for parts of several shapes or dtypes."""
+    if len({(part.shape, part.dtype) for part in parts}) != 1:
+        raise ValueError(f"{name} has parts of several shapes or dtypes")
+    shape = (len(parts), *parts[0].shape)
+    array = _create(group, name, parts[0].dtype, shape, shape)
+    path = folder.joinpath(GROUP, array.path, "c", *["0"] * len(shape))
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        for part in parts:
+            numbers = _numbers(part)
+            numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tofile(file)
 
 
 def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
@@ -112,12 +139,7 @@ def mapped(folder: Path, name: str) -> Tensor:
     """The tensor `name` of a group that `write` wrote, mapped into memory: a number is read when it is used, and the
     system may drop it again. What is changed in place is copied first; the file keeps its numbers.
     """
-    array = array_of(open_group(folder), name)
-    path = _file(folder, array, ...)
-    if path is None or not array.nbytes:
-        return _tensor(folder, array)
-    numbers = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=array.shape)
-    return _as_stored(array, numbers.astype(array.dtype, copy=False))
+    return _as_stored(array_of(open_group(folder), name), arrays.mapped(folder, name))
 
 
 def lazy(folder: Path) -> dict[str, LazyTensor]:
@@ -152,23 +174,7 @@ def read_scratch(folder: Path) -> dict[str, Tensor]:
 
 
 def _tensor(folder: Path, array: zarr.Array[Any], index: int | EllipsisType = ...) -> Tensor:
-    """An array, or one chunk of it, with no second copy in memory: zarr's own way of reading makes two."""
-    path = _file(folder, array, index)
-    if path is None:
-        return _as_stored(array, np.array(array[index]))
-    shape = array.shape if index is ... else array.shape[1:]
-    numbers = np.fromfile(path, dtype=array.dtype.newbyteorder("<")).astype(array.dtype, copy=False)
-    return _as_stored(array, numbers.reshape(shape))
-
-
-def _file(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> Path | None:
-    """The file that holds the array's numbers (or those at `index`) and nothing else; None if they are not in one."""
-    chunks = array.shape if index is ... else (1, *array.shape[1:])
-    if array.compressors or array.filters or array.shards or array.chunks != chunks:
-        return None
-    place = [0] * len(chunks) if index is ... else [index, *[0] * (len(chunks) - 1)]
-    path = folder.joinpath(GROUP, array.path, "c", *map(str, place))
-    return path if file_size(str(path)) == math.prod(chunks) * array.dtype.itemsize else None
+    return _as_stored(array, arrays.numbers_of(folder, array, index))
 
 
 def _as_stored(array: zarr.Array[Any], numbers: npt.NDArray[Any]) -> Tensor:

@@ -108,7 +108,7 @@ def _write_row(
         folder = evaluate.local_folder(unit)
         size = len(tables.read(folder / "samples.parquet"))
         wanted = [place for place in range(start, start + size) if place in chosen]
-        got = arrays.read(folder, "pictures") if wanted else None
+        got = arrays.mapped(folder, "pictures") if wanted else None
         for place in wanted:
             draw, sample = chosen[place], samples[place]
             assert got is not None
@@ -116,7 +116,7 @@ def _write_row(
                 raise ValueError(f"its draw {place} is of another caption or seed than the other rows' are")
             stem = f"{list(chosen).index(place):02d}-{slug(draw.prompt)}-{draw.seed}"
             if not draw.full:
-                whole = arrays.read(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
+                whole = arrays.mapped(reference.local_folder(unit.replace("quantized", "draw")), "pictures")
                 draw.full, draw.width, draw.height = _saved(run.path, f"{stem}-fp", whole[place - start])
             name = name_of(row)
             source, *_ = _saved(run.path, f"{stem}-{number:02d}-{row['bits']}-{slug(name)}", got[place - start])

@@ -211,8 +211,9 @@ class Denoiser:
         decode: bool = False,
         see: Callable[[int, Call], None] | None = None,
         after: Sequence[Output] = (),
+        keep: bool = True,
     ) -> Trajectory:
-        """Run the real denoiser and keep its outputs; `see(j, call)` receives the inputs of call j.
+        """Run the real denoiser and `keep` its outputs; `see(j, call)` receives the inputs of call j.
 
         The first calls get what is in `after` and are not computed.
         """
@@ -221,12 +222,14 @@ class Denoiser:
         clock, real = StepClock(), self._forwards()
 
         def answer(call: Call) -> Output:
+            place = len(steps)
             if see is not None:
-                see(len(outputs), call)
-            known = len(outputs) < len(after)
-            outputs.append(after[len(outputs)] if known else self._through(real[call.part], call))
+                see(place, call)
+            output = after[place] if place < len(after) else self._through(real[call.part], call)
+            if keep:
+                outputs.append(output)
             steps.append(call.step)
-            return outputs[-1]
+            return output
 
         pictures, latents = self._drive(conditions, answer, decode=decode, clock=clock)
         return Trajectory(

@@ -26,7 +26,7 @@ def draw(
     """
     seeds = tuple(seed + i for i in range(len(prompts)))
     denoiser = Denoiser(str(folder), dtype=dtype, device=device, call=call)
-    run = denoiser.record(Conditions(prompts=prompts, seeds=seeds), decode=True)
+    run = denoiser.record(Conditions(prompts=prompts, seeds=seeds), decode=True, keep=False)
     pictures: npt.NDArray[np.float32] = run.pictures.float().numpy()
     return pictures
 

@@ -47,7 +47,8 @@ class Evaluate(OutOfMemoryBackoff):
     def __call__(self, key: str) -> None:
         shard = int(key.partition("/")[2])
         model = self.context.read("assemble", "model")[1]
-        wanted = tensors.read(self.context.read("reference", f"draw/{shard:03d}")[1])
+        folder = self.context.read("reference", f"draw/{shard:03d}")[1]
+        wanted = {name: tensors.mapped(folder, name) for name in ("states", "latents", "pictures")}
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             states, pictures = drawn(self.context, self.micro, model, self.batches[shard], unit)
             samples, steps = [], []

@@ -58,7 +58,8 @@ class ChangedDraws(OutOfMemoryBackoff):
 
     def __call__(self, key: str) -> None:
         conditions = draws(self.context)[int(key.partition("/")[2])]
-        wanted = tensors.read(self.context.read("reference", key)[1])
+        folder = self.context.read("reference", key)[1]
+        wanted = {name: tensors.mapped(folder, name) for name in ("latents", "pictures")}
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             denoiser = denoiser_of(self.context, self.micro, to_change=True)
             seed = self.context.settings[EvaluateSettings].seed

@@ -90,7 +90,7 @@ class Perceptual:
         drawn = self.context.read("evaluate", f"quantized/{number}")[1]
         wanted = self.context.read("reference", f"draw/{number}")[1]
         samples = tables.read(drawn / "samples.parquet")
-        quantized, full = (tensors.read(folder, ["pictures"])["pictures"].float() for folder in (drawn, wanted))
+        quantized, full = (tensors.mapped(folder, "pictures").float() for folder in (drawn, wanted))
         with unit_of(self.context, self.stage, key) as unit, unit.timed("model"):
             pairs = zip(samples, _frames(quantized), _frames(full), strict=True)
             tables.write(unit.folder / ROWS, [self._row(row["prompt"], *pictures) for row, *pictures in pairs])

@@ -49,5 +49,5 @@ class Reference(OutOfMemoryBackoff):
                 tensors.write(unit.folder, {"features": true_features(self.context)})
                 return
             states, pictures = drawn(self.context, self.micro, None, self.batches[int(key.partition("/")[2])], unit)
-            stacked = {"states": torch.stack(states[:-1]), "latents": states[-1], "pictures": pictures}
-            tensors.write(unit.folder, stacked)
+            found = {"latents": states[-1], "pictures": pictures}
+            tensors.write(unit.folder, {"states": tensors.Stack(states[:-1]), **found})

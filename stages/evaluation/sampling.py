@@ -57,7 +57,7 @@ def followed(denoiser: Denoiser, conditions: Conditions, unit: Unit) -> tuple[li
             states[call.step] = (torch.stack(found) if len(found) > 1 else found[0]).cpu().clone()
 
     with unit.timed("model"):
-        run = denoiser.record(conditions, decode=True, see=see)
+        run = denoiser.record(conditions, decode=True, see=see, keep=False)
     if run.pictures.ndim not in (4, 5):
         raise StageError(
             f"{type(denoiser.pipe).__name__} draws an array of shape {list(run.pictures.shape)}, no picture or clip; "

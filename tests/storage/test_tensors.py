@@ -169,3 +169,14 @@ def test_large_stacks_are_written_a_chunk_at_a_time(tmp_path: Path, monkeypatch:
     assert _stacked(tmp_path / "again").keys() == written.keys()
     assert (tmp_path / "again/tensors.zarr/stack0/c/2/0/0").read_bytes() == chunk
     assert all(torch.equal(x, written[name]) for name, x in tensors.read(tmp_path / "again").items())
+
+
+def test_a_stack_is_one_array_of_its_parts(tmp_path: Path) -> None:
+    parts = [torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0], [6.0]]).T]
+    tensors.write(tmp_path, {"s": tensors.Stack(parts)})
+    tensors.write(tmp_path / "wanted", {"s": torch.tensor([[[1.0, 2.0]], [[5.0, 6.0]]])})
+    for name in ("zarr.json", "s/zarr.json", "s/c/0/0/0"):
+        assert (tmp_path / "tensors.zarr" / name).read_bytes() == (tmp_path / "wanted/tensors.zarr" / name).read_bytes()
+    assert tensors.read(tmp_path)["s"].tolist() == [[[1, 2]], [[5, 6]]]
+    with pytest.raises(ValueError, match="s has parts of several shapes"):
+        tensors.write(tmp_path, {"s": tensors.Stack([torch.ones(1), torch.ones(2)])})

@@ -27,7 +27,8 @@ class Drawing(TwoLayerDenoiser):
         super().__init__(guided=True)
         self.paint, self.pipe = paint, object()
 
-    def record(self, conditions: Conditions, *, decode: bool = False, see: Any = None) -> Trajectory:
+    def record(self, conditions: Conditions, *, decode: bool = False, see: Any = None, keep: bool = True) -> Trajectory:
+        assert keep is not decode, "draws need no outputs"
         run = super().record(conditions, see=see)
         return replace(run, pictures=self.paint(conditions, run.latents)) if decode else run
 

@@ -114,6 +114,7 @@ class TwoLayerDenoiser:
         decode: bool = False,
         see: Callable[[int, Call], None] | None = None,
         after: Sequence[Tensor] = (),
+        keep: bool = True,
     ) -> Trajectory:
         """A run of the network; `see(j, call)` gets the inputs of call j before it is made. The first outputs are those
         of `after`."""

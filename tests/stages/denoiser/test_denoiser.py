@@ -72,6 +72,14 @@ def test_recording_equals_the_plain_pipeline(name: str, family: Callable[[str], 
     assert torch.equal(recorded, torch.from_numpy(next(iter(plain.values()))))
 
 
+def test_a_draw_can_do_without_its_outputs(family: Callable[[str], Path]) -> None:
+    denoiser, conditions = _open(family("flux")), _conditions("flux")
+    kept, places = denoiser.record(conditions), list[int]()
+    drawn = denoiser.record(conditions, keep=False, see=lambda j, call: places.append(j))
+    assert drawn.outputs == () and torch.equal(drawn.latents, kept.latents) and drawn.steps == kept.steps
+    assert places == list(range(len(kept.outputs)))
+
+
 def test_a_different_output_leads_elsewhere(family: Callable[[str], Path]) -> None:
     denoiser, conditions = _open(family("flux")), _conditions("flux")
     run = denoiser.record(conditions)

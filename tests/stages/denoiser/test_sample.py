@@ -23,8 +23,8 @@ def test_each_prompt_has_the_next_seed_and_pictures_come_as_float32(monkeypatch:
         def __init__(self, folder: str, **settings: Any) -> None:
             asked.append((folder, settings))
 
-        def record(self, conditions: Any, *, decode: bool) -> Any:
-            asked.append((conditions.prompts, conditions.seeds, decode))
+        def record(self, conditions: Any, *, decode: bool, keep: bool) -> Any:
+            asked.append((conditions.prompts, conditions.seeds, decode and not keep))
             return SimpleNamespace(pictures=torch.full((2, 4, 4, 3), 0.25, dtype=torch.bfloat16))
 
     monkeypatch.setattr(sample, "Denoiser", Fake)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from adatsq_pipe.stages.numerics import metrics
 from adatsq_pipe.stages.numerics.metrics import mean_log_error, psnr, relative_error
 
 
@@ -30,3 +31,21 @@ def test_errors_by_hand() -> None:
     assert mean_log_error(got, reference, 2) == pytest.approx((math.log(1.0) + math.log(0.25)) / 2)
     assert mean_log_error(reference, reference, 2) == pytest.approx(math.log(1e-30))
     assert psnr(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.0]), peak=2.0) == pytest.approx(10 * math.log10(4 / 2))
+
+
+def test_clips_are_compared_in_parts_and_pictures_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of 3 frames of 2 x 2 pixels whose last frame is off by 2 in one of 36 values, and 36 squares of 3."""
+    sizes = list[int]()
+    real = metrics._parts
+    monkeypatch.setattr(metrics, "_parts", lambda x: [sizes.append(part.numel()) or part for part in real(x)])
+    reference = torch.full((3, 2, 2, 3), 3.0)
+    got = reference.clone()
+    got[2, 1, 1, 2] += 2
+    for most, expected in ((36, {36}), (10, {10, 6})):
+        monkeypatch.setattr(metrics, "AT_ONCE", most)
+        sizes.clear()
+        assert relative_error(got, reference) == pytest.approx(4 / (36 * 9), rel=1e-14)
+        assert psnr(got, reference, peak=1.0) == pytest.approx(-10 * math.log10(4 / 36), rel=1e-14)
+        assert set(sizes) == expected
+    with pytest.raises(ValueError, match=r"shapes \[2\] and \[3\]"):
+        relative_error(torch.ones(2), torch.ones(3))
