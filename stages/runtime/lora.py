@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
 from peft import LoraConfig
@@ -20,7 +21,7 @@ from torch.nn import functional
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.model import quantized_layers
 
-_INITS = (True, False, "gaussian", "orthogonal", "eva")
+_INITS = (True, False, "gaussian", "eva")
 """Ways to start a LoRA that need no full-precision weight."""
 _NOT_FUSED = (
     "a LoRA cannot be fused into low-bit codes, whose rounding would swallow most of it: leave it beside them, which "
@@ -38,6 +39,13 @@ class QuantizedLora(Linear):  # type: ignore[misc]
             warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
             super().__init__(*args, **kwargs)
 
+    def update_layer(self, *args: object, **kwargs: object) -> None:
+        """As peft's: add an adapter. Raises ValueError if it needs the layer's full-precision weight."""
+        config = kwargs.get("config")
+        if isinstance(config, LoraConfig) and isinstance(self.get_base_layer(), QuantizedLinear):
+            _check(config)
+        super().update_layer(*args, **kwargs)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As peft's, where the layer has been dequantized since; else raises ValueError."""
         if isinstance(self.get_base_layer(), QuantizedLinear):
@@ -46,13 +54,54 @@ class QuantizedLora(Linear):  # type: ignore[misc]
 
 
 def allow_lora(model: nn.Module) -> None:
-    """Let `model` take LoRAs on its quantized layers; `model.fuse_lora` refuses those before it changes anything."""
+    """Let `model` take LoRAs on its quantized layers. What is refused, a LoRA or `fuse_lora`, leaves no trace in it."""
     _extend_libraries()
-    if hasattr(model, "fuse_lora"):
-        model.fuse_lora = functools.partial(_fuse_lora, model)  # type: ignore[assignment]
+    for entry, own in (("add_adapter", _add), ("load_lora_adapter", _load), ("fuse_lora", _fuse)):
+        if hasattr(model, entry):
+            setattr(model, entry, functools.partial(own, model))
 
 
-def _fuse_lora(
+def _add(model: nn.Module, adapter_config: object, *args: object, **kwargs: object) -> None:
+    if isinstance(adapter_config, LoraConfig) and quantized_layers(model):
+        # Some of what is refused would change the weights of layers that are not quantized, whose turn comes before.
+        _check(adapter_config)
+    with _undone_if_refused(model):
+        type(model).add_adapter(model, adapter_config, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _load(model: nn.Module, *args: object, **kwargs: object) -> None:
+    with _undone_if_refused(model):
+        type(model).load_lora_adapter(model, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _undone_if_refused(model: nn.Module) -> Iterator[None]:
+    """Remove what the body has added to `model` if it raises: diffusers leaves layers whose turn came before."""
+    before = set(getattr(model, "peft_config", None) or {})
+    try:
+        yield
+    except Exception:
+        if before:
+            _remove_adapters_except(model, before)
+        else:
+            model.unload_lora()  # type: ignore[operator]
+        raise
+
+
+def _remove_adapters_except(model: nn.Module, kept: set[str]) -> None:
+    """Delete all other adapters, and unwrap the layers that had no adapter but those."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer._get_available_adapters() - kept:
+                layer.delete_adapter(name)
+            if not layer._get_available_adapters():
+                parent, _, leaf = path.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
+    for name in set(model.peft_config) - kept:  # type: ignore[arg-type]
+        del model.peft_config[name]  # type: ignore[operator, union-attr]
+
+
+def _fuse(
     model: nn.Module, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None
 ) -> None:
     """As diffusers' `fuse_lora`, where no adapter to be fused has a branch on a quantized layer."""
@@ -71,7 +120,6 @@ def _extend_libraries() -> None:
     def create_new_module(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: object) -> nn.Module:
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if isinstance(layer, QuantizedLinear):
-            _check(lora_config)
             lora_config._register_custom_module({QuantizedLinear: QuantizedLora})
         created: nn.Module = create(lora_config, adapter_name, target, **kwargs)
         return created
@@ -91,7 +139,7 @@ def _check(config: LoraConfig) -> None:
     if config.init_lora_weights not in _INITS:
         raise ValueError(
             f"init_lora_weights={config.init_lora_weights!r} starts from a layer's full-precision weight, which a "
-            "quantized layer has no more; choose True, False, 'gaussian' or 'orthogonal'"
+            "quantized layer has no more; choose True, False or 'gaussian'"
         )
     if config.use_dora:
         raise ValueError(

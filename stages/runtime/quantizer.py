@@ -215,8 +215,7 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Replace quantized layers by plain linears with the same weights; activations are then no longer rounded."""
         remove_policy_hook(model)
-        for entry in ("to", "fuse_lora"):
-            model.__dict__.pop(entry, None)
+        model.__dict__.pop("to", None)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
             parent, _, leaf = name.rpartition(".")

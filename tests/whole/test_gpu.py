@@ -125,3 +125,24 @@ def test_every_family_draws_by_the_kernels(
     for execution in runtime.EXECUTIONS[1:]:
         assert drawn[execution].isfinite().all()
         assert (drawn[execution] - drawn["reference"]).abs().mean() < (1e-2 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("execution", ["simulate", "packed"])
+@pytest.mark.parametrize("offload_first", [True, False])
+def test_a_lora_on_the_gpu_draws_as_on_the_cpu(folder: Path, execution: str, offload_first: bool) -> None:
+    pytest.importorskip("peft")
+    # Without peft this module is skipped, and whoever imports it.
+    from tests.stages.runtime.test_lora import linears, lora_for
+
+    lora, wanted = lora_for(linears(folder)), DiffusionPipeline.from_pretrained(folder)
+    runtime.execute(wanted.transformer, "reference")
+    wanted.load_lora_weights(lora)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    runtime.execute(pipe.transformer, execution)
+    if offload_first:
+        pipe.enable_model_cpu_offload()
+        pipe.load_lora_weights(lora)
+    else:
+        pipe.load_lora_weights(lora)
+        pipe.to("cuda")
+    assert (draw(pipe, folder) - draw(wanted, folder)).abs().mean() < 2e-2

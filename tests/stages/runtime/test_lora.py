@@ -29,8 +29,11 @@ from tests.zoo.language import qwen_image
 
 peft = pytest.importorskip("peft", reason="a LoRA needs peft, which the dev dependencies name")
 allow_lora = importlib.import_module("adatsq_pipe.stages.runtime.lora").allow_lora
-# peft itself, at a second adapter.
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning:peft")
+pytestmark = [
+    # peft itself, at a second adapter, and where one that is active is deleted.
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning:peft"),
+    pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted:UserWarning:peft"),
+]
 
 RECIPES: dict[str, dict[str, Any]] = {
     "rotated": {"block": 16},
@@ -406,22 +409,56 @@ def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(
     assert torch.equal(draw(pipe, flux), before)
 
 
-def test_what_needs_the_full_precision_weight_is_refused(flux: Path, two: tuple[State, State]) -> None:
-    name = "transformer.transformer_blocks.0.attn.to_q"
-    pipe, dora = loaded(flux), {key: tensor for key, tensor in two[0].items() if name in key}
-    with pytest.raises(ValueError, match="a DoRA rescales a layer's full-precision weight"):
-        pipe.load_lora_weights(dora | {f"{name}.lora_magnitude_vector": torch.ones(32)})
-    with pytest.raises(ValueError, match="init_lora_weights='pissa' starts from a layer's full-precision weight"):
-        pipe.transformer.add_adapter(peft.LoraConfig(target_modules=["to_q"], init_lora_weights="pissa"))
+LAYER = "transformer.transformer_blocks.0.attn.to_q"
+REFUSED: dict[str, tuple[str, Callable[[Any, State], None]]] = {
+    "another width": (
+        "(?s)size mismatch",
+        lambda pipe, lora: pipe.load_lora_weights(lora | {f"{LAYER}.lora_B.weight": torch.ones(48, 2)}),
+    ),
+    "DoRA": (
+        "a DoRA rescales a layer's full-precision weight",
+        lambda pipe, lora: pipe.load_lora_weights(lora | {f"{LAYER}.lora_magnitude_vector": torch.ones(32)}),
+    ),
+    "pissa": (
+        "init_lora_weights='pissa' starts from a layer's full-precision weight",
+        lambda pipe, lora: pipe.transformer.add_adapter(_config(peft.LoraConfig, init_lora_weights="pissa"), "new"),
+    ),
+    "LoKr": (
+        r"QuantizedL\w+'> not supported",
+        lambda pipe, lora: pipe.transformer.add_adapter(_config(peft.LoKrConfig), "new"),
+    ),
+    "LoHa": (
+        r"QuantizedL\w+'> not supported",
+        lambda pipe, lora: pipe.transformer.add_adapter(_config(peft.LoHaConfig), "new"),
+    ),
+}
 
 
-def test_other_adapters_are_refused_by_peft(flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+def _config(kind: Any, **more: Any) -> Any:
+    return kind(r=2, target_modules=["x_embedder", "to_q"], **more)
+
+
+@pytest.mark.parametrize("loras", [0, 1])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused_leaves_no_trace(
+    what: str, loras: int, flux: Path, two: tuple[State, State], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where layers that are not quantized had their turn before the one that refuses."""
     caplog.set_level(logging.CRITICAL)
-    pipe, layer = loaded(flux), "transformer_blocks.0.attn.to_q"
-    with pytest.raises(TypeError, match="QuantizedLinear'> not supported"):
-        pipe.transformer.add_adapter(peft.LoHaConfig(r=2, target_modules=[layer]))
-    with pytest.raises(TypeError, match="QuantizedLinear'> not supported"):
-        loaded(flux).transformer.add_adapter(peft.LoKrConfig(r=2, target_modules=[layer]))
+    pipe = loaded(flux)
+    if loras:
+        pipe.load_lora_weights(two[1], adapter_name="second")
+    before, names = draw(pipe, flux), list(pipe.transformer.state_dict())
+    words, load = REFUSED[what]
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=words):
+        load(pipe, two[0])
+    assert torch.equal(draw(pipe, flux), before) and list(pipe.transformer.state_dict()) == names
+    assert pipe.get_active_adapters() == ["second"] * loras
+    pipe.load_lora_weights(two[0], adapter_name="first")
+    pipe.set_adapters("first")
+    fresh = loaded(flux)
+    fresh.load_lora_weights(two[0])
+    assert torch.equal(draw(pipe, flux), draw(fresh, flux))
 
 
 def test_diffusers_has_no_lora_for_dit() -> None:
