@@ -12,13 +12,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from adatsq_pipe.cluster.errors import Stopped, WorkerLost
 from adatsq_pipe.cluster.failure_tracker import FailureTracker
+from adatsq_pipe.cluster.spare_tasks import SpareTasks
 from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass, WorkerSlot
 
 if TYPE_CHECKING:
@@ -64,9 +65,11 @@ class ActorPool:
         self.stopping = False
         self.live: set[ActorHandle] = set()
         """Actors that answered their last ping and have not died since."""
+        self.spare: SpareTasks[Any, Any] = SpareTasks()
+        """What actors do that a stream leaves idle; it is not sent along either."""
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "grow": None}
+        return {**self.__dict__, "grow": None, "spare": SpareTasks()}
 
     def stop(self) -> None:
         """Finish the tasks in progress; `stream` then raises Stopped."""
@@ -100,28 +103,36 @@ class _Dispatch(Generic[ContextT, ResultT]):
     ) -> None:
         self.pool, self.worker_class, self.context = pool, worker_class, context
         self.queue_depth = int(getattr(worker_class, "queue_depth", 1))
-        self.waiting = deque(tasks)
+        self.spare, claimed, now = pool.spare, pool.spare.claim(worker_class, tasks), time.monotonic()
+        self.running = {reference: _Attempt(actor, task, now) for reference, (actor, task) in claimed.items()}
+        begun = {attempt.task for attempt in self.running.values()}
+        self.waiting = deque(task for task in tasks if task not in begun)
         self.idle: deque[ActorHandle] = deque()
         """An actor stands here once for each further task it can take."""
-        self.running: dict[ObjectRef, _Attempt] = {}
         self.pings: dict[ObjectRef, ActorHandle] = {}
         self.finished: set[str] = set()
         self.durations: list[float] = []
         self.failed_on: dict[str, set[ActorHandle]] = {}
         self.failures = FailureTracker(pool.retries)
-        for actor in pool.actors:
+        busy = {actor for actor, _ in (*claimed.values(), *self.spare.running.values())}
+        for actor in [actor for actor in pool.actors if actor not in busy]:
             self._ping(actor)
         self.last_answer = self.last_growth = time.monotonic()
 
     def results(self) -> Iterator[tuple[str, ResultT]]:
         self._await_live_actors()
-        while self.waiting or self.running:
+        while self.waiting or self.running or (self.pool.stopping and self.spare.running):
             self._send_waiting_tasks()
-            if self.pool.stopping and not self.running:
+            if not self.waiting and not self.pool.stopping:
+                self.idle = self.spare.begin(self.idle, {attempt.actor for attempt in self.running.values()})
+            if self.pool.stopping and not self.running and not self.spare.running:
                 return
-            ready, _ = ray.wait([*self.running, *self.pings], timeout=0.5)
+            ready, _ = ray.wait([*self.running, *self.pings, *self.spare.running], timeout=0.5)
             for reference in ready:
-                if reference in self.pings:
+                if reference in self.spare.running:
+                    self.last_answer = time.monotonic()
+                    self._ping(self.spare.end(reference))
+                elif reference in self.pings:
                     self._receive_ping(reference)
                 elif reference in self.running:
                     yield from self._receive_result(reference)
@@ -235,7 +246,7 @@ class _Dispatch(Generic[ContextT, ResultT]):
                 self._send(free, attempt.task)
 
     def _check_for_workers(self) -> None:
-        if not self.running and time.monotonic() - self.last_answer > NO_WORKER_TIMEOUT:
+        if not self.running and not self.spare.running and time.monotonic() - self.last_answer > NO_WORKER_TIMEOUT:
             raise WorkerLost(
                 f"no worker has come up for {NO_WORKER_TIMEOUT:.0f} s: the cluster has {_cluster_size()}; lower "
                 "cluster.cpus_per_worker or cluster.gpus_per_worker, or add nodes, and run again"

@@ -43,6 +43,9 @@ class InlineExecutor:
         if self._stopping:
             raise Stopped
 
+    def offer(self, worker_class: WorkerClass[ContextT, ResultT], context: ContextT, keys: Iterable[str]) -> None:
+        """Nothing is ever idle here."""
+
     def coordinate(
         self,
         search: Callable[[InlineExecutor, ContextT, Callable[[int, int], None]], None],

@@ -85,6 +85,11 @@ class RayExecutor:
                 self._prepare_search()
             yield result
 
+    def offer(self, worker_class: WorkerClass[ContextT, ResultT], context: ContextT, keys: Iterable[str]) -> None:
+        """Workers that a stream leaves idle may do these tasks beside it, in place of those offered before. What is not
+        done by then is done by the stream of these tasks, which also reports what fails."""
+        self._pool.spare.offer(worker_class, context, keys)
+
     def _prepare_search(self) -> None:
         """Start the coordinator's process, or import beside the workers what a search needs here."""
         if self._here:

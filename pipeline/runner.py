@@ -22,12 +22,12 @@ from adatsq_pipe.pipeline.plan import Step, plan, stages_of, with_optional
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
-from adatsq_pipe.stages.base.context import Context, Executor, Report
+from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
-from adatsq_pipe.stages.evaluation import rehearsal
+from adatsq_pipe.stages.evaluation import reference, rehearsal
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
@@ -36,6 +36,8 @@ from adatsq_pipe.storage.rundir import RunDir
 REPAIRS = 8
 NAMED = 4
 """Kinds of layers left alone that are named on the screen; the report has all."""
+DRAWN_BESIDE = ("capture", "fisher", "assemble")
+"""Stages beside which idle workers draw the reference: their workers hold the full-precision model, or none."""
 SEARCH_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
 """Modules that a search needs. The process that runs it imports them beforehand, so that no worker waits for them."""
 
@@ -51,7 +53,10 @@ class Screen(Protocol):
 
 
 class RunExecutor(Executor, Protocol):
-    """An executor of a whole run. `stop` takes effect between units; `close` frees the workers."""
+    """An executor of a whole run. `stop` takes effect between units; `close` frees the workers. Workers that a stream
+    leaves idle may do the tasks that were offered last."""
+
+    def offer(self, worker: WorkerRef, context: Context, keys: Sequence[str]) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -249,6 +254,8 @@ def _run_stage(
     start = time.perf_counter()
     if name in rehearsal.TABLES:
         executors.rehearse(steps, stages, context, screen)
+    if placed is None:
+        _offer_draws(name, steps, stages, context, run, executor)
     try:
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)
@@ -258,6 +265,17 @@ def _run_stage(
     complete(context, name)
     if name == "capture" and (line := _unusual(context)):
         screen.say(line)
+
+
+def _offer_draws(
+    name: str, steps: Sequence[Step], stages: Sequence[str], context: Context, run: RunDir, executor: RunExecutor
+) -> None:
+    """Workers that stage `name` leaves idle may draw the reference, if it is to be done and its model is at hand."""
+    step, missing = next((s for s in steps if s.stage.name == reference.STAGE.name), None), list[str]()
+    if step is not None and name in DRAWN_BESIDE and step.stage.name in stages and not step.complete:
+        run.record_identity(step.stage.name, step.fingerprint, dict(step.identity))
+        missing = list(context.manifest(step.stage.name).missing(reference.units(context)))
+    executor.offer(reference.WORKER, context, missing)
 
 
 def _unusual(context: Context) -> str:

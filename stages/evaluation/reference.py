@@ -18,13 +18,14 @@ TRUTH = "truth"
 WORKER = WorkerRef(stage="reference", path="adatsq_pipe.stages.evaluation.reference_worker:Reference")
 
 
-def _units(context: Context) -> list[str]:
+def units(context: Context) -> list[str]:
+    """Of the stage, as its settings say."""
     truth = [TRUTH] if context.settings[ModelSettings].world else []
     return [*truth, *(f"draw/{i:03d}" for i in range(batch_count(context)))]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    fan_out(context, executor, WORKER, _units(context), report)
+    fan_out(context, executor, WORKER, units(context), report)
 
 
 STAGE = Stage(
@@ -33,6 +34,6 @@ STAGE = Stage(
     needs=(),
     reads=draws_identity,
     run=run,
-    expected=lambda context: len(_units(context)),
+    expected=lambda context: len(units(context)),
     settings=EvaluateSettings,
 )

@@ -224,4 +224,7 @@ def test_actors_of_new_nodes_are_put_to_work(ray: FakeRay, plan: Plan) -> None:
 
 def test_a_pool_that_is_sent_away_leaves_its_growth_behind(ray: FakeRay) -> None:
     pool = ActorPool([], 4, grow=list)
-    assert pool.__getstate__() == {"actors": [], "retries": 4, "stopping": False, "live": set(), "grow": None}
+    pool.spare.offer(Upper, Plan(Clock()), ["x"])
+    sent = pool.__getstate__()
+    assert sent.pop("spare") is not pool.spare
+    assert sent == {"actors": [], "retries": 4, "stopping": False, "live": set(), "grow": None}

@@ -39,6 +39,16 @@ class Screen:
         self.lines.append(line)
 
 
+class Offered:
+    """An executor that keeps what it was offered, by the order of the stages."""
+
+    def __init__(self) -> None:
+        self.offers: list[tuple[object, list[str]]] = []
+
+    def offer(self, worker: object, context: Context, keys: list[str]) -> None:
+        self.offers.append((worker, keys))
+
+
 class Made:
     """Four stages of two units each (assemble has one, `model`)."""
 
@@ -46,7 +56,7 @@ class Made:
         self.folder, self.run, self.screen = folder, RunDir(folder / "run"), Screen()
         self.worked: list[str] = []
         self.before: dict[str, Callable[[Context], None]] = {}
-        self.executors = 0
+        self.executors, self.executor = 0, Offered()
         (folder / "model").mkdir()
         self.run.create()
         stages = {name: self._stage(name) for name in NEEDS}
@@ -55,7 +65,7 @@ class Made:
 
     def _stage(self, name: str) -> Stage:
         def work(context: Context, executor: object, report: Report) -> None:
-            assert executor == "executor"
+            assert executor is self.executor
             if name in self.before:
                 self.before[name](context)
             units = [("assemble", "model")] if name == "assemble" else [(name, "a"), (name, "b")]
@@ -91,10 +101,10 @@ class Made:
         publish: bool = True,
         conclude: Callable[[list[plan.Step], Context], object] = lambda steps, context: None,
     ) -> bool:
-        def get(share: float | None) -> str:
+        def get(share: float | None) -> Offered:
             assert share is None
             self.executors += 1
-            return "executor"
+            return self.executor
 
         loaded = self.config()
         executors: Any = SimpleNamespace(get=get, config=loaded, memory_line="")
@@ -282,7 +292,7 @@ def test_a_stage_beside_the_ordinary_ones_is_run_resumed_and_repaired_as_they_ar
         context.manifest("extra").commit("only")
 
     extra = replace(made._stage("second"), name="extra", run=work)
-    executors: Any = SimpleNamespace(get=lambda share: "executor", config=loaded, said="")
+    executors: Any = SimpleNamespace(get=lambda share: made.executor, config=loaded, said="")
 
     def execute() -> tuple[list[str], bool]:
         steps, context, ran = runner.execute(
@@ -295,3 +305,29 @@ def test_a_stage_beside_the_ordinary_ones_is_run_resumed_and_repaired_as_they_ar
     assert made.worked == ["first/a"] and len(set(tries)) == 1 and len(tries) == 2
     assert execute() == ([*NEEDS, "extra"], False) and len(tries) == 2
     assert [step.stage.name for step in plan.plan(loaded, made.run)[0]] == list(NEEDS), "a plan does not know it"
+
+
+def test_idle_workers_may_draw_the_reference_beside_stages_that_have_its_model(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = ["a", "b", "c"]  # evaluate does two of them, the third is drawn beside the second stage
+    draws = SimpleNamespace(STAGE=SimpleNamespace(name="evaluate"), units=lambda context: units, WORKER="draws")
+    monkeypatch.setattr(runner, "reference", draws)
+    monkeypatch.setattr(runner, "DRAWN_BESIDE", ("first", "assemble"))
+
+    def drawn(context: Context) -> None:
+        manifest = made.context().manifest("evaluate")
+        manifest.open_unit("c")
+        manifest.commit("c")
+
+    made.before["second"] = drawn
+    assert made.execute("first", "second", "assemble", "evaluate")
+    assert made.executor.offers == [("draws", units), ("draws", []), ("draws", ["a", "b"]), ("draws", [])]
+
+
+def test_what_is_not_to_be_drawn_is_not_on_offer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = SimpleNamespace(STAGE=SimpleNamespace(name="evaluate"), units=lambda context: ["a"], WORKER="draws")
+    monkeypatch.setattr(runner, "reference", draws)
+    monkeypatch.setattr(runner, "DRAWN_BESIDE", ("first", "second"))
+    assert made.execute("first", "second")
+    assert [keys for _, keys in made.executor.offers] == [[], []]
