@@ -254,7 +254,7 @@ def _run_stage(
     start = time.perf_counter()
     if name in rehearsal.TABLES:
         executors.rehearse(steps, stages, context, screen)
-    if placed is None:
+    if placed is None or placed.share >= 1.0:  # workers that share a GPU are sized for this stage alone
         _offer_draws(name, steps, stages, context, run, executor)
     try:
         with screen.stage(name) as report:
