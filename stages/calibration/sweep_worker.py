@@ -30,7 +30,8 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.effects import activation_effects, by_sample, weight_effects
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
-from adatsq_pipe.stages.numerics.transform import hadamard, rotate
+from adatsq_pipe.stages.numerics.transform import rotate
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.storage import tensors
 
 
@@ -134,13 +135,13 @@ class _Rounding:
     def __init__(self, recipe: Recipe, place: int, row: LayerInfo) -> None:
         self.place, self.rounded, self.recipe = place, row.rounded, recipe
         self.spec = spec_of(recipe, row)
-        self.basis = (self.spec.block, self.spec.symmetric_activations, self.spec.activation_group)
+        self.basis = (self.spec.block, self.spec.regular, self.spec.symmetric_activations, self.spec.activation_group)
         self._grid: Grid | None = None
         self._weight_error: Tensor | None = None
 
     def rotated(self, x: Tensor) -> Tensor:
         """`x` [..., in] in the basis of the codes, float32."""
-        return rotate(x.float(), _hadamard(self.spec.block, x.device))
+        return rotate(x.float(), _rotation(self.spec, x.device))
 
     def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Effects of rounding the tokens of the input `x`, [rows, widths], by rotated gradient."""
@@ -170,8 +171,8 @@ class _Rounding:
 
 
 @functools.cache
-def _hadamard(block: int, device: torch.device) -> Tensor:
-    return hadamard(block, dtype=torch.float32, device=device)
+def _rotation(spec: LayerSpec, device: torch.device) -> Tensor:
+    return spec.rotation(dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,16 @@ class Recipe(Settings):
     method: str = "endpoint"
     """One of the files of stages/methods."""
 
-    transform: Literal["none", "hadamard"]
-    """What is applied to activations online and folded into weights offline."""
+    transform: Literal["none", "hadamard", "regular"]
+    """What is applied to activations online and folded into weights offline: nothing, Sylvester's Hadamard matrix, or a
+    regular one, whose columns all have the same sum."""
     transform_block: int = Field(ge=1)
     """Largest Hadamard block."""
     permuted: bool
-    """Put input channels in a random order before the rotation."""
+    """Put input channels in another order before the rotation."""
+    channel_order: Literal["random", "moment"] = "random"
+    """With permuted: a random order, or by the second moments of inputs and weights, so that channels alike share a
+    group; the latter only in layers whose output error it lowers."""
     codebook: bool
     """Round weights (by row) and activations (by token) to Lloyd-Max levels of a Gaussian, not to a uniform grid."""
     smoothing: Literal["none", "smoothquant"]
@@ -65,6 +69,9 @@ class Recipe(Settings):
     """Group sizes, of weight and activations alike, out of which an evolutionary search chooses for every layer; the
     mean over layers stays at least weight_group. Empty = weight_group everywhere."""
     weight_symmetric: bool
+    magnitude_penalty: float = Field(default=0.0, ge=0, le=1)
+    """Share of a row's l1 norm by which its largest weights are pressed down before the solve, at the least change of
+    the output; 0 = weights as they are."""
     weight_clip: bool
     """Search the clipping ratio of each weight grid, or take min and max."""
     conditioning_bits: Literal[2, 3, 4, 5, 6, 8]
@@ -104,6 +111,10 @@ class Recipe(Settings):
             raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
         if self.smoothing_fold and (self.permuted or self.smoothing_grid > 1):
             raise ValueError("smoothing_fold is for one exponent and channels in their own order")
+        if self.channel_order == "moment" and (not self.permuted or self.smoothing != "none"):
+            raise ValueError("channel_order = 'moment' is for permuted = true and no smoothing")
+        if self.magnitude_penalty and (self.codebook or self.rank or self.time_groups):
+            raise ValueError("magnitude_penalty needs a uniform grid: no codebook, rank or time_groups")
         if (self.regions or self.time_search) and not self.time_groups:
             raise ValueError("regions and time_search are for calibrated scales; they need time_groups")
         if self.weight_budget and self.sensitivity != "trajectory":
@@ -121,6 +132,8 @@ class Recipe(Settings):
         return self
 
 
+LATER = ("channel_order", "magnitude_penalty")
+"""Fields that a run made before they existed does not name: at their defaults they leave its identity as it was."""
 NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
 

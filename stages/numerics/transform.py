@@ -1,7 +1,9 @@
 """Block Hadamard rotation: applied to activations on the fly, folded into weights offline.
 
 Source: QuaRot (2404.00456), sec. 3. Q is block-diagonal: the input width is cut into equal blocks of a power of two,
-and each is the Sylvester Hadamard matrix over sqrt(block), symmetric and its own inverse: x W^T = (x Q) (W Q)^T.
+and each is a Hadamard matrix over sqrt(block), symmetric and its own inverse: x W^T = (x Q) (W Q)^T. Sylvester's matrix
+adds a block's channels up in its first column; a regular one (ConvRot, 2512.03673), whose columns all have the same
+sum, has no such column.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ _MULTIPLIED = 32
 """The block that a CPU multiplies by; larger blocks follow by sums and differences, which take less time."""
 
 
-def block_size(width: int, largest: int) -> int:
-    """The rotation's block for an input `width`: a power of two dividing it, at most `largest` (1 = no rotation)."""
-    block = 1
-    while block * 2 <= largest and width % (block * 2) == 0:
-        block *= 2
+def block_size(width: int, largest: int, *, regular: bool = False) -> int:
+    """The rotation's block for an input `width`: a power of two (of a `regular` matrix, of four) dividing it, at most
+    `largest` (1 = no rotation)."""
+    block, factor = 1, 4 if regular else 2
+    while block * factor <= largest and width % (block * factor) == 0:
+        block *= factor
     return block
 
 
-def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The Sylvester Hadamard matrix over sqrt(block), [block, block]; `block` is a power of two."""
+def hadamard(block: int, *, dtype: torch.dtype, device: torch.device | str = "cpu", regular: bool = False) -> Tensor:
+    """A Hadamard matrix over sqrt(block), [block, block]: Sylvester's for a power of two, or a `regular` one for a
+    power of four, whose rows and columns all add up to 1."""
     h = torch.ones(1, 1, dtype=torch.float64)
+    smallest = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    if regular:
+        smallest = 1 - 2 * torch.eye(4, dtype=torch.float64).flip(0)
     while h.shape[0] < block:
-        h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
+        h = torch.kron(smallest, h)
     normalised: Tensor = h / block**0.5
     return normalised.to(device=device, dtype=dtype)
 
@@ -42,7 +49,7 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
         return x
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BF16_ON_CPU:
         return rotate(x.float(), h_BB.float()).to(x.dtype)
-    if block > _MULTIPLIED and _in_factors(x):
+    if block > _MULTIPLIED and _in_factors(x) and bool(h_BB[0, 3] > 0):  # negative in a regular matrix
         return _rotate_in_factors(x, h_BB)
     rotated: Tensor = x.unflatten(-1, (-1, block)) @ h_BB
     return rotated.flatten(-2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,19 @@ def on_grid(
         **branch_tensors,
     }
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
+
+
+def judged_by(coded: QuantizedWeight, w_OI: Tensor, gram_II: Tensor) -> QuantizedWeight:
+    """A weight on a uniform grid, with the error that it has as a stand-in for `w_OI` (float32 [out, in])."""
+    error = squared_output(w_OI - values_of(coded, w_OI.shape[1]), gram_II) / max(squared_output(w_OI, gram_II), 1e-300)
+    return replace(coded, error=error)
+
+
+def values_of(coded: QuantizedWeight, width: int) -> Tensor:
+    """The dequantized values of a weight on a uniform grid, float32 [out, in]; `width` is `in`."""
+    columns = (coded.tensors[name].float() for name in ("scale", "zero"))
+    scale, zero = (part.repeat_interleave(width // part.shape[1], 1) for part in columns)
+    return dequantize(coded.tensors["codes"], scale, zero)
 
 
 def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:

@@ -280,7 +280,7 @@ def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
     elif layer.shared is None or layer.has_own_input or x.is_inference():
         tokens = _codes_of_input(layer, x)
     else:
-        key = (TokenCodes, layer.bits, spec.block, spec.symmetric_activations)
+        key = (TokenCodes, layer.bits, spec.block, spec.regular, spec.symmetric_activations)
         tokens = layer.shared.rounded(x, key, lambda: _codes_of_input(layer, x))
     shifted = layer.bits == 8 and not spec.symmetric_activations
     if shifted and (layer.code_sums is None or layer.code_sums.device != layer.codes.device):

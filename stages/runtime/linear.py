@@ -26,7 +26,7 @@ from adatsq_pipe.stages.numerics.grid import (
 from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
-from adatsq_pipe.stages.numerics.transform import hadamard, rotate
+from adatsq_pipe.stages.numerics.transform import rotate
 from adatsq_pipe.stages.runtime.rounding import RoundedInput, round_by_rows
 from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import LayerSpec, StoredTensors
@@ -97,7 +97,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
             spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
         )
         """Whether the rounded input depends on tensors of this layer, or is also needed unrounded: not shared then."""
-        self._rounding = (spec.block, spec.symmetric_activations, spec.activation_group)
+        self._rounding = (spec.block, spec.regular, spec.symmetric_activations, spec.activation_group)
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
         self.code_sums: Tensor | None = None
@@ -171,7 +171,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         if self.spec.rank:
             weight = weight + self.up.float() @ self.down.float()
         if self.spec.block > 1:
-            weight = rotate(weight, hadamard(self.spec.block, dtype=torch.float32, device=weight.device))
+            weight = rotate(weight, self.spec.rotation(dtype=torch.float32, device=weight.device))
         if self.spec.smoothed:
             weight = weight * self.smooth.float()
         if self.spec.permuted:
@@ -196,7 +196,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         """The rotation's block [block, block] in the dtype and on the device of `x`; cached."""
         rotation = self._rotation
         if rotation is None or rotation.device != x.device or rotation.dtype != x.dtype:
-            rotation = hadamard(self.spec.block, dtype=x.dtype, device=x.device)
+            rotation = self.spec.rotation(dtype=x.dtype, device=x.device)
             if not torch.compiler.is_compiling():
                 self._rotation = rotation
         return rotation

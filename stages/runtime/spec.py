@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.packing import packed_bytes
+from adatsq_pipe.stages.numerics.transform import hadamard
 
 FORMAT = 2
 """Version of what is written to a model folder: LayerSpec, its tensors, the packing of codes."""
@@ -80,6 +81,8 @@ class LayerSpec:
     symmetric_activations: bool
     activation_group: int = 0
     """Channels of a token that share an activation scale; 0 = all."""
+    regular: bool = False
+    """The rotation's matrix is a regular Hadamard matrix, whose blocks are powers of four, instead of Sylvester's."""
     permuted: bool = False
     """Input channels are reordered first."""
     smoothed: bool = False
@@ -106,6 +109,12 @@ class LayerSpec:
             raise ValueError("activation_codebook rounds a token by its norm; it goes with no group and no time_groups")
         if self.block & (self.block - 1) or self.block < 1:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
+        if self.regular and self.block.bit_length() % 2 == 0:
+            raise ValueError(f"a regular rotation's block of {self.block} is no power of four")
+
+    def rotation(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """The rotation's block, [block, block]."""
+        return hadamard(self.block, dtype=dtype, device=device, regular=self.regular)
 
     def plain(self) -> dict[str, bool | int | str]:
         """The fields that differ from their defaults, for a JSON config: `LayerSpec(**spec.plain()) == spec`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +14,18 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """`tensors` as the layer stores them (order, smooth), and the rotation's block. `folded` [in] is what the layer
+    """`tensors` as the layer stores them (order, smooth), and the rotation. `folded` [in] is what the layer
     before multiplies the input's channels by."""
 
     tensors: dict[str, Tensor]
     block: int
+    regular: bool = False
     folded: Tensor | None = None
 
     def of_rows(self, x_NI: Tensor) -> Tensor:
@@ -33,7 +36,7 @@ class Basis:
             x = x[:, self.tensors["order"].long()]
         if "smooth" in self.tensors:
             x = x * self.tensors["smooth"].to(x.dtype)
-        return transform.rotate(x, transform.hadamard(self.block, dtype=x.dtype, device=x.device))
+        return transform.rotate(x, self._rotation(x))
 
     def of_weight(self, w_OI: Tensor) -> Tensor:
         """A weight in this basis, float32."""
@@ -44,7 +47,7 @@ class Basis:
             w = w[:, self.tensors["order"].long()]
         if "smooth" in self.tensors:
             w = w / self.tensors["smooth"].double()
-        return transform.rotate(w, transform.hadamard(self.block, dtype=w.dtype, device=w.device)).float()
+        return transform.rotate(w, self._rotation(w)).float()
 
     def of_gram(self, gram_II: Tensor) -> Tensor:
         """The inputs' Gram matrix in this basis, float64."""
@@ -58,7 +61,10 @@ class Basis:
         if "smooth" in self.tensors:
             factor = self.tensors["smooth"].double()
             gram = gram * factor * factor.unsqueeze(1)
-        return transform.rotate_gram(gram, transform.hadamard(self.block, dtype=gram.dtype, device=gram.device))
+        return transform.rotate_gram(gram, self._rotation(gram))
+
+    def _rotation(self, like: Tensor) -> Tensor:
+        return transform.hadamard(self.block, dtype=like.dtype, device=like.device, regular=self.regular)
 
     @property
     def shared(self) -> bool:
@@ -70,19 +76,54 @@ def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_O
     """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
 
     fixed, w = dict[str, Tensor](), w_OI.double()
-    if spec.permuted:
+    if spec.permuted and recipe.channel_order == "moment":
+        fixed["order"] = order_by_moment(context, row.input_of, w)
+    elif spec.permuted:
         random = np.random.default_rng(list(row.name.encode()))
         fixed["order"] = torch.from_numpy(random.permutation(w.shape[1])).to(w.device).int()
+    if spec.permuted:
         w = w[:, fixed["order"].long()]
     if not spec.smoothed:
-        return [Basis(tensors=fixed, block=spec.block)]
+        return [Basis(tensors=fixed, block=spec.block, regular=spec.regular)]
     size = channel_sizes(recipe, inputs.peaks(context, row.input_of).to(w.device), w_OI)
     size = size[fixed["order"].long()] if spec.permuted else size
     found = []
     for alpha in exponents(recipe):
         smooth = (1 / smoothing.smoothquant(size, w, alpha=alpha)).bfloat16()
-        found.append(Basis(tensors={**fixed, "smooth": smooth}, block=spec.block))
+        found.append(Basis(tensors={**fixed, "smooth": smooth}, block=spec.block, regular=spec.regular))
     return found
+
+
+def order_by_moment(context: Context, source: str, w_OI: Tensor) -> Tensor:
+    """Channels by falling product of the second moments of the input `source` and of the weight, [in] int32
+    (PermuQuant, 2605.09503)."""
+    squares = torch.stack([x.double().square().mean(0) for _, x in inputs.rows(context, source)]).mean(0)
+    return (squares.to(w_OI.device) * w_OI.double().square().mean(0)).argsort(descending=True, stable=True).int()
+
+
+def rounded_error(
+    context: Context,
+    source: str,
+    basis: Basis,
+    w_OI: Tensor,
+    grid_of: Callable[[Tensor], Grid],
+    recipe: Recipe,
+    spec: LayerSpec,
+) -> float:
+    """The squared error of a layer's output with tokens and weight rounded to nearest in a basis, over the sampled rows
+    of the input `source`."""
+    w = basis.of_weight(w_OI)
+    grid = grid_of(w)
+    columns = grid.columns(w.shape[1])
+    rounded = dequantize(quantize(w, *columns, grid.qmax), *columns)
+    total = 0.0
+    for _, rows in inputs.rows(context, source):
+        x = basis.of_rows(rows.to(w))
+        tokens = fake_quantize_tokens(
+            x, 2.0**recipe.activation_bits - 1, symmetric=spec.symmetric_activations, group=spec.activation_group
+        )
+        total += float((tokens @ rounded.T - x @ w.T).double().square().sum())
+    return total
 
 
 def factor(context: Context, recipe: Recipe, source: str, w_OI: Tensor) -> Tensor:

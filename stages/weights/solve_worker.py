@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import ClassVar
@@ -23,7 +24,7 @@ from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics import gptq, timegroups, weight
+from adatsq_pipe.stages.numerics import gptq, magnitude, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Factor, Solution
 from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
@@ -47,7 +48,7 @@ class Solve:
         self.sharers = sharers(list(self.rows.values()))
         transformer = denoiser_of(context).transformer
         self.linears = quantizable_linears(transformer)
-        self._latest: tuple[tuple[str, int] | None, CalibratedInput] | None = None
+        self._latest: tuple[tuple[str, int, bool] | None, CalibratedInput] | None = None
         self.folds: list[Fold] = []
         if self.recipe.smoothing_fold:
             for fold in folds(transformer, list(self.rows.values())):
@@ -76,7 +77,7 @@ class Solve:
         """The layer's input in a basis; the latest is kept for the other layers that it feeds."""
         marker = self.context.manifest("hessian").read(gram_unit(row.input_of))
         name = marker.value[row.name]["gram"]
-        key = (name, basis.block) if basis.shared else None
+        key = (name, basis.block, basis.regular) if basis.shared else None
         if key is None or self._latest is None or self._latest[0] != key:
             self._latest = None  # before the next is read: a Gram matrix of FLUX's widest input takes 1.9 GB
             _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
@@ -105,7 +106,7 @@ class Solve:
             offered = input_transform.bases(self.context, recipe, row, spec, weight_OI)
         else:
             spec = replace(spec, smoothed=False)
-            offered = [input_transform.Basis(tensors={}, block=spec.block, folded=folded)]
+            offered = [input_transform.Basis(tensors={}, block=spec.block, regular=spec.regular, folded=folded)]
         grid_of = partial(self._grid, spec)
         with unit.timed("algebra"):
             own = offered[0]
@@ -115,15 +116,19 @@ class Solve:
                     for each in offered
                 ]
                 own = offered[min(range(len(tried)), key=lambda i: tried[i].error)]
+            if recipe.channel_order == "moment" and spec.permuted:
+                own, spec = self._ordered(row, spec, own, weight_OI, grid_of)
             w, calibrated = own.of_weight(weight_OI), self._inputs(row, own)
             gram = calibrated.gram_II
             solver = partial(self._gptq, name, calibrated) if recipe.solver == "gptq" else None
+            pressed = magnitude.smaller_weight(w, gram, penalty=recipe.magnitude_penalty) if row.rounded else w
             if spec.time_groups:
                 coded, spec = self._by_time(row, spec, own, w, gram)
             elif spec.codebook:
                 coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
             else:
-                coded = weight.on_grid(w, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
+                coded = weight.on_grid(pressed, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
+                coded = coded if pressed is w else weight.judged_by(coded, w, gram)
         tensors.write(unit.folder, {**coded.tensors, **own.tensors, **bias})
         unit.value = {
             "error": coded.error,
@@ -132,6 +137,17 @@ class Solve:
             "spec": spec.plain(),
             "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
         }
+
+    def _ordered(
+        self, row: LayerInfo, spec: LayerSpec, own: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
+    ) -> tuple[Basis, LayerSpec]:
+        """The basis in the new order of channels and its spec, or those in the old one if that errs no more."""
+        old = Basis(tensors={}, block=own.block, regular=own.regular)
+        new_error, old_error = (
+            input_transform.rounded_error(self.context, row.input_of, each, w_OI, grid_of, self.recipe, spec)
+            for each in (own, old)
+        )
+        return (own, spec) if new_error < old_error else (old, replace(spec, permuted=False))
 
     def _factor(self, fold: Fold) -> Tensor:
         """What a fold multiplies the channels of its consumers' input by."""

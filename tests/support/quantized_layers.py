@@ -19,6 +19,7 @@ PARTS: list[dict[str, Any]] = [
     {},
     {"group": 8},
     {"block": 8},
+    {"block": 16, "regular": True},
     {"symmetric_activations": True},
     {"activation_group": 8},
     {"permuted": True, "block": 8},
@@ -95,7 +96,14 @@ def transformed_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tenso
         x = torch.stack([x[:, int(channel)] for channel in tensors["order"]], 1)
     if spec.smoothed:
         x = x * tensors["smooth"].double()
-    return x @ torch.block_diag(*[hadamard(spec.block, dtype=torch.float64)] * (width // spec.block))
+    turn = hadamard(spec.block, dtype=torch.float64)
+    if spec.regular:
+        turn = torch.ones(1, 1, dtype=torch.float64)
+        while len(turn) < spec.block:
+            turn = torch.cat(
+                [torch.cat([-turn / 2 if i + j == 3 else turn / 2 for j in range(4)], 1) for i in range(4)]
+            )
+    return x @ torch.block_diag(*[turn] * (width // spec.block))
 
 
 def rounded_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tensor, *, bits: int, group: int = 0) -> Tensor:

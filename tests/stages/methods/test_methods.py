@@ -14,7 +14,10 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
 from tests.whole import harness
 
-SMALLER = {"svdquant": ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16")}
+SMALLER = {
+    "permuquant": ("recipe.weight_group=16", "recipe.activation_group=16"),
+    "svdquant": ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16"),
+}
 """What a method needs changed to fit layers of 32 inputs."""
 
 

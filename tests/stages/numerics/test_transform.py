@@ -1,4 +1,4 @@
-"""Rotations against Sylvester's matrix."""
+"""Rotations against Sylvester's matrix, and against what makes a Hadamard matrix regular."""
 
 from __future__ import annotations
 
@@ -63,3 +63,26 @@ def test_a_rotation_multiplies_every_block() -> None:
 @pytest.mark.parametrize(("width", "largest", "block"), [(96, 16, 16), (96, 1, 1), (48, 64, 16), (6, 64, 2), (5, 8, 1)])
 def test_a_block_is_the_largest_power_of_two_that_divides(width: int, largest: int, block: int) -> None:
     assert transform.block_size(width, largest) == block
+
+
+@pytest.mark.parametrize("block", [1, 4, 16, 64, 256])
+def test_a_regular_matrix_is_a_hadamard_matrix_of_equal_sums(block: int) -> None:
+    h = transform.hadamard(block, dtype=torch.float64, regular=True)
+    assert torch.equal(h, h.T)
+    assert torch.allclose(h.abs(), torch.full_like(h, block**-0.5))
+    assert torch.allclose(h @ h, torch.eye(block, dtype=torch.float64), atol=1e-12)
+    for sums in (h.sum(0), h.sum(1)):
+        assert torch.allclose(sums, torch.ones(block, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("block", [16, 64, 256])
+def test_a_regular_rotation_in_float32_is_the_exact_one(block: int) -> None:
+    x = torch.randn(7, 2 * block, generator=torch.Generator().manual_seed(0))
+    h = transform.hadamard(block, dtype=torch.float64, regular=True)
+    exact = torch.cat([part.double() @ h for part in x.split(block, 1)], 1)
+    assert torch.allclose(transform.rotate(x, h.float()).double(), exact, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize(("width", "largest", "block"), [(96, 256, 16), (128, 256, 64), (48, 4, 4), (6, 64, 1)])
+def test_a_regular_block_is_the_largest_power_of_four_that_divides(width: int, largest: int, block: int) -> None:
+    assert transform.block_size(width, largest, regular=True) == block

@@ -73,6 +73,8 @@ def test_json_holds_what_has_no_default_and_what_differs_from_it() -> None:
         ({"weight_bits": 1}, "1 bits cannot be packed"),
         ({"block": 3}, "no power of two"),
         ({"block": 0}, "no power of two"),
+        ({"block": 8, "regular": True}, "block of 8 is no power of four"),
+        ({"block": 2, "regular": True}, "block of 2 is no power of four"),
         ({"activation_group": 8, "time_groups": 2}, "one scale for all"),
         ({"regions": True}, "needs time_groups"),
         ({"activation_codebook": True, "activation_group": 8}, "no group"),

@@ -27,6 +27,7 @@ BASES = {
     "order": Basis(tensors={"order": ORDER}, block=1),
     "smooth": Basis(tensors={"smooth": SMOOTH}, block=1),
     "rotation": Basis(tensors={}, block=8),
+    "regular rotation": Basis(tensors={}, block=16, regular=True),
     "folded": Basis(tensors={}, block=4, folded=FOLDED),
     "all": Basis(tensors={"order": ORDER, "smooth": SMOOTH}, block=16, folded=FOLDED),
 }

@@ -214,6 +214,60 @@ def test_orbitquant_is_the_nearest_level_of_a_gaussian(tmp_path: Path, monkeypat
     assert marker.value["spec"]["codebook"] and marker.value["spec"]["activation_codebook"]
 
 
+def _joint_error(store: MadeStore, order: list[int], group: int) -> float:
+    """Squared output error with an 8-bit weight and 4-bit tokens in groups, channels in an order."""
+    w = store.weights[FIRST].double()[:, order]
+    scale, zero = slow_math.grid(w, 8, group=group)
+    wide = [part.repeat_interleave(group, 1) for part in (scale, zero)]
+    held = slow_math.values(slow_math.codes_of(w.float(), *wide, 8), scale, zero)
+    total = 0.0
+    for x in store.rows[FIRST].flatten(0, -2).double()[:, order]:
+        parts = []
+        for part in x.split(group):
+            low, high = min(float(part.min()), 0.0), max(float(part.max()), 0.0)
+            size = (high - low) / 15
+            zero_point = round(-low / size)
+            parts.append((((part / size).round() + zero_point).clamp(0, 15) - zero_point) * size)
+        total += float(((torch.cat(parts) @ held.T) - (x @ w.T)).square().sum())
+    return total
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_permuquant_sorts_channels_where_that_lowers_the_error(
+    helps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spread(store: MadeStore) -> None:
+        factor = torch.ones(16)
+        factor[[3, 11]] = 1.0 if helps else 30.0
+        store.rows = {**store.rows, FIRST: store.rows[FIRST] * factor}
+
+    recipe = {"method": "permuquant", "weight_group": 8, "activation_group": 8, "weight_bits": 8}
+    store, _ = _solved(tmp_path, monkeypatch, recipe, change=spread)
+    marker, stored = _unit(store)
+    squares = store.rows[FIRST].flatten(0, -2).double().square().mean(0)
+    moments = (squares * store.weights[FIRST].double().square().mean(0)).tolist()
+    order = sorted(range(16), key=lambda channel: -moments[channel])
+    better = _joint_error(store, order, 8) < _joint_error(store, list(range(16)), 8)
+    assert better == helps
+    assert marker.value["spec"].get("permuted", False) == better
+    assert stored.get("order", torch.arange(16)).tolist() == (order if better else list(range(16)))
+
+
+def test_magr_is_gptq_of_the_smaller_weight_judged_by_the_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = _solved(tmp_path, monkeypatch, {"method": "magr", "transform_block": 4, "magnitude_penalty": 0.05})
+    marker, stored = _unit(store)
+    w, gram = (slow_math.rotated(m, 4) for m in (store.weights[FIRST], store.grams[FIRST]))
+    gram = slow_math.rotated(gram.T, 4)
+    held = slow_math.values(stored["codes"], stored["scale"], stored["zero"])
+    assert marker.value["error"] == pytest.approx(slow_math.error(w, held, gram), rel=1e-4)
+    plain, _ = _solved(
+        tmp_path / "plain", monkeypatch, {"method": "magr", "transform_block": 4, "magnitude_penalty": 0}
+    )
+    assert bool((stored["scale"] <= _unit(plain)[1]["scale"]).all())
+
+
 def _smooth(peaks: Tensor, w: Tensor, alpha: float) -> Tensor:
     """What the layer multiplies its input by: max|W|^(1 - alpha) / max|X|^alpha (SmoothQuant, eq. 4)."""
     sizes = [float(w[:, j].abs().max()) ** (1 - alpha) / float(peaks[j]) ** alpha for j in range(w.shape[1])]
