@@ -25,9 +25,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"allocation": "uniform"},
     {"allocation": "uniform", "weight_budget": 0.0},
     {"temporal": True},
+    {"transform": "regular"},
     {"search.bits": [3, 4, 8]},
     {"search.price": "macs"},
     {"search.beam": True},
 )
 """Every switch alone: sensitivities of single steps, uniform weight bits, uniform activation bits, both uniform,
-Hessians whose timesteps the same sweep weighs, the paper's widths, bits priced by multiply-accumulates, and a beam."""
+Hessians whose timesteps the same sweep weighs, a regular Hadamard matrix, the paper's widths, bits priced by
+multiply-accumulates, and a beam."""

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from adatsq_pipe.stages.methods.quarot import RECIPE as QUAROT
 
-RECIPE = QUAROT.model_copy(update={"magnitude_penalty": 0.001, "weight_symmetric": False})
+RECIPE = QUAROT.model_copy(update={"magnitude_penalty": 0.0001, "weight_symmetric": False})
 
 VARIANTS: tuple[dict[str, object], ...] = (
     {"magnitude_penalty": 0.0},
-    {"magnitude_penalty": 0.0003},
-    {"magnitude_penalty": 0.003},
-    {"magnitude_penalty": 0.01},
+    {"magnitude_penalty": 0.00001},
+    {"magnitude_penalty": 0.001},
 )
 """The penalty."""
