@@ -22,6 +22,7 @@ STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "evalua
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"call": {"num_inference_steps": 3}},
     "data": {"prompts": ["a red circle", "a blue square", "two crosses", "a white star"], "batch": 2, "seed": 3},
+    "compute": {"device": "cpu", "dtype": "float32"},
     "capture": {"rows": 6, "block": 2},
     "recipe": {"method": "adatsq", "conditioning_group": 0},
     "search": {"rollout_prompts": 2},
