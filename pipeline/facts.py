@@ -41,6 +41,7 @@ def facts_of(config: RunConfig, run: RunDir, context: Context) -> Facts:
         captions=origin(config.settings[EvaluateSettings], config.settings[ModelSettings].world),
         worst_layer_error=max((value["error"], name) for name, value in layers.items()),
         main_memory=_main_memory(context),
+        disk=_disk(context),
     )
 
 
@@ -57,6 +58,11 @@ def _micro_batches(context: Context) -> dict[str, dict[str, int]]:
 def _main_memory(context: Context) -> dict[str, int]:
     peaks = {stage: [m.resident for m in context.manifest(stage).markers().values()] for stage in context.fingerprints}
     return {stage: max(found) for stage, found in peaks.items() if any(found)}
+
+
+def _disk(context: Context) -> dict[str, int]:
+    found = {stage: context.manifest(stage).markers().values() for stage in context.fingerprints}
+    return {stage: sum(size for m in markers for size, _ in m.files.values()) for stage, markers in found.items()}
 
 
 def _logged(run: RunDir, context: Context, fact: str) -> dict[str, object]:

@@ -43,6 +43,8 @@ class Step:
     """Of the units whose last try failed."""
     size: int
     """Bytes that the sound units vouch for; 0 in a store, whose markers are not read."""
+    memory: int = 0
+    """Most bytes of main memory that a worker's process held, mapped files included; 0 where it is not known."""
 
     @property
     def failed(self) -> dict[str, str]:
@@ -134,12 +136,14 @@ def look(
     """A stage as its folder of that fingerprint shows it. `ready`: the stages that it needs are done."""
     manifest = run.manifest(stage.name, fingerprint)
     units, noted, damaged, size = list(manifest.units()), manifest.notes.all(), list[tuple[str, str]](), 0
+    memory = 0
     for unit in units:
         marker, what = (None, noted[unit]) if unit in noted else manifest.look(unit)
         if what:
             damaged.append((unit, what))
         elif marker is not None:
             size += sum(entry[0] for entry in marker.files.values())
+            memory = max(memory, marker.resident)
     complete = not damaged and _complete(manifest, units)
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []
@@ -154,6 +158,7 @@ def look(
         changed=tuple(c for c in changed if not c[0].startswith("needs.")) or tuple(changed),
         failures=tuple(failure for failure in manifest.last_failures() if failure.error),
         size=size,
+        memory=memory,
     )
 
 
@@ -243,6 +248,8 @@ def as_json(steps: list[Step]) -> list[dict[str, Plain]]:
             "fingerprint": step.fingerprint,
             "units": step.done,
             "expected": step.expected,
+            "bytes": step.size,
+            "memory": step.memory,
             "damaged": [{"unit": unit, "what": what} for unit, what in step.damaged],
             "failed": dict(step.failed),
             "changed": changes(step),

@@ -216,11 +216,26 @@ class Facts:
     """By layer, where the weight group differs from the recipe's."""
     worst_layer_error: tuple[float, str]
     main_memory: Mapping[str, int] = field(default_factory=dict)
-    """By stage: most bytes of main memory that a worker's process held."""
+    """By stage: most bytes of main memory that a worker's process held, mapped files included."""
+    disk: Mapping[str, int] = field(default_factory=dict)
+    """By stage: bytes of its units' files."""
     captions: str = ""
     """Where the held-out captions come from, and how many there are of each kind."""
     report: Mapping[str, str] = field(default_factory=dict)
     """By part of the report that could not be made as it is meant: why."""
+
+    def space(self) -> str:
+        """The most that the run took of disk and main memory, in a line; "" where it is not known."""
+        parts = []
+        if self.disk:
+            most = max(self.disk, key=lambda stage: self.disk[stage])
+            parts.append(
+                f"{sum(self.disk.values()) / 1e9:.2f} GB on disk, {self.disk[most] / 1e9:.2f} of it for {most}"
+            )
+        if self.main_memory:
+            most = max(self.main_memory, key=lambda stage: self.main_memory[stage])
+            parts.append(f"a worker held {self.main_memory[most] / 1e9:.2f} GB of main memory at most, in {most}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

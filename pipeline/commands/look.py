@@ -78,6 +78,13 @@ def units_text(stage: StageProgress) -> str:
     return ", ".join(parts)
 
 
+def space_text(step: Step) -> str:
+    """What a stage takes of disk and main memory; "" where it is not known."""
+    parts = [f"{size_text(step.size)} on disk"] if step.size else []
+    parts += [f"{size_text(step.memory)} of memory at most"] if step.memory else []
+    return ", ".join(parts)
+
+
 def rate_text(rate: float | None) -> str:
     """Units a second, a minute or an hour: what has a figure before the point."""
     if rate is None:

@@ -163,6 +163,8 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
     )
     if scores := quality.asked_for:
         click.echo("pictures that show what the caption asks for: " + _scores(scores))
+    if space := summary.facts.space():
+        click.echo(space)
     click.echo(f"model     {place.display('model')}")
     click.echo(f"summary   {place.display('report/summary.json')}")
     click.echo(f"pictures  {place.display('report/side_by_side.png')}")

@@ -13,7 +13,7 @@ import click
 from adatsq_pipe.pipeline import compute, finished
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.layout import print_json
-from adatsq_pipe.pipeline.commands.look import Choice, look, summary_lines, units_text
+from adatsq_pipe.pipeline.commands.look import Choice, look, space_text, summary_lines, units_text
 from adatsq_pipe.pipeline.commands.shell import (
     example,
     fail,
@@ -100,7 +100,8 @@ def status(
         return
     for stage in now.stages:
         step = stage.step
-        click.echo(f"{stage.name:9} {step.state:8} {units_text(stage)}   {step.fingerprint[:16]}".rstrip())
+        words = (f"{stage.name:9} {step.state:8} {units_text(stage)}", step.fingerprint[:16], space_text(step))
+        click.echo("   ".join(word for word in words if word))
         for unit, error in step.failed.items():
             click.echo(f"{'':9} {unit} failed: {error}")
         for unit, what in step.damaged:

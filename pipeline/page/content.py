@@ -45,6 +45,7 @@ def write_page(config: RunConfig, run: RunDir, context: Context, summary: Summar
         "embeddings": lambda: _embeddings(summary.text_encoders),
         "left": lambda: left_table(summary.facts.left_alone, summary.facts.layers_not_called),
         "seconds": lambda: seconds_table(summary.seconds),
+        "space": lambda: space_table(summary.facts.disk, summary.facts.main_memory),
         "versions": lambda: versions_table(context),
     }
     for name, make in sources.items():
@@ -153,6 +154,15 @@ def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
         for stage, parts in seconds.items()
     ]
     return Table(name="seconds", columns=columns, rows=rows)
+
+
+def space_table(disk: Mapping[str, int], memory: Mapping[str, int]) -> Table:
+    """Disk and main memory by stage; memory is that of the worker that held most."""
+    rows: list[list[Cell]] = [
+        [stage, size / 1e6, memory[stage] / 1e6 if memory.get(stage) else None] for stage, size in disk.items()
+    ]
+    columns = ("stage", "disk, MB", "main memory of a worker, MB")
+    return Table(name="space", columns=columns, rows=rows, formats=dict.fromkeys(columns[1:], ".1f"))
 
 
 def versions_table(context: Context) -> Table:

@@ -41,6 +41,13 @@ def write_partial(
         "layers": ({"capture"}, lambda: content.layers_table(context)),
         "left": ({"capture"}, lambda: content.left_table(left_of(context))),
         "seconds": (set(), lambda: content.seconds_table(costs.seconds(run, context))),
+        "space": (
+            set(),
+            lambda: content.space_table(
+                {step.stage.name: step.size for step in steps if step.size},
+                {step.stage.name: step.memory for step in steps},
+            ),
+        ),
         "versions": (set(), lambda: content.versions_table(context)),
     }
     drawn, tables = dict[str, charts.Chart](), dict[str, Table]()

@@ -310,6 +310,8 @@ def test_a_plan_as_json_has_its_states_units_and_changes(made: Made) -> None:
         "fingerprint": made.steps()["fisher"].fingerprint,
         "units": 0,
         "expected": None,
+        "bytes": 0,
+        "memory": 0,
         "damaged": [{"unit": "scores/0", "what": "a file is missing or has the wrong size"}],
         "failed": {"scores/1": "OSError: full"},
         "changed": [],

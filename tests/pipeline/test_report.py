@@ -14,7 +14,7 @@ import torch
 
 from adatsq_pipe.pipeline import costs, finished, pictures, report
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
-from adatsq_pipe.pipeline.summary import Mean, read_summary
+from adatsq_pipe.pipeline.summary import Facts, Mean, read_summary
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
 from adatsq_pipe.storage import tables, tensors
@@ -28,6 +28,13 @@ PSNR = [30.0, 33.0, 36.0, 41.0]
 ERRORS = [0.02, 0.05, 0.01, 0.04]
 STEPS = [[0.0, 0.1, 0.4], [0.0, 0.3, 0.2], [0.0, 0.2, 0.6], [0.0, 0.2, 0.0]]
 """Relative errors of the latents by picture and step."""
+
+
+NO_FACTS = Facts(
+    sensitivity="", layers_not_called=(), layers_called_repeatedly_and_left_alone=(), left_alone=(),
+    weight_only_layers=(), memory={}, damping_raised={}, micro_batch={}, placement={}, smoothing={}, groups_fitted={},
+    worst_layer_error=(0.0, ""),
+)  # fmt: skip
 
 
 def _commit(context: Context, stage: str, unit: str, seconds: tuple[float, ...] = (), **more: Any) -> Path:
@@ -297,6 +304,20 @@ def test_seconds_are_walls_over_all_tries_and_the_workers_time_by_kind(tmp_path:
     assert found["capture"] == pytest.approx({"wall": 22.5, "model": 30.0, "algebra": 3.0, "overhead": 12.0})
     assert found["solve"] == pytest.approx({"wall": 4.0, "model": 3.0, "algebra": 6.0, "overhead": 3.0})
     assert found["fisher"] == {"wall": 0.0, "model": 0.0, "algebra": 0.0, "overhead": 0.0}
+
+
+def test_disk_adds_up_over_all_tries_and_memory_is_that_of_the_worker_that_held_most(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    for unit, text, held in (("x/0", "four", 3_000_000_000), ("x/1", "sixsix", 2_000_000_000)):
+        folder = store.manifest("hessian").open_unit(unit)
+        (folder / "bytes").write_text(text)
+        store.manifest("hessian").commit(unit, seconds={"resident": float(held)})
+    facts = _summary(store)["facts"]
+    assert facts["disk"].keys() == store.context.fingerprints.keys()
+    assert facts["disk"]["hessian"] == 4 + 6 and facts["main_memory"] == {"hessian": 3_000_000_000}
+    said = replace(NO_FACTS, disk={"a": 10**9, "b": 3 * 10**9}, main_memory={"a": 7 * 10**8, "b": 6 * 10**8}).space()
+    assert said == "4.00 GB on disk, 3.00 of it for b; a worker held 0.70 GB of main memory at most, in a"
+    assert NO_FACTS.space() == ""
 
 
 class _Step:

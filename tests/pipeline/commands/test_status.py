@@ -54,13 +54,25 @@ def test_the_run_is_an_argument_or_an_option(made: Made) -> None:
         assert code == 2 and "name one run directory" in error
 
 
+def test_a_line_ends_with_what_the_stage_takes(made: Made) -> None:
+    """Of two units, the second by a worker that held less; each has four bytes."""
+    manifest = made.run.manifest("capture", made.steps()["capture"].fingerprint)
+    for unit, held in (("a", 812e6), ("b", 640e6)):
+        (manifest.open_unit(unit) / "bytes").write_text("four")
+        manifest.commit(unit, seconds={"resident": held})
+    _, output, _ = call("status", str(made.run.path))
+    assert f"   {manifest.folder.name}   8 B on disk, 812.00 MB of memory at most\n" in output
+    row = json.loads(call("status", str(made.run.path), "--json")[1])[0]
+    assert (row["stage"], row["bytes"], row["memory"]) == ("capture", 8, 812_000_000)
+
+
 def test_a_line_says_what_is_done_failed_and_damaged_and_the_last_what_to_do(made: Made) -> None:
     manifest = made.commit("capture", "a", "b")
     manifest.fail("c", "ValueError: no")
     (manifest.unit_folder("b") / "bytes").unlink()
     code, output, _ = call("status", str(made.run.path))
     fingerprint = made.steps()["capture"].fingerprint[:16]
-    assert code == 0 and f"capture   damaged  1 units, 1 failed, 1 damaged   {fingerprint}\n" in output
+    assert code == 0 and f"capture   damaged  1 units, 1 failed, 1 damaged   {fingerprint}   1 B on disk\n" in output
     assert "          c failed: ValueError: no\n" in output
     assert "          b is damaged: a file is missing or has the wrong size\n" in output
     assert "run       failed: no process holds it; 1 unit failed; 1 unit is damaged; not done: capture" in output

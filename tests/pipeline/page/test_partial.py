@@ -25,7 +25,8 @@ def _steps(store: MadeStore, done: set[str]) -> list[Step]:
     return [
         Step(
             stage=stage, fingerprint=store.context.fingerprints[stage.name], identity={}, complete=stage.name in done,
-            done=3, expected=4 if stage.name in done else None, damaged=(), changed=(), size=0,
+            done=3, expected=4 if stage.name in done else None, damaged=(), changed=(),
+            size=2_500_000 if stage.name == "capture" else 0, memory=7_000_000,
             failures=(Failure(unit="u", host="h", reason="ValueError: no", when=0.0),)
             if stage.name == "assemble" else (),
         )
@@ -47,6 +48,7 @@ def test_the_page_says_what_is_missing_and_shows_what_is_there(tmp_path: Path) -
     text, data = _page(made._store(tmp_path), "capture", "fisher", "hessian", "solve", "search")
     assert "<li>assemble &lt;b&gt;, evaluate not done</li>" in text
     assert "<p>Finish it with: adatsq-pipe run --run-dir x</p>" in text
+    assert data["space"]["rows"] == [["capture", 2.5, 7.0]]
     assert data["stages"]["rows"][0] == ["capture", "done", 3, 4, 0, 0]
     assert data["errors"]["rows"] == [["assemble", "u", "failed", "ValueError: no"]]
     assert {row[0]: row[3] for row in data["layers"]["rows"]}[SECOND] == 0.07
