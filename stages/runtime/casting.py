@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
+CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+"""Methods of a module that cast it, and to what."""
+
 
 def allow_casting(model: nn.Module) -> None:
-    """Let `model.to` take a dtype, as that of a model that is not quantized does."""
+    """Let `model.to` take a dtype, and `model.half()` and the like work, as those of a model that is not quantized."""
     model.to = functools.partial(_to, model)  # type: ignore[method-assign]
+    for name, dtype in CASTS.items():
+        setattr(model, name, functools.partial(_to, model, dtype))
 
 
 def _to(model: nn.Module, *args: object, **kwargs: object) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear
@@ -75,6 +76,19 @@ def without_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "the model is saved without its LoRA: save that with save_lora_weights or save_lora_adapter", stacklevel=2
         )
     return kept
+
+
+def leave_inference_mode(model: nn.Module) -> None:
+    """Replace tensors that were made inside `torch.inference_mode` by copies that may be changed outside of it: the
+    policy hook writes some before every call, and casting writes all."""
+    with torch.inference_mode(False):
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_inference():
+                    module._parameters[name] = nn.Parameter(parameter.clone(), parameter.requires_grad)
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None and buffer.is_inference():
+                    module._buffers[name] = buffer.clone()
 
 
 def execute(model: nn.Module, execution: str) -> None:

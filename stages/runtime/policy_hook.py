@@ -5,13 +5,14 @@ Nothing else sets a layer's bits: whoever wants other bits than the model's poli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MethodType
 
 import torch
 from torch import nn
 
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
-from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
+from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_argument, timestep_of
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.model import quantized_layers
 
@@ -50,7 +51,8 @@ class PolicyHook:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        step = nearest_step(timestep_of(module.forward, args, kwargs, self._timestep_name), self.calibrated_T)
+        timestep = timestep_of(_own_forward(module, self._timestep_name), args, kwargs, self._timestep_name)
+        step = nearest_step(timestep, self.calibrated_T)
         if step != self._step:
             first, self._step = self._step is None, step
             for layer, policy in zip(self._layers, self._policies, strict=True):
@@ -58,6 +60,15 @@ class PolicyHook:
                     layer.set_step(step, policy)
         for layer in self._layers[:1]:
             drop_shared_input(layer)
+
+
+def _own_forward(module: nn.Module, timestep_name: str) -> Callable[..., object]:
+    """The forward of the module's class, if it has the timestep among its arguments, else the one set on the module.
+
+    Caches, profilers and offloading replace `module.forward` by a function of (*args, **kwargs); calls stay the same.
+    """
+    own: Callable[..., object] = MethodType(type(module).forward, module)
+    return own if timestep_argument(own, timestep_name) is not None else module.forward
 
 
 def attach_policy_hook(model: nn.Module, timesteps: Sequence[float], timestep_name: str = "") -> PolicyHook:

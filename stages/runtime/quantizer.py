@@ -16,19 +16,21 @@ import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.runtime.casting import allow_casting
+from adatsq_pipe.stages.runtime.casting import CASTS, allow_casting
 from adatsq_pipe.stages.runtime.model import (
     default_execution,
     execute,
+    leave_inference_mode,
     quantized_layers,
     replace_linears,
     without_adapters,
 )
 from adatsq_pipe.stages.runtime.policy_hook import attach_policy_hook, remove_policy_hook
+from adatsq_pipe.stages.runtime.refusals import refuse_disk, refuse_fused_projections
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
+from adatsq_pipe.stages.runtime.stored import as_stored, stored_dtypes
 
 
 class Method(StrEnum):
@@ -120,14 +122,14 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self._loaded_names: set[str] = set()
         self._quantized_names: set[str] = set()
 
+    def validate_environment(self, *args: object, device_map: object = None, **kwargs: object) -> None:
+        """Raise ValueError for a device map that quantized layers cannot follow."""
+        refuse_disk(device_map)
+
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Record which tensors the files hold, and in which dtypes."""
         self._loaded_names = set(loaded_keys)
-        for file in checkpoint_files or []:
-            with safe_open(file, "pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
-                    if (dtype := _DTYPES.get(handle.get_slice(name).get_dtype())) is not None:
-                        self._stored_dtypes[name] = dtype
+        self._stored_dtypes |= stored_dtypes(checkpoint_files or [])
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
@@ -191,12 +193,14 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         setattr(layer, part, stored.to(target_device))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> nn.Module:
+        leave_inference_mode(model)
         for layer in quantized_layers(model).values():
             for name in layer.step_buffers:
                 setattr(layer, name, getattr(layer, name).to(layer.codes.device))
         attach_policy_hook(model, self.quantization_config.timesteps, self.quantization_config.timestep)
         execute(model, default_execution(model))
         allow_casting(model)
+        refuse_fused_projections(model)
         if find_spec("peft"):
             # Only who has peft can put a LoRA on a model.
             from adatsq_pipe.stages.runtime import lora
@@ -210,12 +214,13 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """Every tensor in the dtype of the file that it was loaded from, unless its values have changed since and no
         longer fit that dtype."""
         state_dict = without_adapters(state_dict)
-        return {name: _as_stored(tensor, self._stored_dtypes.get(name)) for name, tensor in state_dict.items()}, {}
+        return {name: as_stored(tensor, self._stored_dtypes.get(name)) for name, tensor in state_dict.items()}, {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Replace quantized layers by plain linears with the same weights; activations are then no longer rounded."""
         remove_policy_hook(model)
-        model.__dict__.pop("to", None)
+        for entry in (*CASTS, "to", "fuse_qkv_projections"):
+            model.__dict__.pop(entry, None)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         for name, layer in quantized_layers(model).items():
             parent, _, leaf = name.rpartition(".")
@@ -234,22 +239,6 @@ class AdatsqQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-_NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-}  # fmt: skip
-"""Names of floating-point dtypes, of safetensors and of torch; older versions of torch lack the last."""
-_DTYPES: dict[str, torch.dtype] = {ours: getattr(torch, name) for ours, name in _NAMES.items() if hasattr(torch, name)}
-
-
-def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
-        return tensor
-    cast = tensor.to(dtype)
-    return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
 def register() -> None:
