@@ -24,7 +24,7 @@ def stored_dtypes(files: Sequence[str]) -> dict[str, torch.dtype]:
     """
     found: dict[str, torch.dtype] = {}
     for file in map(str, files):
-        if not file.endswith(".safetensors"):
+        if file.endswith((".bin", ".pt", ".pth", ".ckpt")):
             views = torch.load(file, map_location="meta", weights_only=True)
             found |= {name: view.dtype for name, view in views.items() if view.is_floating_point()}
             continue

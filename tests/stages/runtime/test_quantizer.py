@@ -12,7 +12,7 @@ from diffusers.quantizers import auto
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adatsq_pipe.stages.runtime import quantizer as module
+from adatsq_pipe.stages.runtime import stored as module
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.policy_hook import PolicyHook
 from adatsq_pipe.stages.runtime.quantizer import AdatsqConfig, AdatsqQuantizer, register
