@@ -129,7 +129,6 @@ FAULTS = [
         ("        self.check_quantized_param_shape(param_name, expected, stored)\n", ""),
         ("model.get_submodule(layer_name), state_dict[param_name]", "model.get_submodule(layer_name), param_value"),
         ("missing = sorted(expected - names)", "missing = list[str]()"),
-        ("if torch.equal(cast.to(tensor.dtype), tensor) else tensor", ""),
         ("        remove_policy_hook(model)\n", ""),
         ("if format != FORMAT:", "if format > FORMAT:"),
         ("if unknown:", "if False:"),
@@ -139,6 +138,17 @@ FAULTS = [
         ),
         ("execute(model, default_execution(model))", 'execute(model, "packed")'),
         ('**({"timestep": self.timestep} if self.timestep else {}),', ""),
+    ),
+    *faults(
+        "stages/runtime/stored.py",
+        f"{RUNTIME}quantizer.py",
+        ("if torch.equal(cast.to(tensor.dtype), tensor) else tensor", ""),
+    ),
+    *faults(
+        "stages/runtime/model.py",
+        f"{RUNTIME}features.py",
+        ("if parameter is not None and parameter.is_inference():", "if False:"),
+        ("if buffer is not None and buffer.is_inference():", "if False:"),
     ),
     *faults(
         "stages/runtime/kernels.py",
