@@ -53,7 +53,7 @@ FAULTS = [
     *faults(
         "storage/checkpoint.py",
         f"{STORAGE}checkpoint.py",
-        ("math.prod", "sum"),
+        ("{part: {name: math.prod(shape)", "{part: {name: sum(shape)"),
         ("tensors.update(lazy_tensors(path))", "tensors = lazy_tensors(path)"),
         ('config.pop("quantization_config", None)', "pass"),
     ),
