@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -243,6 +244,19 @@ def _encoded(folder: Path) -> torch.Tensor:
     with torch.no_grad():
         found = pipe.encode_prompt("a red circle", None, max_sequence_length=12)[:2]
     return torch.cat([part.flatten() for part in found])
+
+
+def test_a_pipeline_with_codes_is_saved_cast_and_copied(with_encoders: Path, tmp_path: Path) -> None:
+    expected, pipe = _encoded(with_encoders), DiffusionPipeline.from_pretrained(with_encoders)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert torch.equal(_encoded(tmp_path / "saved"), expected)
+    copied = copy.deepcopy(pipe.text_encoder_2)
+    assert copied.shared.weight is copied.encoder.embed_tokens.weight, "one table, of which both are a view"
+    with torch.no_grad():
+        found = pipe.to(torch.bfloat16).encode_prompt("a red circle", None, max_sequence_length=12)[:2]
+    rounded = torch.cat([part.flatten() for part in found])
+    assert rounded.dtype == torch.bfloat16
+    assert float((rounded.float() - expected).norm() / expected.norm()) < 0.02
 
 
 def test_plain_formats_have_plain_text_encoders(with_encoders: Path, tmp_path: Path) -> None:
