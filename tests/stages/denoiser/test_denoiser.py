@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Output
 from adatsq_pipe.stages.denoiser.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage.errors import StorageError
 from tests.conftest import FAMILIES
+from tests.support.mapping import MAPS, file_of
 
 
 def _open(folder: Path) -> Denoiser:
@@ -28,6 +31,24 @@ def _conditions(name: str) -> Conditions:
 
 def _halved(output: Output) -> Output:
     return rebuild(structure(output), iter([leaf / 2 for leaf in leaves(output)]))
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="the kernel does not say what it maps")
+@pytest.mark.parametrize(("stored", "shared"), [("float32", True), ("bfloat16", False)])
+def test_workers_share_weights_that_are_stored_as_they_are_computed(
+    stored: str, shared: bool, family: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """They lie in the model's files, mapped privately ("p"): a change in place is the process's own."""
+    folder = tmp_path / "model"
+    DiffusionPipeline.from_pretrained(family("dit"), dtype=getattr(torch, stored)).save_pretrained(folder)
+    shutil.copy(family("dit") / "sampling.json", folder)
+    parts = _open(folder).parts["transformer"]
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = path.read_bytes()
+    found = {file_of(parameter) for parameter in parts.parameters()}
+    assert (found == {("rw-p", str(path.resolve()))}) is shared
+    next(parts.parameters()).data.zero_()
+    assert not any(next(parts.parameters()).flatten()) and path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", FAMILIES)
