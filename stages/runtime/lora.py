@@ -20,7 +20,10 @@ from torch.nn import functional
 
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.model import quantized_layers
+from adatsq_pipe.stages.runtime.text_layers import PackedLinear
 
+_QUANTIZED = (QuantizedLinear, PackedLinear)
+"""Layers of a quantized transformer, and of a quantized text encoder."""
 _INITS = (True, False, "gaussian", "eva")
 """Ways to start a LoRA that need no full-precision weight."""
 _NOT_FUSED = (
@@ -31,7 +34,7 @@ _NOT_FUSED = (
 
 
 class QuantizedLora(Linear):  # type: ignore[misc]
-    """peft's LoRA layer around a QuantizedLinear: its output, plus the branches of the active adapters."""
+    """peft's LoRA layer around a quantized one: its output, plus the branches of the active adapters."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         with warnings.catch_warnings():
@@ -42,20 +45,20 @@ class QuantizedLora(Linear):  # type: ignore[misc]
     def update_layer(self, *args: object, **kwargs: object) -> None:
         """As peft's: add an adapter. Raises ValueError if it needs the layer's full-precision weight."""
         config = kwargs.get("config")
-        if isinstance(config, LoraConfig) and isinstance(self.get_base_layer(), QuantizedLinear):
+        if isinstance(config, LoraConfig) and isinstance(self.get_base_layer(), _QUANTIZED):
             _check(config)
         super().update_layer(*args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As peft's, where the layer has been dequantized since; else raises ValueError."""
-        if isinstance(self.get_base_layer(), QuantizedLinear):
+        if isinstance(self.get_base_layer(), _QUANTIZED):
             raise ValueError(_NOT_FUSED)
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
 
 
 def allow_lora(model: nn.Module) -> None:
     """Let `model` take LoRAs on its quantized layers. What is refused, a LoRA or `fuse_lora`, leaves no trace in it."""
-    _extend_libraries()
+    extend_libraries()
     for entry, own in (("add_adapter", _add), ("load_lora_adapter", _load), ("fuse_lora", _fuse)):
         if hasattr(model, entry):
             setattr(model, entry, functools.partial(own, model))
@@ -114,13 +117,14 @@ def _fuse(
 
 
 @functools.cache
-def _extend_libraries() -> None:
+def extend_libraries() -> None:
+    """Let peft put a LoRA on quantized layers, and diffusers read their shapes; once."""
     create = LoraModel._create_new_module
 
     def create_new_module(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: object) -> nn.Module:
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if isinstance(layer, QuantizedLinear):
-            lora_config._register_custom_module({QuantizedLinear: QuantizedLora})
+        if isinstance(layer, _QUANTIZED):
+            lora_config._register_custom_module({type(layer): QuantizedLora})
         created: nn.Module = create(lora_config, adapter_name, target, **kwargs)
         return created
 

@@ -127,6 +127,11 @@ class PackedLinear(Packed):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of a LoRA put on the layer, by the name under which peft looks for it."""
+        return self.scale.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         x, step = x.to(self.scale.dtype), max(1, ROWS_AT_ONCE // self.width)

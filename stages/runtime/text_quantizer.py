@@ -7,6 +7,7 @@ same name, for denoisers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from safetensors import safe_open
@@ -81,6 +82,11 @@ class AdatsqTextQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> nn.Module:
         for layer in packed_layers(model).values():
             layer.requires_grad_(False)
+        if find_spec("peft"):
+            # Only who has peft can put a LoRA on a model.
+            from adatsq_pipe.stages.runtime import lora
+
+            lora.extend_libraries()
         return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

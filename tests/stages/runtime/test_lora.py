@@ -21,6 +21,7 @@ import adatsq_pipe.stages.runtime as runtime
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.model import quantized_layers
 from adatsq_pipe.stages.runtime.policy_hook import remove_policy_hook
+from adatsq_pipe.stages.runtime.text_layers import PackedLinear, packings, place
 from adatsq_pipe.storage.fingerprint import file_digest
 from tests.stages.runtime.folders import quantize
 from tests.stages.runtime.test_families import TIMESTEPS, WEIGHTS, draw
@@ -407,6 +408,29 @@ def test_a_lora_of_another_shape_is_refused_and_leaves_the_pipeline_as_it_was(
     with pytest.raises((ValueError, RuntimeError), match=f"(?s){words}"):
         pipe.load_lora_weights({f"{name}.{part}.weight": torch.ones(shape) for part, shape in wrong.items()})
     assert torch.equal(draw(pipe, flux), before)
+
+
+def test_a_lora_of_a_quantized_text_encoder(flux: Path) -> None:
+    pipe = loaded(flux)
+    layers = place(pipe.text_encoder, packings(pipe.text_encoder, 8), torch.float32)
+    name = next(name for name in layers if name.endswith("q_proj"))
+    layer = layers[name]
+    assert isinstance(layer, PackedLinear)
+    lora = {
+        key.replace("transformer.", "text_encoder."): tensor
+        for key, tensor in lora_for({name: nn.Linear(layer.in_features, layer.out_features)}).items()
+    }
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    down, up = (lora[f"text_encoder.{name}.lora_{part}.weight"].double() for part in "AB")
+    wanted = layer.plain()(x).double() + x.double() @ down.T @ up.T
+    pipe.load_lora_weights(lora)
+    adapted = pipe.text_encoder.get_submodule(name)
+    assert {p.dtype for part, p in adapted.named_parameters() if "lora_" in part} == {torch.float32}
+    assert (adapted(x).double() - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    with pytest.raises(ValueError, match="cannot be fused into low-bit codes"):
+        pipe.fuse_lora(components=["text_encoder"])
+    pipe.unload_lora_weights()
+    assert pipe.text_encoder.get_submodule(name) is layer
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
