@@ -6,7 +6,7 @@ zarr and numpy are imported on first use: `status` and a run with nothing to do 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
@@ -84,7 +84,9 @@ def _file(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> Pa
 
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Prefixes, relative to `folder`, of the files that hold the named tensors."""
-    members = read_json_object(folder / GROUP / "zarr.json").get("attributes", {}).get(MEMBERS)
+    path = folder / GROUP / "zarr.json"
+    stat = path.stat()
+    members = _members(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
     if members is None:
         return tuple(f"{GROUP}/{name}/" for name in names)
     stacks = sorted({members[name][0] for name in names})
@@ -92,6 +94,13 @@ def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
         *(f"{GROUP}/{stack}/zarr.json" for stack in stacks),
         *(f"{GROUP}/{members[name][0]}/c/{members[name][1]}/" for name in names),
     )
+
+
+@lru_cache(maxsize=256)
+def _members(path: Path, stamp: tuple[int, int, int]) -> Mapping[str, tuple[str, int]] | None:
+    """The attribute MEMBERS in a group's zarr.json; None if it has none."""
+    found: Mapping[str, tuple[str, int]] | None = read_json_object(path).get("attributes", {}).get(MEMBERS)
+    return found
 
 
 def attributes(folder: Path) -> dict[str, Any]:

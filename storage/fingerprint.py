@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,6 +76,19 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal characters."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digest_once(path: Path) -> str:
+    """`file_digest`, computed once a process as long as the file's inode, mtime and size stay: for those who read many
+    parts of the same files. Raises FileNotFoundError."""
+    stat = os.stat(path)
+    return _digest_of(str(path), (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=2**14)
+def _digest_of(path: str, stamp: tuple[int, int, int]) -> str:
+    """`stamp` is part of the cache's key, so that a replaced file is hashed again."""
+    return file_digest(Path(path))
 
 
 def list_files(folder: Path) -> list[Path]:

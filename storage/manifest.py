@@ -24,7 +24,7 @@ from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.failures import Failure, failures_of
 from adatsq_pipe.storage.files import file_size, write_text
-from adatsq_pipe.storage.fingerprint import Plain, file_digest, list_files, list_names
+from adatsq_pipe.storage.fingerprint import Plain, file_digest, file_digest_once, list_files, list_names
 from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.remote import Remote
 
@@ -232,21 +232,22 @@ class Manifest:
             self.remote.download(self._names(*(folder / name for name in self.read(unit).files)))
         return self.unit_folder(unit)
 
-    def verify(self, unit: str, *, tensors: Sequence[str] | None = None) -> Marker:
+    def verify(self, unit: str, *, tensors: Sequence[str] | None = None, once: bool = False) -> Marker:
         """The unit's marker, after hashing every file that it vouches for. Raises KeyError, DamagedUnit.
 
-        With `tensors`, only these of the unit's arrays are hashed, for reading a few arrays of a large unit.
+        With `tensors`, only these of the unit's arrays are hashed, for reading a few arrays of a large unit. With
+        `once`, a file that this process has hashed is hashed again only if it was written since.
         """
         marker = self.read(unit)
         if tensors is None:
-            self._compare(marker, list(marker.files))
+            self._compare(marker, list(marker.files), once)
         else:
-            self._compare(marker, [name for name in marker.files if name.count("/") < 2])
+            self._compare(marker, [name for name in marker.files if name.count("/") < 2], once)
             prefixes = file_prefixes(self.unit_folder(unit), tensors)
-            self._compare(marker, [name for name in marker.files if name.startswith(prefixes)])
+            self._compare(marker, [name for name in marker.files if name.startswith(prefixes)], once)
         return marker
 
-    def _compare(self, marker: Marker, names: list[str]) -> None:
+    def _compare(self, marker: Marker, names: list[str], once: bool) -> None:
         """Compare the named files of a unit with its marker, by size and digest. Raises DamagedUnit.
 
         A file that differs in the mirror is downloaded once more before the unit counts as damaged.
@@ -256,17 +257,18 @@ class Manifest:
         if not wrong:
             if self.remote is not None:
                 self.remote.download(self._names(*(folder / name for name in names)))
-            altered = self._altered(marker, names)
+            altered = self._altered(marker, names, once)
             if altered and self.remote is not None:
                 self.remote.download(self._names(*(folder / name for name in altered)), refresh=True)
-                altered = self._altered(marker, altered)
+                altered = self._altered(marker, altered, once)
             wrong = [f"{folder / name} does not have the digest in its marker" for name in altered]
         if wrong:
             raise DamagedUnit(self.stage, marker.unit, wrong[0])
 
-    def _altered(self, marker: Marker, names: list[str]) -> list[str]:
+    def _altered(self, marker: Marker, names: list[str], once: bool) -> list[str]:
         folder = self.unit_folder(marker.unit)
-        return [name for name in names if file_digest(folder / name) != marker.files[name][1]]
+        hashed = file_digest_once if once else file_digest
+        return [name for name in names if hashed(folder / name) != marker.files[name][1]]
 
     def withdraw(self, unit: str) -> None:
         """Remove the unit's marker and the stage's COMPLETE, so that both are computed again."""

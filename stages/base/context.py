@@ -34,13 +34,14 @@ class Context:
         return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])
 
     def read(self, stage: str, unit: str, *, tensors: Sequence[str] | None = None) -> tuple[Marker, Path]:
-        """A finished unit's marker and folder, verified against its digests (with `tensors`, of those only).
+        """A finished unit's marker and folder, verified against its digests (with `tensors`, of those only),
+        once a process for a file that stays as it is.
 
         Raises DamagedUnit.
         """
         manifest = self.manifest(stage)
         try:
-            return manifest.verify(unit, tensors=tensors), manifest.unit_folder(unit)
+            return manifest.verify(unit, tensors=tensors, once=True), manifest.unit_folder(unit)
         except KeyError as missing:
             raise DamagedUnit(stage, unit, str(missing.args[0])) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,15 +12,15 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration import inputs
-from adatsq_pipe.stages.calibration.hessian import HessianSettings
+from adatsq_pipe.stages.calibration.hessian import HessianSettings, tasks
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.unit_keys import read_gram_unit
 from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.numerics import gram
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, temporal_weights
 from adatsq_pipe.storage import tensors
-from adatsq_pipe.storage.weights import LazyTensor
 
 
 class Hessian:
@@ -36,32 +35,29 @@ class Hessian:
         settle(device=compute.device, threads=compute.threads)
         self.device = compute.device
         self.survey = survey_of(context)
+        self.tasks = tasks(self.survey.layers)
         self.fisher_TL = torch.from_numpy(fisher_scores(context))
 
     def __call__(self, key: str) -> None:
+        """Do a unit, or the task of several narrow inputs (see `tasks`): what is missing of its units."""
+        if key in self.tasks:
+            for unit in self.context.manifest(self.stage).missing(self.tasks[key]):
+                self._unit(unit)
+        else:
+            self._unit(key)
+
+    def _unit(self, key: str) -> None:
         source = read_gram_unit(key)
         sharers = [i for i, row in enumerate(self.survey.layers) if row.input_of == source]
-        width = self.survey.layers[sharers[0]].in_features
         with unit_of(self.context, self.stage, key) as unit:
             names = [self.survey.layers[i].name for i in sharers]
             weights = dict(zip(names, map(self._weights, sharers), strict=True))
             owners = {name: self._alike(name, weights) for name in names}
-            grams = {
-                name: torch.zeros(width, width, dtype=torch.float64, device=self.device)
-                for name in dict.fromkeys(owners.values())
-            }
-            of_step = torch.empty(width, width, device=self.device)
-            for step, rows in inputs.rows(self.context, source):
-                with unit.timed("algebra"):
-                    x = rows.to(self.device).float()
-                    torch.mm(x.T, x, out=of_step)
-                    for name, gram in grams.items():
-                        gram.add_(of_step, alpha=weights[name][0][step].item() / len(x))
-            stored = {
-                name: LazyTensor((width, width), torch.float32, partial(of_step.copy_, gram))
-                for name, gram in grams.items()
-            }  # one at a time in `of_step`: of FLUX's widest input each takes .9 GB
-            tensors.write(unit.folder, stored)
+            distinct = {name: weights[name][0] for name in dict.fromkeys(owners.values())}
+            rows = [x for _, x in inputs.rows(self.context, source)]
+            with unit.timed("algebra"):
+                found = gram.weighted(rows, distinct, device=self.device)
+            tensors.write(unit.folder, found)
             unit.value = {
                 name: {
                     "gram": owners[name],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage import fingerprint, tensors
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 from adatsq_pipe.storage.remote import Remote
@@ -491,3 +491,22 @@ def test_what_is_no_file_is_missing(there: str, tmp_path: Path) -> None:
         folder.rmdir()
         folder.touch()
     assert not manifest.done("a")
+
+
+def test_readers_hash_a_file_once_a_process_and_again_if_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest("capture", tmp_path / "store")
+    (manifest.open_unit("u") / "one").write_bytes(b"x" * 100)
+    manifest.commit("u")
+    hashed: list[str] = []
+    whole = fingerprint.file_digest
+    monkeypatch.setattr(fingerprint, "file_digest", lambda path: (hashed.append(path.name), whole(path))[1])
+    for _ in range(3):
+        manifest.verify("u", once=True)
+    assert hashed == ["one"]
+    file = manifest.unit_folder("u") / "one"
+    file.write_bytes(b"y" * 100)
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(DamagedUnit):
+        manifest.verify("u", once=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -180,3 +181,16 @@ def test_a_stack_is_one_array_of_its_parts(tmp_path: Path) -> None:
     assert tensors.read(tmp_path)["s"].tolist() == [[[1, 2]], [[5, 6]]]
     with pytest.raises(ValueError, match="s has parts of several shapes"):
         tensors.write(tmp_path, {"s": tensors.Stack([torch.ones(1), torch.ones(2)])})
+
+
+def test_a_large_tensor_has_the_file_that_zarr_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"a": torch.arange(12.0).reshape(3, 4), "half": torch.arange(6).bfloat16(), "scalar": torch.tensor(2.5)}
+    tensors.write(tmp_path / "zarr", values)
+    monkeypatch.setattr(tensors, "STRAIGHT", 8)
+    tensors.write(tmp_path / "straight", values)
+    for name in ("a/c/0/0", "half/c/0"):
+        of_zarr, straight = ((tmp_path / each / "tensors.zarr" / name).read_bytes() for each in ("zarr", "straight"))
+        assert of_zarr == straight
+    assert (tmp_path / "straight/tensors.zarr/a/c/0/0").read_bytes() == struct.pack("<12f", *range(12))
+    for name, value in tensors.read(tmp_path / "straight").items():
+        assert torch.equal(value, values[name])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import hessian, hessian_worker
 from adatsq_pipe.storage import tensors
 from tests.support.made_context import FIRST, MODULATION, SECOND
@@ -123,3 +124,27 @@ def test_there_is_one_unit_for_every_distinct_input(tmp_path: Path) -> None:
     store.write_survey()
     assert hessian.STAGE.expected(store.context) == 2
     assert hessian._units(store.context) == [f"gram/{FIRST}", f"gram/{MODULATION}"]
+
+
+def test_narrow_inputs_are_done_a_few_at_a_time_and_a_wide_one_alone(tmp_path: Path) -> None:
+    def row(name: str, width: int, source: str = "") -> LayerInfo:
+        owner = source or name
+        return LayerInfo(name=name, in_features=width, out_features=8, role="tokens", input_of=owner, macs=8)
+
+    rows = [row("a", 64), row("a2", 64, "a"), *(row(name, 64) for name in "bcde"), row("wide", 4608), row("f", 64)]
+    assert hessian.tasks(rows) == {
+        "grams/a": ["gram/a", "gram/b", "gram/c", "gram/d"],
+        "grams/e": ["gram/e"],
+        "grams/wide": ["gram/wide"],
+        "grams/f": ["gram/f"],
+    }
+
+
+def test_a_task_does_what_is_missing_of_its_units(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    _done(store, FIRST)
+    marker = tmp_path / f"run/hessian/{'2' * 16}/markers/gram/{FIRST}.json"
+    before = marker.stat().st_mtime_ns
+    hessian_worker.Hessian(store.context)(f"grams/{FIRST}")
+    assert list(store.manifest("hessian").units()) == [f"gram/{FIRST}", f"gram/{MODULATION}"]
+    assert marker.stat().st_mtime_ns == before

@@ -1,0 +1,57 @@
+"""Weighted Gram matrices of a layer's inputs.
+
+A matrix of real size does not fit in a processor's cache, and adding whole matrices step after step takes longer than
+their products. So it is made in blocks of rows that fit, each over all steps. Of a block only the part from the
+diagonal on is multiplied: the rest mirrors other blocks. An element is the same sum in the same order as of whole
+products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 8 * 2**20
+"""Bytes of the float64 sums of a block of rows."""
+CONVERTED = 2**30
+"""Bytes of inputs up to which they are converted to float32 once, not once a block."""
+
+
+def weighted(rows: Sequence[Tensor], weights: Mapping[str, Tensor], *, device: str) -> dict[str, Tensor]:
+    """sum_t w[t] X_t^T X_t / len(X_t) for each of the `weights` ([steps]), float32 [in, in] on the CPU, by name.
+
+    `rows` are X_t of every step, [rows, in], in any floating dtype. Products are float32 and sums float64, in order of
+    steps.
+    """
+    width = rows[0].shape[1]
+    size = _block(width) if device == "cpu" else width
+    scales = {
+        name: [w.item() / len(x) for w, x in zip(of_step, rows, strict=True)] for name, of_step in weights.items()
+    }
+    held = [x.to(device).float() for x in rows] if sum(x.numel() for x in rows) * 4 <= CONVERTED else None
+    found = {name: torch.empty(width, width) for name in weights}
+    for start in range(0, width, size):
+        shape = (min(size, width - start), width - start)
+        product = torch.empty(shape, device=device)
+        sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name in weights}
+        for step, x in enumerate(held if held is not None else _converted(rows, device)):
+            torch.mm(x[:, start : start + size].T, x[:, start:], out=product)
+            for name, total in sums.items():
+                total.add_(product, alpha=scales[name][step])
+        for name, total in sums.items():
+            own = found[name][start : start + size]
+            own[:, start:] = total
+            found[name][start + size :, start : start + size] = own[:, start + size :].T
+    return found
+
+
+def _block(width: int) -> int:
+    """Rows of a block: a multiple of 64, for widths that are one too; else all, since only whole kernels of 64 columns
+    add in one order wherever they stand."""
+    return width if width % 64 else max(64, BLOCK // (8 * width) // 64 * 64)
+
+
+def _converted(rows: Sequence[Tensor], device: str) -> Iterator[Tensor]:
+    return (x.to(device).float() for x in rows)

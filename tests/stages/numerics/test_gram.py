@@ -1,0 +1,38 @@
+"""Gram matrices in blocks against the sum of float32 products of whole matrices, and against a sum in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adatsq_pipe.stages.numerics import gram
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "converted"), [(7, 64, 2**30), (192, 64, 2**30), (192, 64, 0), (320, 128, 0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_give_the_sum_of_whole_products(
+    monkeypatch: pytest.MonkeyPatch, width: int, block: int, converted: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(gram, "BLOCK", block * width * 8)
+    monkeypatch.setattr(gram, "CONVERTED", converted)
+    random = torch.Generator().manual_seed(0)
+    rows = [torch.randn(n, width, generator=random).to(dtype) for n in (5, 48, 96)]
+    weights = {"a": torch.tensor([0.5, 0.2, 0.3]), "b": torch.tensor([0.0, 1.0, 2.0])}
+    found = gram.weighted(rows, weights, device="cpu")
+    for name, of_step in weights.items():
+        whole, exact = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        for x, weight in zip(rows, of_step.tolist(), strict=True):
+            whole += (x.float().T @ x.float()).double() * (weight / len(x))
+            exact += x.double().T @ x.double() * (weight / len(x))
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], whole.float(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found[name].double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_is_a_multiple_of_64_rows_that_fits_or_the_whole_of_an_odd_width() -> None:
+    for width in (64, 1152, 4608, 15360, 10**6):
+        size = gram._block(width)
+        assert size % 64 == 0 and (size == 64 or size * width * 8 <= gram.BLOCK)
+    assert gram._block(1000) == 1000
