@@ -40,6 +40,14 @@ def groups_of(recipe: Recipe, row: LayerInfo, *, searched: int | None = None) ->
 
 def incompatibility(recipe: Recipe, row: LayerInfo) -> str:
     """Why the layer of a survey row (name, kind, in, out) cannot be stored under a recipe, and what helps; or ""."""
+    if recipe.number_format != "int" and row.role != "conditioning":
+        if (recipe.weight_bits, recipe.activation_bits) != (4, 4):
+            return f"{recipe.number_format} has 4-bit weights and activations; set both of the recipe's to 4"
+        if row.in_features % (size := 16 if recipe.number_format == "nvfp4" else 32):
+            return (
+                f"layer {row.name}: {recipe.number_format}'s blocks of {size} do not divide the input width "
+                f"{row.in_features}; choose another method for this model"
+            )
     of_weight, of_tokens = groups_of(recipe, row)
     least = min(row.in_features, row.out_features)
     for what, group in (("weight", of_weight), ("activation", of_tokens)):
@@ -96,7 +104,8 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: i
         symmetric_activations=recipe.activation_symmetric,
         activation_group=of_tokens,
         permuted=recipe.permuted,
-        codebook=recipe.codebook,
+        codebook=recipe.codebook or recipe.number_format != "int",
+        number_format=None if recipe.number_format == "int" else recipe.number_format,
         activation_codebook=recipe.codebook,
         smoothed=recipe.smoothing != "none" and not skipped,
         rank=recipe.rank,

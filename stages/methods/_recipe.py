@@ -33,6 +33,8 @@ class Recipe(Settings):
     group; the latter only in layers whose output error it lowers."""
     codebook: bool
     """Round weights (by row) and activations (by token) to Lloyd-Max levels of a Gaussian, not to a uniform grid."""
+    number_format: Literal["int", "nvfp4", "mxfp4"] = "int"
+    """Numbers of weights and tokens: whole ones on a grid (or a codebook), or 4-bit floats in blocks of 16 or 32."""
     smoothing: Literal["none", "smoothquant"]
     """Whether input channels are divided by something first, which multiplies the weight's columns."""
     smoothing_alpha: float = Field(ge=0, le=1)
@@ -113,6 +115,10 @@ class Recipe(Settings):
             raise ValueError("smoothing_fold is for one exponent and channels in their own order")
         if self.channel_order == "moment" and (not self.permuted or self.smoothing != "none"):
             raise ValueError("channel_order = 'moment' is for permuted = true and no smoothing")
+        if self.number_format != "int" and (self.codebook or self.rank or self.time_groups or self.solver != "rtn"):
+            raise ValueError("number_format rounds to nearest; it needs solver rtn, no codebook, rank or time_groups")
+        if self.number_format != "int" and (self.allocation != "uniform" or self.sensitivity == "trajectory"):
+            raise ValueError("number_format has one width; it needs allocation = 'uniform' and sensitivity = 'step'")
         if self.magnitude_penalty and (self.codebook or self.rank or self.time_groups):
             raise ValueError("magnitude_penalty needs a uniform grid: no codebook, rank or time_groups")
         if (self.regions or self.time_search) and not self.time_groups:
@@ -132,7 +138,7 @@ class Recipe(Settings):
         return self
 
 
-LATER = ("channel_order", "magnitude_penalty")
+LATER = ("channel_order", "magnitude_penalty", "number_format")
 """Fields that a run made before they existed does not name: at their defaults they leave its identity as it was."""
 NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics import lloyd, lowrank
+from adatsq_pipe.stages.numerics import float4, lloyd, lowrank
 from adatsq_pipe.stages.numerics.gptq import Solution, squared_output
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 
@@ -95,4 +95,15 @@ def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
     codes = lloyd.nearest_index(w_OI / divisor, book)
     error = squared_output(w_OI - book[codes] * scale.float(), gram_II) / max(squared_output(w_OI, gram_II), 1e-300)
     tensors = {"codes": codes.to(torch.uint8), "scale": scale, "book": book.float()}
+    return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)
+
+
+def on_floats(w_OI: Tensor, gram_II: Tensor, kind: float4.Float4) -> QuantizedWeight:
+    """`w_OI` (float32 [out, in]) in 4-bit floats with scales of blocks and rows."""
+    row, blocks = float4.block_scales(w_OI, kind)
+    codes = float4.codes_of(w_OI, row, blocks, kind)
+    error = squared_output(w_OI - float4.fake_quantize(w_OI, kind), gram_II) / max(
+        squared_output(w_OI, gram_II), 1e-300
+    )
+    tensors = {"codes": codes, "scale": row.bfloat16(), "block_scale": blocks, "book": float4.codebook().to(w_OI)}
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)

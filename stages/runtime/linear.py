@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adatsq_pipe.stages.numerics import float4
 from adatsq_pipe.stages.numerics.grid import (
     dequantize,
     fake_quantize_regions,
@@ -97,7 +98,13 @@ class QuantizedLinear(nn.Module, StoredTensors):
             spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
         )
         """Whether the rounded input depends on tensors of this layer, or is also needed unrounded: not shared then."""
-        self._rounding = (spec.block, spec.regular, spec.symmetric_activations, spec.activation_group)
+        self._rounding = (
+            spec.block,
+            spec.regular,
+            spec.symmetric_activations,
+            spec.activation_group,
+            spec.number_format,
+        )
         self._weight: Tensor | None = None
         self._rotation: Tensor | None = None
         self.code_sums: Tensor | None = None
@@ -142,7 +149,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         packed = rows_of(self.codes, part)
         codes = unpack(packed, self.spec.weight_bits, self.in_features).view(len(packed), self.scale.shape[1], -1)
         if self.spec.codebook:
-            return self.book.to(dtype)[codes.int()]
+            return self._from_book(codes, part, dtype)
         zero = rows_of(self.zero, part).unsqueeze(2)
         if self.spec.weight_bits < 8:
             return (codes.view(torch.int8) - zero.view(torch.int8)).to(dtype)
@@ -156,6 +163,14 @@ class QuantizedLinear(nn.Module, StoredTensors):
     def weight_rows(self, part: slice, dtype: torch.dtype) -> Tensor:
         """Rows `part` of the dequantized weight in the basis of the transformed input, [rows, in]; not cached."""
         return self._unscaled(part, dtype).mul_(rows_of(self.scale, part).unsqueeze(2)).flatten(1)
+
+    def _from_book(self, codes: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+        """The values of codes [rows, groups, width] in rows `part`, times the scales of blocks where there are any."""
+        values = self.book.to(dtype)[codes.int()]
+        if self.spec.number_format is None:
+            return values
+        blocks = float4.block_values(rows_of(self.block_scale, part), self.spec.number_format, dtype)
+        return (values.view(*blocks.shape, -1) * blocks.unsqueeze(2)).view_as(values)
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The dequantized weight in the basis of the transformed input, [out, in]; cached."""
@@ -222,6 +237,8 @@ class QuantizedLinear(nn.Module, StoredTensors):
             if as_codes and not sometimes:
                 return codes, self.current_scale
             values = (codes.float() * self.current_scale).to(x.dtype)
+        elif spec.number_format:
+            values = float4.fake_quantize(x, spec.number_format) if self.bits < WEIGHT_ONLY else x
         elif spec.activation_codebook:
             values = x
             if self.bits < WEIGHT_ONLY:
@@ -277,7 +294,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         codes = unpack(self.codes, self.spec.weight_bits, self.in_features).unflatten(1, (groups, -1))
         scale = self.scale.float().unsqueeze(2)
         if self.spec.codebook:
-            weight = self.book[codes.int()] * scale
+            weight = self._from_book(codes, slice(0, self.out_features), torch.float32) * scale
         else:
             weight = dequantize(codes, scale, self.zero.float().unsqueeze(2))
         transformed = self.transform(x.float())

@@ -9,6 +9,7 @@ from typing import Annotated, get_type_hints
 import torch
 from torch import Tensor
 
+from adatsq_pipe.stages.numerics.float4 import BLOCKS, Float4
 from adatsq_pipe.stages.numerics.packing import packed_bytes
 from adatsq_pipe.stages.numerics.transform import hadamard
 
@@ -32,8 +33,8 @@ class Stored:
 class StoredTensors:
     """The stored tensors of a quantized linear, each declared once: type, shape, dtype and when it is there.
 
-    Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `steps` of the
-    policy, `time_groups`, `rank`, and the `values` of a codebook, 2^weight_bits.
+    Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `blocks` of
+    a float format, `steps` of the policy, `time_groups`, `rank`, and the `values` of a codebook, 2^weight_bits.
     """
 
     codes: Annotated[Tensor, Stored(("out", "packed"), torch.uint8)]
@@ -44,6 +45,8 @@ class StoredTensors:
     """Activation bits of every step; 16 = not rounded."""
     book: Annotated[Tensor, Stored(("values",), torch.float32, "codebook")]
     """Value of every code."""
+    block_scale: Annotated[Tensor, Stored(("out", "blocks"), torch.uint8, "number_format")]
+    """What the values of every block of input channels are multiplied by first (`float4.block_scales`)."""
     zero: Annotated[Tensor, Stored(("out", "groups"), torch.uint8, unless="codebook")]
     order: Annotated[Tensor, Stored(("in",), torch.int32, "permuted")]
     """Channel i of the transformed input is channel `order[i]` of the input."""
@@ -81,6 +84,8 @@ class LayerSpec:
     symmetric_activations: bool
     activation_group: int = 0
     """Channels of a token that share an activation scale; 0 = all."""
+    number_format: Float4 | None = None
+    """Weights and tokens are four-bit floats in blocks with scales of their own (`numerics.float4`)."""
     regular: bool = False
     """The rotation's matrix is a regular Hadamard matrix, whose blocks are powers of four, instead of Sylvester's."""
     permuted: bool = False
@@ -109,6 +114,14 @@ class LayerSpec:
             raise ValueError("activation_codebook rounds a token by its norm; it goes with no group and no time_groups")
         if self.block & (self.block - 1) or self.block < 1:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
+        if self.number_format and (self.weight_bits != 4 or not self.codebook or self.group or self.rank):
+            raise ValueError(
+                f"{self.number_format} has 4-bit codes of a codebook and its own blocks; no group, no rank"
+            )
+        if self.number_format and (self.activation_group or self.activation_codebook or self.time_groups):
+            raise ValueError(
+                f"{self.number_format} rounds tokens in its own blocks; no activation_group, no time_groups"
+            )
         if self.regular and self.block.bit_length() % 2 == 0:
             raise ValueError(f"a regular rotation's block of {self.block} is no power of four")
 
@@ -125,7 +138,10 @@ class LayerSpec:
         self, in_features: int, out_features: int, steps: int
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every stored tensor, by name. Raises ValueError if the parts do not fit the layer."""
-        for what, size in (("group", self.group), ("activation_group", self.activation_group), ("block", self.block)):
+        parts = [("group", self.group), ("activation_group", self.activation_group), ("block", self.block)]
+        if self.number_format:
+            parts.append((f"{self.number_format}'s block", BLOCKS[self.number_format]))
+        for what, size in parts:
             if size and in_features % size:
                 raise ValueError(f"{what} {size} does not divide the input width {in_features}")
         if self.rank > min(in_features, out_features):
@@ -136,6 +152,7 @@ class LayerSpec:
             "packed": packed_bytes(in_features, self.weight_bits),
             "groups": in_features // self.group if self.group else 1,
             "values": 2**self.weight_bits,
+            "blocks": in_features // BLOCKS[self.number_format] if self.number_format else 0,
             "rank": self.rank,
             "steps": steps,
             "time_groups": self.time_groups,

@@ -124,6 +124,8 @@ class Solve:
             pressed = magnitude.smaller_weight(w, gram, penalty=recipe.magnitude_penalty) if row.rounded else w
             if spec.time_groups:
                 coded, spec = self._by_time(row, spec, own, w, gram)
+            elif spec.number_format:
+                coded = weight.on_floats(w, gram, spec.number_format)
             elif spec.codebook:
                 coded = weight.on_codebook(w, gram, bits=spec.weight_bits)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ PARTS: list[dict[str, Any]] = [
     {"time_groups": 2},
     {"time_groups": 2, "regions": True, "smoothed": True},
     {"activation_codebook": True, "codebook": True},
+    {"number_format": "nvfp4", "codebook": True, "weight_bits": 4},
     {"group": 16, "block": 16, "smoothed": True, "rank": 1, "permuted": True, "activation_group": 8},
 ]
 """Every part of a LayerSpec, alone and together, for layers of a multiple of 16 inputs."""
@@ -52,6 +54,8 @@ def random_tensors(spec: LayerSpec, width: int, out: int, seed: int) -> dict[str
     tensors["policy"] = torch.tensor(POLICY, dtype=torch.uint8)
     if spec.codebook:
         tensors["book"] = torch.randn(2**spec.weight_bits, generator=random).sort().values
+    if spec.number_format == "nvfp4":
+        tensors["block_scale"] += 0x30  # E4M3 of .5 to 2
     if spec.permuted:
         tensors["order"] = torch.randperm(width, generator=random).int()
     if spec.time_groups:
@@ -85,6 +89,9 @@ def weight_by_hand(spec: LayerSpec, tensors: dict[str, Tensor]) -> Tensor:
         for i in range(width):
             code, group = int(tensors["codes"][o, i]), i // (spec.group or width)
             value = float(tensors["book"][code]) if spec.codebook else code - float(tensors["zero"][o, group])
+            if spec.number_format == "nvfp4":
+                byte = int(tensors["block_scale"][o, i // 16])
+                value *= (1 + byte % 8 / 8) * 2.0 ** (byte // 8 - 7)
             weight[o, i] = value * float(tensors["scale"][o, group])
     return weight
 
@@ -106,6 +113,18 @@ def transformed_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tenso
     return x @ torch.block_diag(*[turn] * (width // spec.block))
 
 
+def nvfp4_by_hand(block: Tensor, row: Tensor) -> Tensor:
+    """A block of 16 values of a row as E2M1 times the nearest E4M3 scale times a power of two of the whole row."""
+    whole = float(row.abs().max()) / (6 * 448)
+    power = 2.0 ** math.ceil(math.log2(whole)) if whole else 1.0
+    e4m3 = [mantissa / 8 * 2.0**-6 for mantissa in range(8)]
+    e4m3 += [(1 + mantissa / 8) * 2.0 ** (exponent - 7) for exponent in range(1, 16) for mantissa in range(8)][:-1]
+    wanted = float(block.abs().max()) / 6 / power
+    scale = min(e4m3, key=lambda value: abs(value - wanted)) * power
+    levels = [sign * value for value in (0, 1, 2, 4, 0.5, 1.5, 3, 6) for sign in (1, -1)]
+    return torch.tensor([min(levels, key=lambda k: abs(float(x) - k * scale)) * scale for x in block]).double()
+
+
 def rounded_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tensor, *, bits: int, group: int = 0) -> Tensor:
     """float64 [N, in]: a transformed input rounded to `bits`; `group` is the group of timesteps."""
     rounded = x_NI.clone()
@@ -123,6 +142,8 @@ def rounded_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tensor, *
             elif spec.time_groups:
                 scale, zero = float(tensors["step_scale"][group]), float(tensors["step_zero"][group])
                 value = (torch.clamp(torch.round(part / scale) + zero, 0, 2**bits - 1) - zero) * scale
+            elif spec.number_format:
+                value = torch.cat([nvfp4_by_hand(block, part) for block in part.split(16)])
             elif spec.activation_codebook:
                 rms = float(part.square().mean().sqrt())
                 book = gaussian_codebook(bits).double()
