@@ -92,7 +92,8 @@ class AdatsqConfig(QuantizationConfigMixin):  # type: ignore[misc]
         for name, fields in self.layers.items():
             try:
                 specs[name] = LayerSpec(**fields)
-                if wrong := [key for key, value in fields.items() if not isinstance(value, int) or value < 0]:
+                sizes = {key: value for key, value in fields.items() if key != "number_format"}
+                if wrong := [key for key, value in sizes.items() if not isinstance(value, int) or value < 0]:
                     raise ValueError(f"{wrong[0]} is {fields[wrong[0]]!r}, not a size")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"quantization_config of layer {name!r}: {error}; update adatsq-pipe") from None

@@ -114,6 +114,8 @@ class LayerSpec:
             raise ValueError("activation_codebook rounds a token by its norm; it goes with no group and no time_groups")
         if self.block & (self.block - 1) or self.block < 1:
             raise ValueError(f"a rotation block of {self.block} is no power of two")
+        if self.number_format is not None and self.number_format not in BLOCKS:
+            raise ValueError(f"number_format {self.number_format!r} is unknown; it is {' or '.join(BLOCKS)}")
         if self.number_format and (self.weight_bits != 4 or not self.codebook or self.group or self.rank):
             raise ValueError(
                 f"{self.number_format} has 4-bit codes of a codebook and its own blocks; no group, no rank"

@@ -142,7 +142,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "transform_block": 128,
         "solver": "gptq",
         "weight_clip": True,
-        "allocation": "tmpdiff",
+        "allocation": "bisection",
     },
     "nvfp4": {"number_format": "nvfp4"},
     "mxfp4": {"number_format": "mxfp4"},
