@@ -23,7 +23,7 @@ _LARGEST, _LARGEST_E4M3 = 6.0, 448.0
 _E8M0_BIAS = 127
 
 
-def codebook() -> Tensor:
+def float4_codebook() -> Tensor:
     """The 16 values of E2M1, rising, float32; minus zero and zero are two of them."""
     return torch.tensor([-value for value in reversed(_MAGNITUDES)] + list(_MAGNITUDES))
 
@@ -51,11 +51,11 @@ def block_values(scales: Tensor, kind: Float4, dtype: torch.dtype) -> Tensor:
 
 
 def codes_of(x: Tensor, row: Tensor, scales: Tensor, kind: Float4) -> Tensor:
-    """Index into `codebook` of every value of `x` [..., in], uint8, under the scales that `block_scales` found."""
+    """Index into `float4_codebook` of every value of `x` [..., in], uint8, under the scales of `block_scales`."""
     size = (block_values(scales, kind, torch.float32) * row).unsqueeze(-1)
     size = torch.where(size > 0, size, torch.ones_like(size))
     nearest = _nearest(x.float().unflatten(-1, (-1, BLOCKS[kind])) / size)
-    return nearest_index(nearest, codebook().to(x.device)).flatten(-2).to(torch.uint8)
+    return nearest_index(nearest, float4_codebook().to(x.device)).flatten(-2).to(torch.uint8)
 
 
 def _nearest(x: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ def _nearest(x: Tensor) -> Tensor:
     return (x / step).round_().mul_(step).clamp_(-_LARGEST, _LARGEST)
 
 
-def fake_quantize(x: Tensor, kind: Float4) -> Tensor:
+def fake_quantize_floats(x: Tensor, kind: Float4) -> Tensor:
     """`x` [..., in] rounded to the format, every row with its own scales; dtype kept."""
     row, scales = block_scales(x, kind)
     size = (block_values(scales, kind, torch.float32) * row).unsqueeze(-1)
-    values = codebook().to(x.device)[codes_of(x, row, scales, kind).long()]
+    values = float4_codebook().to(x.device)[codes_of(x, row, scales, kind).long()]
     return (values.unflatten(-1, (-1, BLOCKS[kind])) * size).flatten(-2).to(x.dtype)

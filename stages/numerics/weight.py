@@ -102,8 +102,13 @@ def on_floats(w_OI: Tensor, gram_II: Tensor, kind: float4.Float4) -> QuantizedWe
     """`w_OI` (float32 [out, in]) in 4-bit floats with scales of blocks and rows."""
     row, blocks = float4.block_scales(w_OI, kind)
     codes = float4.codes_of(w_OI, row, blocks, kind)
-    error = squared_output(w_OI - float4.fake_quantize(w_OI, kind), gram_II) / max(
+    error = squared_output(w_OI - float4.fake_quantize_floats(w_OI, kind), gram_II) / max(
         squared_output(w_OI, gram_II), 1e-300
     )
-    tensors = {"codes": codes, "scale": row.bfloat16(), "block_scale": blocks, "book": float4.codebook().to(w_OI)}
+    tensors = {
+        "codes": codes,
+        "scale": row.bfloat16(),
+        "block_scale": blocks,
+        "book": float4.float4_codebook().to(w_OI),
+    }
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adatsq_pipe.stages.numerics import float4
+from adatsq_pipe.stages.numerics.float4 import block_values, fake_quantize_floats
 from adatsq_pipe.stages.numerics.grid import (
     dequantize,
     fake_quantize_regions,
@@ -169,7 +169,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         values = self.book.to(dtype)[codes.int()]
         if self.spec.number_format is None:
             return values
-        blocks = float4.block_values(rows_of(self.block_scale, part), self.spec.number_format, dtype)
+        blocks = block_values(rows_of(self.block_scale, part), self.spec.number_format, dtype)
         return (values.view(*blocks.shape, -1) * blocks.unsqueeze(2)).view_as(values)
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
@@ -238,7 +238,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
                 return codes, self.current_scale
             values = (codes.float() * self.current_scale).to(x.dtype)
         elif spec.number_format:
-            values = float4.fake_quantize(x, spec.number_format) if self.bits < WEIGHT_ONLY else x
+            values = fake_quantize_floats(x, spec.number_format) if self.bits < WEIGHT_ONLY else x
         elif spec.activation_codebook:
             values = x
             if self.bits < WEIGHT_ONLY:

@@ -25,15 +25,19 @@ MODULES = (
     "numerics.packing",
     "numerics.transform",
     "numerics.lloyd",
+    "numerics.float4",
     "numerics.grid",
     "runtime.spec",
     "runtime.clock",
     "runtime.rounding",
     "runtime.shared",
+    "runtime.straight_through",
     "runtime.linear",
     "runtime.model",
     "runtime.policy_hook",
     "runtime.casting",
+    "runtime.refusals",
+    "runtime.stored",
     "runtime.quantizer",
 )
 """What runs a quantized model, each after what it imports."""
@@ -103,20 +107,31 @@ def code(pipeline: str, *, text_encoders: bool = False) -> str:
 
 
 def _body(module: str) -> tuple[str, list[str]]:
-    """A module's text without its docstring and its imports of ours, and the names it defines."""
+    """A module's text without its docstring, its imports of ours and the branches that import ours (LoRAs, which need
+    the package), and the names it defines."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
     text = read_text(Path(spec.origin))
     tree, lines, names = ast.parse(text), text.splitlines(), list[str]()
     for i, node in enumerate(tree.body):
+        for part in ast.walk(node):
+            if isinstance(part, ast.If) and any(map(_imports_ours, part.body)):
+                _blank(lines, part)
         docstring = i == 0 and isinstance(node, ast.Expr)
-        ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (_OURS, "__future__")
-        if docstring or ours:
-            for line in range(node.lineno - 1, node.end_lineno or node.lineno):
-                lines[line] = ""
+        if docstring or _imports_ours(node):
+            _blank(lines, node)
         elif isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names += [target.id for target in targets if isinstance(target, ast.Name)]
     return "\n".join(lines), names
+
+
+def _imports_ours(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (_OURS, "__future__")
+
+
+def _blank(lines: list[str], node: ast.stmt) -> None:
+    for line in range(node.lineno - 1, node.end_lineno or node.lineno):
+        lines[line] = ""
