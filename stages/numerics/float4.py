@@ -61,7 +61,8 @@ def codes_of(x: Tensor, row: Tensor, scales: Tensor, kind: Float4) -> Tensor:
 def _nearest(x: Tensor) -> Tensor:
     """The nearest value of E2M1; of two equally near the one with the even mantissa (IEEE 754, round to nearest)."""
     step = torch.exp2(torch.frexp(x)[1].sub(1).clamp(0, 2) - 1.0)
-    return (x / step).round_().mul_(step).clamp_(-_LARGEST, _LARGEST)
+    nearest: Tensor = (x / step).round_().mul_(step).clamp_(-_LARGEST, _LARGEST)
+    return nearest
 
 
 def fake_quantize_floats(x: Tensor, kind: Float4) -> Tensor:
