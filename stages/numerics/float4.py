@@ -70,4 +70,5 @@ def fake_quantize_floats(x: Tensor, kind: Float4) -> Tensor:
     row, scales = block_scales(x, kind)
     size = (block_values(scales, kind, torch.float32) * row).unsqueeze(-1)
     values = float4_codebook().to(x.device)[codes_of(x, row, scales, kind).long()]
-    return (values.unflatten(-1, (-1, BLOCKS[kind])) * size).flatten(-2).to(x.dtype)
+    rounded: Tensor = values.unflatten(-1, (-1, BLOCKS[kind])) * size
+    return rounded.flatten(-2).to(x.dtype)
