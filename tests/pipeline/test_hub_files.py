@@ -41,7 +41,8 @@ PLAIN = ["scheduler/scheduler_config.json", "transformer/config.json", "vae/conf
 REPOSITORY = [
     "model_index.json", "README.md", "flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", *PLAIN, *SHARDS, INDEX,
     *HALF, "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin",
-    "text_encoder/pytorch_model.bin", "text_encoder/pytorch_model.fp16.bin", "text_encoder/flax_model.msgpack", "safety_checker/model.safetensors",
+    "text_encoder/pytorch_model.bin", "text_encoder/pytorch_model.fp16.bin", "text_encoder/flax_model.msgpack",
+    "safety_checker/model.safetensors",
 ]  # fmt: skip
 PARTS = ["scheduler", "text_encoder", "transformer", "vae"]
 FIRST = {"model_index.json", "README.md", *PLAIN}
