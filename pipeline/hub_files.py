@@ -19,7 +19,7 @@ def files_to_load(files: Iterable[str], components: Iterable[str], variant: str 
     card is made from.
     """
     every = sorted(set(files))
-    chosen = [name for name in ("model_index.json", "README.md") if name in every]
+    chosen: list[str] = [name for name in ("model_index.json", "README.md") if name in every]
     for component in sorted(set(components)):
         inside = [name for name in every if name.startswith(f"{component}/") and name.count("/") == 1]
         chosen += [f"{component}/{name}" for name in _of_component([n.partition("/")[2] for n in inside], variant)]
