@@ -20,6 +20,9 @@ from pydantic import Field, ValidationError, field_validator
 from adatsq_pipe.pipeline import compute
 from adatsq_pipe.pipeline.captions import with_captions
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.hub_cache import expected
+from adatsq_pipe.pipeline.hub_download import snapshot
+from adatsq_pipe.pipeline.hub_id import hub_id, named_model
 from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
 from adatsq_pipe.stages.allocation.points import check_mean_bits
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, check_budget
@@ -119,15 +122,33 @@ class RunConfig:
         return set.intersection(*each) | set(self.settings[ModelSettings].call)
 
 
-def model_folder(model: str) -> Path:
-    """The folder of a model, by its name or path; empty is the default built-in. ConfigError for unknown names."""
+def model_folder(model: str, *, fetch: bool = True) -> Path:
+    """The folder of a model, by its name or path; empty is the default built-in. ConfigError for unknown names.
+
+    A repository of the hub is downloaded if it is not in the cache; without `fetch` its place there is returned.
+    """
     known, name = builtin_models(), model or BUILT_IN
     if name in known:
         return known[name]
     path = Path(model).expanduser()
     if model.startswith("scenes/") and not path.exists():
         raise ConfigError(f"there is no built-in model {model!r}{_nearest(model, known)}")
+    if hub := named_model(model):
+        return (snapshot(hub) if fetch else expected(hub)).folder
     return path.resolve()
+
+
+def _pinned(name: str, before: str, *, fetch: bool) -> str:
+    """A repository of the hub as `org/name@commit`, so that a continued run has the same files; other names stay.
+
+    Where no revision is asked for, the commit of the run so far (`before`) goes on.
+    """
+    if not name or name in builtin_models() or (hub := named_model(name)) is None:
+        return name
+    earlier = hub_id(before) if before and not hub.revision else None
+    if earlier is not None and earlier.repository == hub.repository:
+        hub = earlier
+    return (snapshot(hub) if fetch else expected(hub)).name
 
 
 def preset_tables(name: str) -> dict[str, Any]:
@@ -144,11 +165,13 @@ def load(
     previous: Mapping[str, Any] | None,
     kept: Mapping[str, object] | None = None,
     count_gpus: Callable[[ClusterSettings], int] = lambda cluster: gpus.visible_gpus(),
+    fetch: bool = False,
 ) -> RunConfig:
     """The configuration of a run: the preset, the request of the `previous` run in this directory, the file, the sets.
 
     A new preset discards the previous request. `kept` and `count_gpus` decide what `auto` stands for in [compute]: the
-    table as the run directory recorded it, and the GPUs that workers have. Raises ConfigError.
+    table as the run directory recorded it, and the GPUs that workers have. `fetch` lets a model of the hub be
+    downloaded. Raises ConfigError.
     """
     name, written = layers(preset=preset, file=file, sets=sets, model=model, previous=previous)
     tables = merged(*written.values())
@@ -158,6 +181,9 @@ def load(
             tables = merged(tables, {table: {"prompts_file": str(Path(str(file_of)).expanduser().resolve())}})
     if clip := tables.get("evaluate", {}).get("clip"):
         tables = merged(tables, {"evaluate": {"clip": str(Path(str(clip)).expanduser().resolve())}})
+    if path := tables.get("model", {}).get("path"):
+        before = written["the run's config.toml"].get("model", {}).get("path", "")
+        tables = merged(tables, {"model": {"path": _pinned(str(path), str(before), fetch=fetch)}})
     request = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), request, kept or {}, count_gpus)
 
@@ -202,7 +228,7 @@ def _resolved(
     count_gpus: Callable[[ClusterSettings], int],
 ) -> RunConfig:
     name = str(tables.get("model", {}).get("path", ""))
-    model = model_folder(name)
+    model = model_folder(name, fetch=False)
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
     filled["model"] = merged(sampling(model), filled["model"])
     parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())

@@ -26,7 +26,7 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
     Call it again to resume: finished units are kept.
 
     Args:
-        model: A local diffusers pipeline folder, or a built-in name such as "scenes/flux-dev".
+        model: A diffusers pipeline folder, "org/name[@revision]" of the hub, or a built-in name, "scenes/flux-dev".
         run_dir: A folder, or a URL such as "s3://bucket/run". It keeps the settings of earlier runs.
         preset: Settings to start from, "w4a4" (default) or "w3a3". It replaces the settings that `run_dir` keeps.
         settings: Tables of settings, `search={"budget": 3.6}`, or single ones, `**{"search.budget": 3.6}`.

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from adatsq_pipe.pipeline.errors import ConfigError
 
 _SCHEME = "hf://"
 _PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+NO_ORGANIZATION = (
+    "model",
+    "models",
+    "checkpoint",
+    "checkpoints",
+    "weights",
+    "output",
+    "outputs",
+    "runs",
+    "data",
+    "tmp",
+    "home",
+)
+"""Names that begin a relative path, and no organization of the hub has."""
 _NAME = re.compile(rf"({_PART})/({_PART})(?:@(\S+))?", re.ASCII)
 
 
@@ -20,6 +35,9 @@ class HubId:
     """`org/name`."""
     revision: str = ""
     """A branch, a tag or a commit; "" is the hub's default branch."""
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
 
 def hub_id(name: str) -> HubId | None:
@@ -37,3 +55,18 @@ def hub_id(name: str) -> HubId | None:
             f"--model {name} names no repository of the hub; write hf://org/name or hf://org/name@revision"
         )
     return None
+
+
+def named_model(name: str) -> HubId | None:
+    """The repository that a user means with --model; None for a folder.
+
+    A folder that is there goes before a repository of its name, but not where the name begins with `hf://`.
+
+    Raises:
+        ConfigError: as `hub_id`.
+    """
+    if name.startswith(_SCHEME):
+        return hub_id(name)
+    if name.partition("/")[0].lower() in (*NO_ORGANIZATION, "scenes") or Path(name).expanduser().exists():
+        return None
+    return hub_id(name)

@@ -6,26 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from adatsq_pipe.pipeline.hub_id import NO_ORGANIZATION
 from adatsq_pipe.stages.export.model_card import INHERITED, metadata_of
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.model_files import copied_files, model_name
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)(?:/|$)")
-_FOLDERS = (
-    "model",
-    "models",
-    "checkpoint",
-    "checkpoints",
-    "weights",
-    "output",
-    "outputs",
-    "runs",
-    "data",
-    "tmp",
-    "home",
-)
-"""Names that begin a relative path, and no organization of the hub has."""
 _EDITS = re.compile(r"Img2Img|ImageToImage|Image2Image|Inpaint|Edit|Kontext|Upscale")
 _FROM_PICTURE = re.compile(r"ImageToVideo|Image2Video|Img2Vid|I2V")
 _FROM_CLIP = re.compile(r"VideoToVideo|Video2Video")
@@ -89,7 +76,7 @@ def _named(value: object) -> str:
         return ""
     if cached := _CACHED.search(value):
         return f"{cached[1]}/{cached[2]}"
-    plain = _REPOSITORY.fullmatch(value) and value.partition("/")[0].lower() not in _FOLDERS
+    plain = _REPOSITORY.fullmatch(value) and value.partition("/")[0].lower() not in NO_ORGANIZATION
     return value if plain else ""
 
 

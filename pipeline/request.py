@@ -13,6 +13,8 @@ import tomli_w
 from adatsq_pipe.pipeline.compute import kept_by
 from adatsq_pipe.pipeline.config import RunConfig, load
 from adatsq_pipe.pipeline.devices import placed, workers_gpus
+from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.hub_id import named_model
 from adatsq_pipe.stages.architecture import support
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
@@ -70,6 +72,9 @@ def load_config(
     """The configuration of these options, on top of the run directory's own. Raises ConfigError, NoTransformer."""
     previous = read_request(run.path) if preset is None and run.exists() else None
     config = load(preset=preset, file=file, sets=sets, model=model, previous=previous, kept=kept_by(run))
+    name = config.settings[ModelSettings].path
+    if not config.model.is_dir() and (hub := named_model(name)):
+        raise ConfigError(f"{hub} is not in the hub's cache ({config.model}); `adatsq-pipe run` downloads it")
     find_pipeline(config.model)
     return config
 
@@ -81,7 +86,14 @@ def load_to_run(
     workers have the GPUs that are there. Raises ClusterUnreachable too."""
     previous = read_request(run.path) if preset is None and run.exists() else None
     config = load(
-        preset=preset, file=file, sets=sets, model=model, previous=previous, kept=kept_by(run), count_gpus=workers_gpus
+        preset=preset,
+        file=file,
+        sets=sets,
+        model=model,
+        previous=previous,
+        kept=kept_by(run),
+        count_gpus=workers_gpus,
+        fetch=True,
     )
     find_pipeline(config.model)
     return placed(config)

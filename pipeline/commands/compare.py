@@ -81,7 +81,14 @@ def compare(
         given = (*recipe, *sets, *extra)
         return placed(
             configuration.load(
-                preset=preset, file=file, sets=given, model=model, previous=None, kept=kept, count_gpus=workers_gpus
+                preset=preset,
+                file=file,
+                sets=given,
+                model=model,
+                previous=None,
+                kept=kept,
+                count_gpus=workers_gpus,
+                fetch=True,
             )
         )
 

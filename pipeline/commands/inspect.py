@@ -62,8 +62,8 @@ def inspect(
 ) -> None:
     """Show what would be quantized of MODEL, what not and why, and how large a run is.
 
-    MODEL is a pipeline folder, a built-in name, or the folder or config.json of a transformer. Of a quantized model it
-    shows the bits of its layers.
+    MODEL is a pipeline folder, org/name of the hub, a built-in name, or the folder or config.json of a transformer.
+    Of a quantized model it shows the bits of its layers.
     """
     path = configuration.model_folder(model)
     if layers := quantized_layers(path):

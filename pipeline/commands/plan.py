@@ -47,8 +47,8 @@ def plan(
     """Show what a run of MODEL would take before it is started: units, bytes on disk, memory of a worker, forward
     passes, and hours on named hardware or, measured, on this machine.
 
-    MODEL is a pipeline folder, with weights or with configs alone, a built-in name, or a transformer's config.json or
-    its folder. No weight is loaded.
+    MODEL is a pipeline folder, with weights or with configs alone, org/name of the hub, a built-in name, or a
+    transformer's config.json or its folder. No weight is loaded.
     """
     if device and measure:
         raise ConfigError("--device names other hardware, and --measure times this machine; give one of them")

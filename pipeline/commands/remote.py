@@ -20,6 +20,7 @@ from adatsq_pipe.pipeline import config as configuration
 from adatsq_pipe.pipeline import plan as planning
 from adatsq_pipe.pipeline.commands.shell import LEFT, STOPPED, example, fail, user_errors
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.hub_id import named_model
 from adatsq_pipe.pipeline.toml_tables import as_sets, parse_set, read_toml
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 
@@ -167,6 +168,12 @@ def entrypoint(parent: click.Group, command: Sequence[str]) -> str:
     )
     model = options.get("model") or tables.get("model", {}).get("path") or ""
     if model and model not in builtin_models():
+        if hub := named_model(str(model)):
+            shared = f"/mnt/shared/{hub.repository.partition('/')[2]}"
+            raise ConfigError(
+                f"--model {model}: a job would download it into the cache of one node; use a folder that all nodes see "
+                f"(hf download {hub.repository} --local-dir {shared})"
+            )
         _check_shared("--model", str(model), "a built-in name, or an absolute path that all nodes see")
     for table in ("data", "evaluate"):
         if file := tables.get(table, {}).get("prompts_file"):

@@ -59,7 +59,8 @@ def sample(
 ) -> None:
     """Draw pictures from MODEL.
 
-    MODEL is a pipeline folder, full precision or quantized, or a built-in name such as scenes/flux-dev.
+    MODEL is a pipeline folder, full precision or quantized, org/name of the hub, or a built-in name such as
+    scenes/flux-dev.
     """
     prompts = tuple(map(as_utf_8, prompts))
     if not is_device(device):

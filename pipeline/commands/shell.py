@@ -71,7 +71,7 @@ def options(command: F) -> F:
             click.option(
                 "--model",
                 shell_complete=completion.models,
-                help=f"Diffusers pipeline folder or built-in name [default: {configuration.BUILT_IN}].",
+                help=f"Pipeline folder, org/name of the hub, or built-in name [default: {configuration.BUILT_IN}].",
             ),
             click.option("--preset", type=click.Choice(PRESETS), help="Settings to start from [default: w4a4]."),
             click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings."),

@@ -138,7 +138,7 @@ class ModelSettings(Settings):
     table: ClassVar[str] = "model"
 
     path: str = ""
-    """A local diffusers pipeline folder; empty = the built-in scenes/flux-dev."""
+    """A diffusers pipeline: a local folder, or org/name[@revision] on the hub; empty = the built-in scenes/flux-dev."""
     call: dict[str, CallValue] = {}
     """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale. Text "null" is
     Python's None, for which TOML has no word."""

@@ -28,6 +28,8 @@ THERE = ("run", "--run-dir", "/mnt/shared/run")
         ((*THERE, "--set", "data.prompts_file=captions.txt"), "data.prompts_file captions.txt means nothing"),
         ((*THERE, "--model", "my-model"), "--model my-model means nothing"),
         ((*THERE, "--set", "model.path=my-model"), "--model my-model means nothing"),
+        ((*THERE, "--model", "acme/flux@v1"), "hf download acme/flux --local-dir /mnt/shared/flux"),
+        ((*THERE, "--model", "hf://acme/flux"), "hf download acme/flux --local-dir /mnt/shared/flux"),
         ((*THERE, "--executor", "inline"), "do not set the executor to inline"),
         ((*THERE, "--set", "cluster.executor=inline"), "do not set the executor to inline"),
         ((*THERE, "--address", "ray://head:10001"), "do not set the address 'ray://head:10001'"),

@@ -1,0 +1,150 @@
+"""A small hub: repositories of files over HTTP, as huggingface_hub asks for them, on a free port of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repository:
+    """Files of a model at every commit. `token` is what a reader needs for a gated or private one."""
+
+    commits: dict[str, dict[str, bytes]]
+    revisions: dict[str, str]
+    gated: bool = False
+    private: bool = False
+    token: str = ""
+
+    @classmethod
+    def of(cls, folder: Path, **options: object) -> Repository:
+        """The files of a folder, as one commit of the branch main."""
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        made = cls({}, {}, **options)  # type: ignore[arg-type]
+        made.commit(files)
+        return made
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        """Put these files on main. Returns the commit."""
+        parts = [f"{name} {hashlib.sha1(files[name]).hexdigest()}" for name in sorted(files)]
+        commit = hashlib.sha1("\n".join([*self.commits, *parts]).encode()).hexdigest()
+        self.commits[commit] = files
+        self.revisions["main"] = commit
+        return commit
+
+    def at(self, revision: str) -> str:
+        return revision if revision in self.commits else self.revisions.get(revision, "")
+
+
+@dataclass
+class Hub:
+    """The repositories by name, what was asked, and how the hub behaves."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """(method, path) of every request."""
+    status: int = 0
+    """What everything is answered with, if it is not 0."""
+    url: str = ""
+
+    def sent(self) -> set[str]:
+        """Names of the files whose bytes were asked for."""
+        return {path.split("/resolve/")[1].partition("/")[2] for method, path in self.asked if _is_file(method, path)}
+
+
+def _is_file(method: str, path: str) -> bool:
+    return method == "GET" and "/resolve/" in path
+
+
+@contextmanager
+def hub() -> Iterator[Hub]:
+    """A running hub without repositories."""
+    made = Hub()
+
+    class Handler(_Handler):
+        state = made
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: Hub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._read()
+
+    def do_GET(self) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.state.asked.append((self.command, path))
+        if self.state.status:
+            return self._refuse(self.state.status)
+        api = path.startswith("/api/models/")
+        parts = path.removeprefix("/api/models/").strip("/").split("/")
+        name, kind, revision = "/".join(parts[:2]), (parts[2:3] or [""])[0], (parts[3:4] or ["main"])[0]
+        found = self.state.repositories.get(name)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token == "wrong":
+            return self._refuse(401, message="Invalid credentials in Authorization header")
+        if found is None or (found.private and token != found.token):
+            return self._refuse(404 if token else 401, "RepoNotFound")
+        commit = found.at(revision)
+        if not commit:
+            return self._refuse(404, "RevisionNotFound")
+        files = found.commits[commit]
+        if api and kind == "tree":
+            return self._json([_entry(file, data) for file, data in sorted(files.items())])
+        if api:
+            siblings = [{"rfilename": file} for file in sorted(files)]
+            return self._json({"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings})
+        if found.gated and token != found.token:
+            return self._refuse(403 if token else 401, "GatedRepo")
+        data = files.get("/".join(parts[4:]))
+        if data is None:
+            return self._refuse(404, "EntryNotFound")
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if first:
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+        self._send(206 if first else 200, data[first:], headers)
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str = "", message: str = "") -> None:
+        headers = {"X-Error-Code": code} if code else {}
+        self._send(status, b"{}", headers | ({"X-Error-Message": message} if message else {}))
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _entry(name: str, data: bytes) -> dict[str, object]:
+    return {"type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "path": name}
