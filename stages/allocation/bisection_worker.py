@@ -88,4 +88,5 @@ class StepErrors(OutOfMemoryBackoff):
             wanted = latents_of(piece, read_trajectory(self.context, piece.batch).latents)
             errors[place] = mean_log_error(run.latents, wanted, piece.samples)
         samples = sum(piece.samples for piece in parts)
-        unit.value = {"choices": list(bits), "error": weighted_mean(errors, parts), "samples": samples}
+        calls = len(self.survey.step_of_call)
+        unit.value = {"choices": list(bits), "error": weighted_mean(errors, parts), "samples": samples, "calls": calls}

@@ -89,6 +89,8 @@ def test_the_policy_is_the_best_by_the_errors_of_single_steps(
     policies = [p for p in itertools.product(WIDTHS, repeat=3) if sum(p) <= 3 * BUDGET + 1e-9]
     best = min(policies, key=lambda p: sum(wanted[t][WIDTHS.index(b)] for t, b in enumerate(p)))
     worker("rollout/policy")
+    rollout = manifest.read("rollout/policy").value
+    assert (rollout["calls"], rollout["samples"]) == (3 * calls, 2), "what the costs in the report rest on"
     executor = TableExecutor(lambda path, place: 0.0, lambda path, place: 0.0, [])
     search.run(made.store.context, executor, lambda done, of: None)
     value = manifest.read("front").value
