@@ -110,4 +110,5 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: i
         smoothed=recipe.smoothing != "none" and not skipped,
         rank=recipe.rank,
         time_groups=recipe.time_groups,
+        clip_bins=recipe.clip_bins,
     )

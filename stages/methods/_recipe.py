@@ -89,6 +89,9 @@ class Recipe(Settings):
     min and max."""
     regions: bool
     """With time_groups: inputs after GELU, whose negative values are small, have a fixed finer grid for those."""
+    clip_bins: int = Field(default=0, ge=0, le=255)
+    """Bins of timesteps with a clipping ratio each, searched by the layer's output error, that narrows the range of
+    every token's own scale; 0 = no clipping."""
     allocation: Literal["uniform", "trellis", "decoupled", "lagrangian", "first_last", "bisection"]
     """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), by layer and kind of layer (ViDiT-Q), the
     exact division of the budget over timesteps and layers, by what `sensitivity` measures, 16 in the first and last
@@ -107,6 +110,8 @@ class Recipe(Settings):
             )
         if self.time_groups and self.allocation != "uniform":
             raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
+        if self.clip_bins and (self.allocation != "uniform" or self.time_groups or self.codebook):
+            raise ValueError("clip_bins needs allocation = 'uniform' and tokens' own scales: no time_groups, codebook")
         if self.end_steps and self.allocation != "first_last":
             raise ValueError("end_steps is for allocation = 'first_last'; set end_steps = 0")
         if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):

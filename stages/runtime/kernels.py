@@ -267,7 +267,7 @@ def packed_product(
 def takes(layer: QuantizedLinear) -> bool:
     """Whether a layer's tokens and output channels have one scale each, and its tokens are rounded now."""
     spec = layer.spec
-    other = spec.codebook or spec.activation_codebook or spec.activation_group or spec.time_groups
+    other = spec.codebook or spec.activation_codebook or spec.activation_group or spec.time_groups or spec.clip_bins
     return not other and layer.scale.shape[1] == 1 and layer.rounds is not False and layer.bits <= 8
 
 

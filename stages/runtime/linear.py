@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adatsq_pipe.stages.numerics.clipping import fake_quantize_clipped
 from adatsq_pipe.stages.numerics.float4 import block_values, fake_quantize_floats
 from adatsq_pipe.stages.numerics.grid import (
     dequantize,
@@ -66,6 +67,8 @@ class QuantizedLinear(nn.Module, StoredTensors):
     current_scale: Tensor
     current_zero: Tensor
     """float32 []: calibrated scale and zero point of the step's group."""
+    current_clip: Tensor
+    """float32 []: clipping ratio of the step's bin."""
 
     def __init__(
         self,
@@ -84,6 +87,8 @@ class QuantizedLinear(nn.Module, StoredTensors):
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
         self.step_buffers = ("qmax", "current_scale", "current_zero") if spec.time_groups else ("qmax",)
+        if spec.clip_bins:
+            self.step_buffers = (*self.step_buffers, "current_clip")
         """Buffers that change from step to step. They are tensors so that one compiled graph serves every bit-width."""
         for name in self.step_buffers:
             self.register_buffer(name, torch.ones(()), persistent=False)
@@ -95,7 +100,12 @@ class QuantizedLinear(nn.Module, StoredTensors):
         self.shared: SharedInput | None = None
         """The model's: through it layers with the same input round it once."""
         self.has_own_input = bool(
-            spec.permuted or spec.smoothed or spec.rank or spec.time_groups or spec.activation_codebook
+            spec.permuted
+            or spec.smoothed
+            or spec.rank
+            or spec.time_groups
+            or spec.activation_codebook
+            or spec.clip_bins
         )
         """Whether the rounded input depends on tensors of this layer, or is also needed unrounded: not shared then."""
         self._rounding = (
@@ -133,6 +143,8 @@ class QuantizedLinear(nn.Module, StoredTensors):
             group = int(self.time_group[step])
             self.current_scale.copy_(self.step_scale[group])
             self.current_zero.copy_(self.step_zero[group])
+        if self.spec.clip_bins:
+            self.current_clip.copy_(self.step_clip[int(self.clip_bin[step])])
 
     def set_tensors(self, stored: Mapping[str, Tensor]) -> None:
         """Copy a solved weight into the buffers: `codes` uint8 [out, in] not yet packed, other tensors as stored."""
@@ -243,6 +255,9 @@ class QuantizedLinear(nn.Module, StoredTensors):
             values = x
             if self.bits < WEIGHT_ONLY:
                 values = fake_quantize_to_codebook(x, gaussian_codebook(self.bits).to(x.device))
+        elif spec.clip_bins:
+            symmetric, group = spec.symmetric_activations, spec.activation_group
+            values = fake_quantize_clipped(x, qmax, self.current_clip, symmetric=symmetric, group=group)
         elif as_codes and not spec.activation_group and not sometimes:
             return token_codes(x, qmax, symmetric=spec.symmetric_activations)
         else:

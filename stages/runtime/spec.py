@@ -34,7 +34,8 @@ class StoredTensors:
     """The stored tensors of a quantized linear, each declared once: type, shape, dtype and when it is there.
 
     Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `blocks` of
-    a float format, `steps` of the policy, `time_groups`, `rank`, and the `values` of a codebook, 2^weight_bits.
+    a float format, `steps` of the policy, `time_groups`, `clip_bins`, `rank`, and the `values` of a codebook,
+    2^weight_bits.
     """
 
     codes: Annotated[Tensor, Stored(("out", "packed"), torch.uint8)]
@@ -60,6 +61,10 @@ class StoredTensors:
     step_scale: Annotated[Tensor, Stored(("time_groups",), torch.float32, "time_groups")]
     step_zero: Annotated[Tensor, Stored(("time_groups",), torch.float32, "time_groups")]
     """Calibrated scale and zero point of the activations of each group of steps."""
+    clip_bin: Annotated[Tensor, Stored(("steps",), torch.uint8, "clip_bins")]
+    """The bin that each step belongs to."""
+    step_clip: Annotated[Tensor, Stored(("clip_bins",), torch.float32, "clip_bins")]
+    """What the range of every token is multiplied by, in each bin of steps."""
 
 
 @cache
@@ -103,7 +108,12 @@ class LayerSpec:
     regions: bool = False
     """With `time_groups`: the calibrated scale is that of positive values; negative ones have a fixed finer step."""
 
+    clip_bins: int = 0
+    """Number of bins of timesteps with a clipping ratio each of tokens' own scales; 0 = no clipping."""
+
     def __post_init__(self) -> None:
+        if self.clip_bins and (self.time_groups or self.activation_codebook):
+            raise ValueError("clip_bins narrows tokens' own ranges; it needs no time_groups, no activation_codebook")
         if self.weight_bits not in WEIGHT_BITS:
             raise ValueError(f"weights of {self.weight_bits} bits cannot be packed; choose of {WEIGHT_BITS}")
         if self.activation_group and self.time_groups:
@@ -158,6 +168,7 @@ class LayerSpec:
             "rank": self.rank,
             "steps": steps,
             "time_groups": self.time_groups,
+            "clip_bins": self.clip_bins,
         }
         return {
             name: (tuple(sizes[axis] for axis in stored.axes), stored.dtype)

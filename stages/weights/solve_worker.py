@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import ClassVar
@@ -24,9 +24,9 @@ from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics import gptq, magnitude, timegroups, weight
+from adatsq_pipe.stages.numerics import clipping, gptq, magnitude, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Factor, Solution
-from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, weight_grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
@@ -131,6 +131,8 @@ class Solve:
             else:
                 coded = weight.on_grid(pressed, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
                 coded = coded if pressed is w else weight.judged_by(coded, w, gram)
+            if spec.clip_bins:
+                spec = self._clipped(row, spec, own, w, coded)
         tensors.write(unit.folder, {**coded.tensors, **own.tensors, **bias})
         unit.value = {
             "error": coded.error,
@@ -183,10 +185,7 @@ class Solve:
         steps, recipe = survey_of(self.context).steps, self.recipe
         place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
-        rows: list[list[Tensor]] = [[] for _ in range(groups)]
-        for step, x in inputs.rows(self.context, row.input_of):
-            rows[place[step]].append(own.of_rows(x.to(w)))
-        joined = [torch.cat(parts) for parts in rows]
+        joined = self._by_bin(row, own, place)
         regions = recipe.regions and timegroups.is_gelu_output(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
         start, bits = self._grid(spec, w), recipe.activation_bits
@@ -201,6 +200,28 @@ class Solve:
         coded.tensors["time_group"] = torch.tensor(place, dtype=torch.uint8)
         coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
         return coded, spec
+
+    def _by_bin(self, row: LayerInfo, own: Basis, place: Sequence[int]) -> list[Tensor]:
+        """The layer's sampled inputs in its basis, joined by the bin or group of timesteps that `place` says."""
+        rows: list[list[Tensor]] = [[] for _ in range(max(place) + 1)]
+        for step, x in inputs.rows(self.context, row.input_of):
+            rows[place[step]].append(own.of_rows(x.to(self.device).float()))
+        return [torch.cat(parts) for parts in rows]
+
+    def _clipped(self, row: LayerInfo, spec: LayerSpec, own: Basis, w: Tensor, coded: QuantizedWeight) -> LayerSpec:
+        """Put the clipping ratio of every bin of timesteps beside the weight; the spec with the bins that there are."""
+        place = timegroups.step_groups(survey_of(self.context).steps, spec.clip_bins)
+        meant, scale = w, coded.tensors["scale"].float().unsqueeze(2)
+        if spec.rank:
+            meant = (w.double() - coded.tensors["up"].double() @ coded.tensors["down"].double()).float()
+        codes = coded.tensors["codes"].unflatten(1, (scale.shape[1], -1))
+        values = dequantize(codes, scale, coded.tensors["zero"].float().unsqueeze(2)).flatten(1)
+        ratios, _ = clipping.best_ratios(
+            self._by_bin(row, own, place), meant, values,
+            bits=self.recipe.activation_bits, symmetric=spec.symmetric_activations, group=spec.activation_group,
+        )  # fmt: skip
+        coded.tensors["clip_bin"], coded.tensors["step_clip"] = torch.tensor(place, dtype=torch.uint8), ratios
+        return replace(spec, clip_bins=len(ratios))
 
     def _gptq(self, name: str, calibrated: CalibratedInput, w: Tensor, grid: Grid) -> Solution:
         try:

@@ -33,7 +33,7 @@ STEPS, WIDTH = 6, 1152
 
 DATA_FREE: dict[str, tuple[object, ...]] = {
     "solver": ("rtn",), "smoothing": ("none",), "rank": (0,), "temporal": (False,), "weight_budget": (0.0,),
-    "group_search": ((),), "time_groups": (0,), "allocation": ("uniform", "first_last"),
+    "group_search": ((),), "time_groups": (0,), "clip_bins": (0,), "allocation": ("uniform", "first_last"),
     "channel_order": ("random",), "magnitude_penalty": (0.0,), "bias_correction": (False,),
 }  # fmt: skip
 """Fields that use captured inputs, with their values that use none."""
@@ -74,7 +74,7 @@ def needs_gradients(recipe: Recipe) -> bool:
 def by_step(recipe: Recipe) -> str:
     """What changes with the timestep: bits, scales, or nothing."""
     bits = recipe.allocation in ("trellis", "lagrangian", "first_last", "bisection")
-    scales = recipe.time_groups > 1 or getattr(recipe, "clip_bins", 0) > 1
+    scales = recipe.time_groups > 1 or recipe.clip_bins > 1
     return ", ".join(word for word, there in (("bits", bits), ("scales", scales)) if there)
 
 

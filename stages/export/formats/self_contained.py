@@ -27,6 +27,7 @@ MODULES = (
     "numerics.lloyd",
     "numerics.float4",
     "numerics.grid",
+    "numerics.clipping",
     "runtime.spec",
     "runtime.clock",
     "runtime.rounding",

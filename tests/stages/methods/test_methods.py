@@ -14,9 +14,12 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import methods, resolve, variants
 from tests.whole import harness
 
+_NARROW = ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16")
 SMALLER = {
     "permuquant": ("recipe.weight_group=16", "recipe.activation_group=16"),
-    "svdquant": ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16"),
+    "svdquant": _NARROW,
+    "timestep_svdquant": _NARROW,
+    "first_last_n": ("recipe.end_steps=1",),
 }
 """What a method needs changed to fit layers of 32 inputs."""
 

@@ -210,6 +210,27 @@ def test_a_step_takes_its_bits_and_the_scale_of_its_group() -> None:
         assert layer.current_scale == layer.step_scale[group] and layer.current_zero == layer.step_zero[group]
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("parts", [{}, {"rank": 2, "group": 8, "activation_group": 8}])
+def test_a_step_clips_tokens_by_the_ratio_of_its_bin(parts: dict[str, Any], execution: str) -> None:
+    """A layer with ratios of 1 is the layer without them; with smaller ones it is that layer fed clipped groups."""
+    spec = spec_with(clip_bins=2, **parts)
+    made = random_tensors(spec, 16, 6, 2) | {"clip_bin": torch.tensor(GROUP), "step_clip": torch.tensor([1.0, 0.6])}
+    plain = layer_of(spec_with(**parts), {name: t for name, t in made.items() if "clip" not in name})
+    layer, x = layer_of(spec, made), tokens(5, 16)
+    layer.execution = plain.execution = execution
+    groups = x.unflatten(1, (-1, spec.activation_group or 16))
+    ends = [groups.amin(2, keepdim=True).clamp(max=0) * 0.6, groups.amax(2, keepdim=True).clamp(min=0) * 0.6]
+    cut = torch.minimum(torch.maximum(groups, ends[0]), ends[1]).flatten(1)
+    branch = plain.low_rank_branch(x - cut) if spec.rank else 0
+    for step, fed in ((0, x), (1, cut)):
+        for each in (layer, plain):
+            each.set_step(step, (4, 4, 4))
+        wanted = plain(fed) + (branch if step else 0)
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+    assert layer.current_clip == torch.tensor(0.6) and layer.has_own_input
+
+
 @pytest.mark.parametrize("weight_bits", WEIGHT_BITS)
 @pytest.mark.parametrize("parts", [{}, {"group": 16}, {"codebook": True}])
 def test_the_weight_is_every_code_less_its_zero_point_times_its_scale(parts: dict[str, Any], weight_bits: int) -> None:

@@ -111,6 +111,21 @@ def test_a_calibrated_scale_changes_with_the_step_though_the_bits_do_not() -> No
     assert scales == [first, second, second, second, first]
 
 
+def test_a_clipping_ratio_changes_with_the_step_though_the_bits_do_not() -> None:
+    denoiser = Denoiser({"q": [4, 4, 4]})
+    layer = random_layer(spec_with(clip_bins=2), 16, 16, 1)
+    layer.policy.fill_(4)
+    layer.clip_bin.copy_(torch.tensor([0, 1, 1]))
+    layer.step_clip.copy_(torch.tensor([0.9, 0.5]))
+    denoiser.q = layer
+    attach_policy_hook(denoiser, TIMESTEPS)
+    ratios = []
+    for timestep in (1.0, 0.6, 0.2, 1.0):
+        run(denoiser, timestep)
+        ratios.append(float(layer.current_clip))
+    assert ratios == pytest.approx([0.9, 0.5, 0.5, 0.9])
+
+
 def test_a_policy_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="'q' has a policy of 3 steps, the model 2"):
         attach_policy_hook(Denoiser(), [1.0, 0.5])

@@ -452,3 +452,41 @@ def test_the_bytes_depend_on_what_the_recipe_uses_of_its_fields() -> None:
     assert of(**static, activation_bits=4) != of(**static, activation_bits=8)
     assert of(**static, time_search=True) != of(**static, time_search=False)
     assert of(method="q_dit", activation_bits=4) != of(method="q_dit", activation_bits=8)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_each_bin_of_steps_has_the_clipping_ratio_of_least_output_error(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every ratio is tried on the bin's own rows: what the codes give for the clipped tokens, against what the weight
+    beside the branch gives for the tokens as they are."""
+    recipe = {"method": "rtn", "rank": rank, "clip_bins": 2, "activation_bits": 3}
+    store, _ = _solved(tmp_path, monkeypatch, recipe)
+    marker, stored = _unit(store)
+    assert stored["clip_bin"].tolist() == [0, 0, 1] and marker.value["spec"]["clip_bins"] == 2
+    low = stored["up"].double() @ stored["down"].double() if rank else 0
+    meant = store.weights[FIRST].double() - low
+    held = _assert_nearest(stored, meant.float(), 4).double()
+    for bin, steps in enumerate(([0, 1], [2])):
+        x = store.rows[FIRST][:, steps].flatten(0, 2).double()
+        errors = []
+        for step in range(13):
+            ratio = 1 - step / 20
+            ends = [x.amin(1, keepdim=True).clamp(max=0) * ratio, x.amax(1, keepdim=True).clamp(min=0) * ratio]
+            scale = (ends[1] - ends[0]) / 7
+            first = torch.round(ends[0] / scale)
+            codes = torch.clamp(torch.round(x / scale) - first, 0, 7) + first
+            errors.append(float((x @ meant.T - (codes * scale) @ held.T).square().sum()))
+        best = errors.index(min(errors))
+        assert float(stored["step_clip"][bin]) == pytest.approx(1 - best / 20)
+    assert float(stored["step_clip"].min()) < 1, "clipping helps"
+
+
+def test_bins_count_for_the_bytes_only_where_there_are_any() -> None:
+    def of(**recipe: Any) -> Any:
+        return STAGE.reads(RunSettings([ComputeSettings(), SolveSettings(), resolve(recipe)]), "model")
+
+    assert "clip_bins" not in of(method="svdquant")["recipe"]
+    binned = {"method": "svdquant", "clip_bins": 2}
+    assert of(**binned)["recipe"]["clip_bins"] == 2
+    assert of(**binned, activation_bits=4) != of(**binned, activation_bits=8)
