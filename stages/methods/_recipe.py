@@ -122,6 +122,10 @@ class Recipe(Settings):
             raise ValueError("channel_order = 'moment' is for permuted = true and no smoothing")
         if self.number_format != "int" and (self.codebook or self.rank or self.time_groups or self.solver != "rtn"):
             raise ValueError("number_format rounds to nearest; it needs solver rtn, no codebook, rank or time_groups")
+        if self.number_format != "int" and (self.weight_group or self.activation_group or self.clip_bins):
+            raise ValueError(
+                "number_format has blocks of its own; it needs no weight_group, activation_group, clip_bins"
+            )
         if self.number_format != "int" and (self.allocation != "uniform" or self.sensitivity == "trajectory"):
             raise ValueError("number_format has one width; it needs allocation = 'uniform' and sensitivity = 'step'")
         if self.magnitude_penalty and (self.codebook or self.rank or self.time_groups):
@@ -143,7 +147,7 @@ class Recipe(Settings):
         return self
 
 
-LATER = ("channel_order", "magnitude_penalty", "number_format")
+LATER = ("channel_order", "clip_bins", "magnitude_penalty", "number_format")
 """Fields that a run made before they existed does not name: at their defaults they leave its identity as it was."""
 NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""

@@ -144,6 +144,16 @@ PARTS: dict[str, dict[str, Any]] = {
         "weight_clip": True,
         "allocation": "bisection",
     },
+    "timestep_svdquant": {
+        "smoothing": "smoothquant",
+        "smoothing_grid": 20,
+        "rank": 32,
+        "rank_rounds": 100,
+        "weight_group": 64,
+        "activation_group": 64,
+        "solver": "gptq",
+        "clip_bins": 5,
+    },
     "nvfp4": {"number_format": "nvfp4"},
     "mxfp4": {"number_format": "mxfp4"},
     "adatsq": {

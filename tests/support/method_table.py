@@ -34,11 +34,11 @@ STEPS, WIDTH = 6, 1152
 DATA_FREE: dict[str, tuple[object, ...]] = {
     "solver": ("rtn",), "smoothing": ("none",), "rank": (0,), "temporal": (False,), "weight_budget": (0.0,),
     "group_search": ((),), "time_groups": (0,), "clip_bins": (0,), "allocation": ("uniform", "first_last"),
-    "channel_order": ("random",), "magnitude_penalty": (0.0,), "bias_correction": (False,),
+    "channel_order": ("random",), "magnitude_penalty": (0.0,),
 }  # fmt: skip
 """Fields that use captured inputs, with their values that use none."""
 WITHOUT_DATA = {
-    "method", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha", "smoothing_grid",
+    "method", "number_format", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha", "smoothing_grid",
     "smoothing_over", "smoothing_skip", "smoothing_fold", "rank_rounds", "sensitivity", "weight_bits", "weight_group",
     "group_fit", "weight_symmetric", "weight_clip", "conditioning_bits", "conditioning_group", "activation_symmetric",
     "activation_group", "time_search", "regions", "activation_bits", "end_steps",
