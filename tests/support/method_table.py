@@ -38,10 +38,11 @@ DATA_FREE: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 """Fields that use captured inputs, with their values that use none."""
 WITHOUT_DATA = {
-    "method", "number_format", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha", "smoothing_grid",
-    "smoothing_over", "smoothing_skip", "smoothing_fold", "rank_rounds", "sensitivity", "weight_bits", "weight_group",
-    "group_fit", "weight_symmetric", "weight_clip", "conditioning_bits", "conditioning_group", "activation_symmetric",
-    "activation_group", "time_search", "regions", "activation_bits", "end_steps",
+    "method", "number_format", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha",
+    "smoothing_grid", "smoothing_over", "smoothing_skip", "smoothing_fold", "rank_rounds", "sensitivity",
+    "weight_bits", "weight_group", "group_fit", "weight_symmetric", "weight_clip", "conditioning_bits",
+    "conditioning_group", "activation_symmetric", "activation_group", "time_search", "regions", "activation_bits",
+    "end_steps",
 }  # fmt: skip
 """Fields that use no captured inputs, or none by themselves."""
 
