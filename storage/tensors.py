@@ -103,7 +103,7 @@ def _new_group(folder: Path, attributes: Mapping[str, Plain]) -> zarr.Group:
 
 
 def _fill(folder: Path, array: zarr.Array[Any], numbers: npt.NDArray[Any]) -> None:
-    """Write a whole array of one chunk. A large chunk is written straight to its file, as the bytes that zarr would write
+    """Write a whole array of one chunk. A large chunk goes straight to its file, as the bytes that zarr would write
     there."""
     if numbers.nbytes < STRAIGHT:
         array[...] = numbers
