@@ -29,7 +29,7 @@ def find_pipeline(folder: Path) -> dict[str, Any]:
     Raises StorageError if the folder is no local pipeline, NoTransformer if the pipeline has no transformer.
     """
     if not folder.is_dir():
-        raise StorageError(f"{folder} is no folder; --model takes a pipeline folder, or org/name of the hub")
+        raise StorageError(f"{folder} is not a folder; --model takes a pipeline folder, or org/name of the hub")
     check_link(folder, INDEX)
     try:
         index = read_index(folder)
