@@ -24,6 +24,7 @@ from adatsq_pipe.pipeline.hub_cache import expected
 from adatsq_pipe.pipeline.hub_download import snapshot
 from adatsq_pipe.pipeline.hub_id import hub_id, named_model
 from adatsq_pipe.pipeline.toml_tables import merged, parse_set, read_toml
+from adatsq_pipe.pipeline.variant_folder import variant_folder
 from adatsq_pipe.stages.allocation.points import check_mean_bits
 from adatsq_pipe.stages.allocation.trellis import SearchSettings, check_budget
 from adatsq_pipe.stages.base import gpus
@@ -122,10 +123,11 @@ class RunConfig:
         return set.intersection(*each) | set(self.settings[ModelSettings].call)
 
 
-def model_folder(model: str, *, fetch: bool = True) -> Path:
+def model_folder(model: str, variant: str = "", *, fetch: bool = True) -> Path:
     """The folder of a model, by its name or path; empty is the default built-in. ConfigError for unknown names.
 
-    A repository of the hub is downloaded if it is not in the cache; without `fetch` its place there is returned.
+    A repository of the hub is downloaded if it is not in the cache; without `fetch` its place there is returned. Of a
+    `variant`, it is a folder of links to its files.
     """
     known, name = builtin_models(), model or BUILT_IN
     if name in known:
@@ -133,12 +135,26 @@ def model_folder(model: str, *, fetch: bool = True) -> Path:
     path = Path(model).expanduser()
     if model.startswith("scenes/") and not path.exists():
         raise ConfigError(f"there is no built-in model {model!r}{_nearest(model, known)}")
-    if hub := named_model(model):
-        return (snapshot(hub) if fetch else expected(hub)).folder
-    return path.resolve()
+    hub = named_model(model)
+    folder = path.resolve() if hub is None else (snapshot(hub, variant) if fetch else expected(hub)).folder
+    return variant_folder(folder, variant) if variant and folder.is_dir() else folder
 
 
-def _pinned(name: str, before: str, *, fetch: bool) -> str:
+def asked_folder(model: str | None, file: Path | None, sets: Sequence[str]) -> Path:
+    """The folder of the model that these options name, downloaded where it has to be. Raises ConfigError."""
+    _, written = layers(preset=None, file=file, sets=sets, model=model, previous=None)
+    asked = merged(*written.values()).get("model", {})
+    return model_folder(str(asked.get("path", "")), _variant(asked), fetch=True)
+
+
+def _variant(model: Mapping[str, Any]) -> str:
+    """The table's `variant`, checked. Raises ConfigError."""
+    parsed = _parsed(ModelSettings, {"variant": model.get("variant", "")})
+    assert isinstance(parsed, ModelSettings)
+    return parsed.variant
+
+
+def _pinned(name: str, before: str, variant: str, *, fetch: bool) -> str:
     """A repository of the hub as `org/name@commit`, so that a continued run has the same files; other names stay.
 
     Where no revision is asked for, the commit of the run so far (`before`) goes on.
@@ -148,7 +164,7 @@ def _pinned(name: str, before: str, *, fetch: bool) -> str:
     earlier = hub_id(before) if before and not hub.revision else None
     if earlier is not None and earlier.repository == hub.repository:
         hub = earlier
-    return (snapshot(hub) if fetch else expected(hub)).name
+    return (snapshot(hub, variant) if fetch else expected(hub)).name
 
 
 def preset_tables(name: str) -> dict[str, Any]:
@@ -183,7 +199,8 @@ def load(
         tables = merged(tables, {"evaluate": {"clip": str(Path(str(clip)).expanduser().resolve())}})
     if path := tables.get("model", {}).get("path"):
         before = written["the run's config.toml"].get("model", {}).get("path", "")
-        tables = merged(tables, {"model": {"path": _pinned(str(path), str(before), fetch=fetch)}})
+        pinned = _pinned(str(path), str(before), _variant(tables["model"]), fetch=fetch)
+        tables = merged(tables, {"model": {"path": pinned}})
     request = {"preset": name, "tables": tables}
     return _resolved(merged(preset_tables(name), tables), request, kept or {}, count_gpus)
 
@@ -228,7 +245,7 @@ def _resolved(
     count_gpus: Callable[[ClusterSettings], int],
 ) -> RunConfig:
     name = str(tables.get("model", {}).get("path", ""))
-    model = model_folder(name, fetch=False)
+    model = model_folder(name, _variant(tables.get("model", {})), fetch=False)
     filled = merged(tables, {"model": {"path": "" if name == BUILT_IN else name}})
     filled["model"] = merged(sampling(model), filled["model"])
     parsed = RunSettings(_parsed(kind, filled.get(table, {})) for table, kind in kinds().items())

@@ -6,12 +6,13 @@ the repository's files that the download left, else by what model_index.json and
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adatsq_pipe.pipeline.hub_files import files_to_load
+from adatsq_pipe.pipeline.hub_files import files_to_load, has_variant
 from adatsq_pipe.pipeline.hub_id import HubId
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.model_files import components as components_in
@@ -63,8 +64,10 @@ def missing(hub: HubId, folder: Path, variant: str = "") -> list[str]:
     if not parts:
         return [INDEX]
     listed = _listed(hub, folder.name)
+    if listed is None and variant:
+        return [] if has_variant(files_in(folder), variant) else [f"weights of the variant {variant}"]
     if listed is None:
-        return [one.name for one in components_in(folder).values() if one.fault] if not variant else []
+        return [one.name for one in components_in(folder).values() if one.fault]
     wanted = [name for name in files_to_load(listed, parts, variant) if not name.startswith(_ALSO)]
     return [name for name in wanted if not (folder / name).is_file()]
 
@@ -76,6 +79,16 @@ def component_names(folder: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     return [name for name, kind in index.items() if isinstance(kind, list) and is_component(kind) and kind[0]]
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of the files in a pipeline's folder and in the folders in it, as a repository lists them; links too."""
+    found = list[str]()
+    for place, folders, files in os.walk(folder):
+        inside = os.path.relpath(place, folder)
+        folders[:] = [name for name in folders if inside == "." and not name.startswith(".")]
+        found += [name if inside == "." else f"{inside}/{name}" for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def _reference(home: Path, revision: str) -> str:

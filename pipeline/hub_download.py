@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.hub_cache import Snapshot, cached, component_names, is_commit, missing, repository_folder
-from adatsq_pipe.pipeline.hub_files import files_to_load, has_variant, weights_of
+from adatsq_pipe.pipeline.hub_files import files_to_load
 from adatsq_pipe.pipeline.hub_id import HubId
+from adatsq_pipe.pipeline.variant_folder import check_variant
 from adatsq_pipe.storage.model_index import INDEX
 
 
@@ -41,7 +42,7 @@ def _downloaded(hub: HubId, variant: str) -> Snapshot:
                 f"(see {_page(hub)}/tree/{hub.revision or 'main'})"
             )
         parts = component_names(Path(hf_hub_download(hub.repository, INDEX, revision=commit)).parent)
-        check_variant(hub, every, parts, variant)
+        check_variant(str(hub), every, parts, variant)
         wanted = files_to_load(every, parts, variant)
         # The revision as it was asked for: the cache then remembers which commit it means.
         revision = hub.revision or None
@@ -57,20 +58,6 @@ def _downloaded(hub: HubId, variant: str) -> Snapshot:
     if absent := missing(hub, folder, variant):
         raise ConfigError(f"{hub} lacks {absent[0]} after its download; run again: what has arrived is kept")
     return Snapshot(folder, f"{hub.repository}@{folder.name}")
-
-
-def check_variant(hub: HubId, files: list[str], components: list[str], variant: str) -> None:
-    """Raise ConfigError if no component has weights of the variant, or one has weights of other variants alone."""
-    inside = [name for name in files if name.partition("/")[0] in components]
-    known = weights_of(inside)
-    named = " and ".join(sorted({of for of, _ in known.values()} - {""})) or "none"
-    if variant and not has_variant(inside, variant):
-        raise ConfigError(f"model.variant is {variant!r}, and no component of {hub} has it; its variants: {named}")
-    chosen = set(files_to_load(files, components, variant))
-    for component in components:
-        own = {name for name in known if name.startswith(f"{component}/")}
-        if own and not own & chosen:
-            raise ConfigError(f"{component} of {hub} has weights of the variant {named} alone; set model.variant to it")
 
 
 def _reason(error: Exception, hub: HubId) -> str:

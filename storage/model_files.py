@@ -262,7 +262,8 @@ def _absent(folder: Path, name: str, here: Path, places: Iterable[str], others: 
     if variants:
         return (
             f"{here} has weights of the variant {' and '.join(variants)} only, and weights without a variant are read; "
-            f"write them so: DiffusionPipeline.from_pretrained({str(folder)!r}, variant={variants[0]!r})"
+            f"set model.variant={variants[0]}, or write them so: "
+            f"DiffusionPipeline.from_pretrained({str(folder)!r}, variant={variants[0]!r})"
             ".save_pretrained(NEW_FOLDER)"
         )
     seen = f"; it has {', '.join(others)}" if others else ""

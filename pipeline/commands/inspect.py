@@ -65,7 +65,7 @@ def inspect(
     MODEL is a pipeline folder, org/name of the hub, a built-in name, or the folder or config.json of a transformer.
     Of a quantized model it shows the bits of its layers.
     """
-    path = configuration.model_folder(model)
+    path = configuration.asked_folder(model or None, file, sets)
     if layers := quantized_layers(path):
         packed = encoders.packed_in(path)
         if as_json:

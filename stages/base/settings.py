@@ -139,6 +139,9 @@ class ModelSettings(Settings):
 
     path: str = ""
     """A diffusers pipeline: a local folder, or org/name[@revision] on the hub; empty = the built-in scenes/flux-dev."""
+    variant: str = Field(default="", pattern="^[A-Za-z0-9_-]*$")
+    """Weights of this variant where components have it, e.g. fp16 or bf16, as from_pretrained's `variant`; empty =
+    those of no variant."""
     call: dict[str, CallValue] = {}
     """Keyword arguments of the pipeline call, e.g. height, width, num_inference_steps, guidance_scale. Text "null" is
     Python's None, for which TOML has no word."""

@@ -14,10 +14,13 @@ from adatsq_pipe.pipeline import config
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import load_config, load_to_run, read_request, write_request
 from adatsq_pipe.stages.base.settings import ModelSettings
+from adatsq_pipe.storage.model_files import model_name
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.hub_server import Hub, Repository, hub
 
 NAME = "acme/flux"
+PLAIN = "transformer/diffusion_pytorch_model.safetensors"
+FP16 = "transformer/diffusion_pytorch_model.fp16.safetensors"
 SECRET = "hf_secret"
 
 
@@ -29,6 +32,7 @@ def served(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> 
         template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
@@ -37,7 +41,7 @@ def served(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> 
         repository = Repository.of(tiny_flux)
         files = next(iter(repository.commits.values()))
         files["flux.safetensors"] = b"a single file"
-        files["transformer/diffusion_pytorch_model.fp16.safetensors"] = b"a variant"
+        files[FP16] = b"a variant"
         files["README.md"] = b"---\nlicense: mit\n---\n"
         made.repositories[NAME] = repository
         yield made
@@ -89,6 +93,33 @@ def test_a_look_at_a_run_downloads_nothing(served: Hub, tmp_path: Path) -> None:
 def test_the_call_of_the_repository_is_taken(served: Hub, tiny_flux: Path) -> None:
     found = config.load(preset=None, file=None, sets=(), model=NAME, previous=None, fetch=True)
     assert found.settings[ModelSettings].call == json.loads((tiny_flux / "sampling.json").read_text())["call"]
+
+
+def test_a_variant_of_the_hub_is_downloaded_beside_the_rest(served: Hub) -> None:
+    folder = config.model_folder(NAME)
+    served.asked.clear()
+    links = config.model_folder(NAME, "fp16")
+    assert served.sent() == {FP16}, "what is missing, and no more"
+    assert (links / PLAIN).read_bytes() == b"a variant" != (folder / PLAIN).read_bytes()
+    assert model_name(links) == NAME == model_name(folder)
+    sets = ("model.variant=fp16",)
+    found = config.load(preset=None, file=None, sets=sets, model=NAME, previous=None, fetch=True)
+    assert found.model == links and served.asked[-1:] == [("GET", f"/{NAME}/resolve/{folder.name}/{FP16}")]
+
+
+def test_a_variant_that_the_repository_has_not_is_refused(served: Hub) -> None:
+    with pytest.raises(ConfigError, match=r"model.variant is 'bf16', and no component of acme/flux .*variants: fp16"):
+        config.model_folder(NAME, "bf16")
+    assert served.sent() == {"model_index.json"}
+
+
+def test_a_repository_of_variants_alone_says_which(served: Hub) -> None:
+    repository = served.repositories[NAME]
+    files = dict(repository.commits[repository.revisions["main"]])
+    del files[PLAIN]
+    repository.commit(files)
+    with pytest.raises(ConfigError, match=r"transformer of acme/flux has weights of the variant fp16 alone; set model"):
+        config.model_folder(NAME)
 
 
 def _gated(served: Hub, patch: pytest.MonkeyPatch) -> None:
