@@ -52,12 +52,18 @@ def _downloaded(hub: HubId, variant: str) -> Snapshot:
     except ConfigError:
         raise
     except Exception as error:  # the library raises its HTTP client's own errors too, which is another in each version
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_not_of_the_hub(error):
             raise
         raise ConfigError(_reason(error, hub)) from None
     if absent := missing(hub, folder, variant):
         raise ConfigError(f"{hub} lacks {absent[0]} after its download; run again: what has arrived is kept")
     return Snapshot(folder, f"{hub.repository}@{folder.name}")
+
+
+def is_not_of_the_hub(error: Exception) -> bool:
+    """Whether it is an error of this machine's disk, or a mistake in a program, whose traceback is wanted."""
+    mistakes = (TypeError, AttributeError, LookupError, AssertionError, Warning)
+    return isinstance(error, mistakes) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def _reason(error: Exception, hub: HubId) -> str:
@@ -75,17 +81,17 @@ def _reason(error: Exception, hub: HubId) -> str:
             f"{hub.repository} has no revision {hub.revision!r}; name a branch, a tag or a commit of "
             f"{_page(hub)}/tree/main, or leave it out"
         )
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"there is no model {hub.repository} at {_host()}, or it is private and {known}; there is no folder of "
+            f"there is no model {hub.repository} at {host()}, or it is private and {known}; there is no folder of "
             "that name here either. Check the name, or log in with `hf auth login`"
         )
     if isinstance(error, errors.HFValidationError):
         return f"{hub} is no name of the hub; write org/name or org/name@revision"
     if status in (401, 403):
         return (
-            f"{_host()} refuses {hub.repository} ({status}), and {known}; log in again with `hf auth login`, or "
+            f"{host()} refuses {hub.repository} ({status}), and {known}; log in again with `hf auth login`, or "
             "correct HF_TOKEN"
         )
     partly = _partly(hub)
@@ -95,9 +101,9 @@ def _reason(error: Exception, hub: HubId) -> str:
             "it, or name a local folder"
         )
     if status:
-        return f"{_host()} answered {status} for {hub.repository}; run again later: what has arrived is kept"
+        return f"{host()} answered {status} for {hub.repository}; run again later: what has arrived is kept"
     return (
-        f"{_host()} cannot be reached ({type(error.__cause__ or error).__name__}), and {hub} is {partly} the cache "
+        f"{host()} cannot be reached ({type(error.__cause__ or error).__name__}), and {hub} is {partly} the cache "
         f"{repository_folder(hub).parent}; check the network and run again (what has arrived is kept), or name a local "
         "folder"
     )
@@ -109,7 +115,7 @@ def _partly(hub: HubId) -> str:
     return "only partly in" if at.is_dir() and any(at.iterdir()) else "not in"
 
 
-def _status(error: Exception) -> int:
+def status_of(error: Exception) -> int:
     """The status that the hub answered with; 0 where it did not answer."""
     for one in (error, error.__cause__):
         answer = getattr(one, "response", None)
@@ -118,7 +124,7 @@ def _status(error: Exception) -> int:
     return 0
 
 
-def _host() -> str:
+def host() -> str:
     """The hub's address without what may be secret in it."""
     from huggingface_hub import constants
 
@@ -127,4 +133,4 @@ def _host() -> str:
 
 
 def _page(hub: HubId) -> str:
-    return f"{_host()}/{hub.repository}"
+    return f"{host()}/{hub.repository}"

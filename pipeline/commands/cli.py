@@ -14,6 +14,7 @@ from adatsq_pipe.pipeline.commands.export import export
 from adatsq_pipe.pipeline.commands.inspect import inspect
 from adatsq_pipe.pipeline.commands.pick import pick
 from adatsq_pipe.pipeline.commands.plan import plan
+from adatsq_pipe.pipeline.commands.push import push
 from adatsq_pipe.pipeline.commands.report import report
 from adatsq_pipe.pipeline.commands.run import run
 from adatsq_pipe.pipeline.commands.sample import sample
@@ -29,6 +30,7 @@ COMMANDS = (
     sample,
     compare,
     export,
+    push,
     inspect,
     plan,
     settings,

@@ -28,15 +28,7 @@ SECRET = "hf_secret"
 def served(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with the tiny pipeline and files beside it, and an empty cache."""
     with hub() as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        made.use(monkeypatch, tmp_path)
         monkeypatch.chdir(tmp_path)
         repository = Repository.of(tiny_flux)
         files = next(iter(repository.commits.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -10,7 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Repository:
     gated: bool = False
     private: bool = False
     token: str = ""
+    messages: list[str] = field(default_factory=list)
+    """Of the commits that came over HTTP."""
 
     @classmethod
     def of(cls, folder: Path, **options: object) -> Repository:
@@ -31,12 +38,12 @@ class Repository:
         made.commit(files)
         return made
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        """Put these files on main. Returns the commit."""
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+        """Put these files on a branch. Returns the commit."""
         parts = [f"{name} {hashlib.sha1(files[name]).hexdigest()}" for name in sorted(files)]
         commit = hashlib.sha1("\n".join([*self.commits, *parts]).encode()).hexdigest()
         self.commits[commit] = files
-        self.revisions["main"] = commit
+        self.revisions[branch] = commit
         return commit
 
     def at(self, revision: str) -> str:
@@ -53,6 +60,23 @@ class Hub:
     status: int = 0
     """What everything is answered with, if it is not 0."""
     url: str = ""
+    writer: str = "hf_writer"
+    """The token that may write."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were sent, by their SHA-256."""
+
+    def use(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        """Have huggingface_hub ask this hub, without a token, with its caches in `folder`."""
+        patch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr(constants, "HF_ASSETS_CACHE", str(folder / "assets"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # this hub speaks LFS alone
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
 
     def sent(self) -> set[str]:
         """Names of the files whose bytes were asked for."""
@@ -96,6 +120,78 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._read()
 
+    def do_PUT(self) -> None:
+        self.state.asked.append((self.command, self.path))
+        data = self._body()
+        assert hashlib.sha256(data).hexdigest() == self.path.removeprefix("/objects/")
+        self.state.objects[self.path.removeprefix("/objects/")] = data
+        self._send(200, b"", {})
+
+    def do_POST(self) -> None:
+        path, body = unquote(urlsplit(self.path).path), self._body()
+        self.state.asked.append((self.command, path))
+        if self.state.status:
+            return self._refuse(self.state.status)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token != self.state.writer:
+            return self._refuse(403)
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        parts = path.removeprefix("/api/models/").strip("/").split("/")
+        name, kind, revision = "/".join(parts[:2]).removesuffix(".git"), parts[2], "/".join(parts[3:])
+        found = self.state.repositories.get(name)
+        if found is None:
+            return self._refuse(404, "RepoNotFound")
+        if kind == "branch":
+            known = revision in found.revisions
+            found.revisions.setdefault(revision, found.revisions.get("main", ""))
+            return self._refuse(409) if known else self._json({})
+        if kind == "preupload":
+            return self._json({"files": [_mode(file) for file in json.loads(body)["files"]]})
+        if kind == "info":
+            asked = json.loads(body)["objects"]
+            return self._json({"transfer": "basic", "objects": [self._object(one) for one in asked]})
+        return self._commit(found, name, revision, [json.loads(line) for line in body.splitlines()])
+
+    def _create(self, asked: dict[str, object]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.state.repositories:
+            return self._send(409, json.dumps({"url": f"{self.state.url}/{name}"}).encode(), {})
+        private = asked.get("private") is True or asked.get("visibility") == "private"
+        made = self.state.repositories[name] = Repository({}, {}, private=private, token=self.state.writer)
+        made.commit({})
+        self._json({"url": f"{self.state.url}/{name}"})
+
+    def _object(self, asked: dict[str, object]) -> dict[str, object]:
+        there = asked["oid"] in self.state.objects
+        upload = {"upload": {"href": f"{self.state.url}/objects/{asked['oid']}"}}
+        return asked if there else {**asked, "actions": upload}
+
+    def _commit(self, found: Repository, name: str, revision: str, lines: list[dict[str, Any]]) -> None:
+        files = dict(found.commits[found.at(revision)])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.state.objects[value["oid"]]
+            else:
+                found.messages.append(value["summary"])
+        commit = found.commit(files, revision)
+        self._json({"commitUrl": f"{self.state.url}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = list[bytes]()
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _read(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.state.asked.append((self.command, path))
@@ -118,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([_entry(file, data) for file, data in sorted(files.items())])
         if api:
             siblings = [{"rfilename": file} for file in sorted(files)]
-            return self._json({"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings})
+            return self._json(
+                {"id": name, "modelId": name, "sha": commit, "private": found.private, "siblings": siblings}
+            )
         if found.gated and token != found.token:
             return self._refuse(403 if token else 401, "GatedRepo")
         data = files.get("/".join(parts[4:]))
@@ -144,6 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _mode(file: dict[str, Any]) -> dict[str, object]:
+    """How a file is to come: weights by LFS, the rest in the commit."""
+    mode = "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
 
 def _entry(name: str, data: bytes) -> dict[str, object]:

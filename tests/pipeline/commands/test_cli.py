@@ -28,6 +28,7 @@ ORDER = [
     "sample",
     "compare",
     "export",
+    "push",
     "inspect",
     "plan",
     "settings",
@@ -80,7 +81,7 @@ def test_the_help_of_each_command_ends_with_an_example_that_its_parser_takes(nam
     program, command, *arguments = shlex.split(line)
     assert (program, command) == ("adatsq-pipe", name)
     named = main.commands[command]
-    if command == "export":
+    if command in ("export", "push"):
         arguments[0] = "."
     with click.Context(main) as parent:
         context = named.make_context(command, arguments, parent=parent)
