@@ -10,8 +10,6 @@ FAULTS = [
     *faults(
         "stages/calibration/hessian_worker.py",
         f"{CALIBRATION}hessian.py",
-        ("alpha=weights[name][0][step].item()", "alpha=1 / self.survey.steps"),
-        (" / len(x)", ""),
         ("map(self._weights, sharers)", "map(self._weights, [sharers[0]] * len(sharers))"),
         ("torch.equal(alpha, weights[name][0])", "True"),
         ("share * len(here)", "share * steps"),

@@ -12,7 +12,7 @@ FAULTS = [
         ("elif actual != size:", "elif actual > size:"),
         ("if marker is None or marker.unit != unit:", "if marker is None:"),
         ("self._remove(self._marker(unit), self._marker(COMPLETE))", "self._remove(self._marker(unit))"),
-        ("if file_digest(folder / name) != marker.files[name][1]]", "if False]"),
+        ("if hashed(folder / name) != marker.files[name][1]]", "if False]"),
         ("self.remote.invalidate()", "pass"),
         ("for name in sorted(names):", "for name in names:"),
     ),
