@@ -123,11 +123,11 @@ class RunConfig:
         return set.intersection(*each) | set(self.settings[ModelSettings].call)
 
 
-def model_folder(model: str, variant: str = "", *, fetch: bool = True) -> Path:
+def model_folder(model: str, variant: str = "", *, fetch: bool = True, weights: bool = True) -> Path:
     """The folder of a model, by its name or path; empty is the default built-in. ConfigError for unknown names.
 
-    A repository of the hub is downloaded if it is not in the cache; without `fetch` its place there is returned. Of a
-    `variant`, it is a folder of links to its files.
+    A repository of the hub is downloaded if it is not in the cache, without its weights if these are not wanted;
+    without `fetch` its place there is returned. Of a `variant`, it is a folder of links to its files.
     """
     known, name = builtin_models(), model or BUILT_IN
     if name in known:
@@ -135,16 +135,19 @@ def model_folder(model: str, variant: str = "", *, fetch: bool = True) -> Path:
     path = Path(model).expanduser()
     if model.startswith("scenes/") and not path.exists():
         raise ConfigError(f"there is no built-in model {model!r}{_nearest(model, known)}")
-    hub = named_model(model)
-    folder = path.resolve() if hub is None else (snapshot(hub, variant) if fetch else expected(hub)).folder
+    folder = path.resolve()
+    if hub := named_model(model):
+        folder = (snapshot(hub, variant, weights=weights) if fetch else expected(hub)).folder
     return variant_folder(folder, variant) if variant and folder.is_dir() else folder
 
 
-def asked_folder(model: str | None, file: Path | None, sets: Sequence[str]) -> Path:
-    """The folder of the model that these options name, downloaded where it has to be. Raises ConfigError."""
+def asked_folder(model: str | None, file: Path | None, sets: Sequence[str], *, weights: bool = True) -> Path:
+    """The folder of the model that these options name, downloaded where it has to be, without weights if these are not
+    wanted and it has no variant. Raises ConfigError."""
     _, written = layers(preset=None, file=file, sets=sets, model=model, previous=None)
     asked = merged(*written.values()).get("model", {})
-    return model_folder(str(asked.get("path", "")), _variant(asked), fetch=True)
+    variant = _variant(asked)
+    return model_folder(str(asked.get("path", "")), variant, weights=weights or bool(variant))
 
 
 def _variant(model: Mapping[str, Any]) -> str:

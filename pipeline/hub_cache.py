@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adatsq_pipe.pipeline.hub_files import files_to_load, has_variant
+from adatsq_pipe.pipeline.hub_files import files_to_load, has_variant, weights_of
 from adatsq_pipe.pipeline.hub_id import HubId
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.model_files import components as components_in
@@ -52,24 +52,27 @@ def expected(hub: HubId) -> Snapshot:
     return Snapshot(folder, f"{hub.repository}@{commit}" if commit else str(hub))
 
 
-def cached(hub: HubId, variant: str = "") -> Snapshot | None:
-    """The whole snapshot in the cache; None if there is none, or files of it are missing."""
+def cached(hub: HubId, variant: str = "", *, weights: bool = True) -> Snapshot | None:
+    """The whole snapshot in the cache (whole but for its weights without `weights`); None if files are missing."""
     found = expected(hub)
-    return found if not missing(hub, found.folder, variant) else None
+    return found if not missing(hub, found.folder, variant, weights=weights) else None
 
 
-def missing(hub: HubId, folder: Path, variant: str = "") -> list[str]:
+def missing(hub: HubId, folder: Path, variant: str = "", *, weights: bool = True) -> list[str]:
     """What the snapshot in `folder` lacks: names of files, or of components that do not load."""
     parts = component_names(folder)
     if not parts:
         return [INDEX]
     listed = _listed(hub, folder.name)
+    if listed is None and not weights:
+        return []
     if listed is None and variant:
         return [] if has_variant(files_in(folder), variant) else [f"weights of the variant {variant}"]
     if listed is None:
         return [one.name for one in components_in(folder).values() if one.fault]
     wanted = [name for name in files_to_load(listed, parts, variant) if not name.startswith(_ALSO)]
-    return [name for name in wanted if not (folder / name).is_file()]
+    left_out = set[str]() if weights else set(weights_of(wanted))
+    return [name for name in wanted if name not in left_out and not (folder / name).is_file()]
 
 
 def component_names(folder: Path) -> list[str]:

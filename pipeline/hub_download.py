@@ -12,25 +12,24 @@ from urllib.parse import urlsplit
 
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.hub_cache import Snapshot, cached, component_names, is_commit, missing, repository_folder
-from adatsq_pipe.pipeline.hub_files import files_to_load
+from adatsq_pipe.pipeline.hub_files import files_to_load, weights_of
 from adatsq_pipe.pipeline.hub_id import HubId
 from adatsq_pipe.pipeline.variant_folder import check_variant
 from adatsq_pipe.storage.model_index import INDEX
 
 
-def snapshot(hub: HubId, variant: str = "") -> Snapshot:
+def snapshot(hub: HubId, variant: str = "", *, weights: bool = True) -> Snapshot:
     """The repository in the cache: what is whole there without a word to the hub, else downloaded.
+
+    Without `weights` only the configs and vocabularies are.
 
     Raises:
         ConfigError: in one line, if it cannot be had.
     """
-    found = cached(hub, variant)
-    if found is None:
-        found = _downloaded(hub, variant)
-    return found
+    return cached(hub, variant, weights=weights) or _downloaded(hub, variant, weights=weights)
 
 
-def _downloaded(hub: HubId, variant: str) -> Snapshot:
+def _downloaded(hub: HubId, variant: str, *, weights: bool) -> Snapshot:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download  # local models do without
 
     try:
@@ -44,6 +43,8 @@ def _downloaded(hub: HubId, variant: str) -> Snapshot:
         parts = component_names(Path(hf_hub_download(hub.repository, INDEX, revision=commit)).parent)
         check_variant(str(hub), every, parts, variant)
         wanted = files_to_load(every, parts, variant)
+        left_out = set[str]() if weights else set(weights_of(wanted))
+        wanted = [name for name in wanted if name not in left_out]
         # The revision as it was asked for: the cache then remembers which commit it means.
         revision = hub.revision or None
         folder = Path(
@@ -55,7 +56,7 @@ def _downloaded(hub: HubId, variant: str) -> Snapshot:
         if is_not_of_the_hub(error):
             raise
         raise ConfigError(_reason(error, hub)) from None
-    if absent := missing(hub, folder, variant):
+    if absent := missing(hub, folder, variant, weights=weights):
         raise ConfigError(f"{hub} lacks {absent[0]} after its download; run again: what has arrived is kept")
     return Snapshot(folder, f"{hub.repository}@{folder.name}")
 

@@ -65,7 +65,7 @@ def plan(
 
 def _config(model: str, preset: str | None, file: Path | None, sets: tuple[str, ...], *, on_gpu: bool) -> RunConfig:
     """The settings of the run; a bare transformer's are those of its folder. Raises ConfigError, NotTaken."""
-    path = configuration.asked_folder(model or None, file, sets)
+    path = configuration.asked_folder(model or None, file, sets, weights=False)
     if not path.exists():
         raise ConfigError(f"{path} does not exist; MODEL is a pipeline folder, a built-in name or a config.json")
     bare = path.is_file() or ((path / "config.json").is_file() and not (path / INDEX).exists())

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import constants
 
 from adatsq_pipe.pipeline import config
+from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.request import load_config, load_to_run, read_request, write_request
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -71,9 +73,21 @@ def test_a_run_keeps_the_commit_that_it_began_with(served: Hub, tmp_path: Path) 
     request = read_request(run.path)
     assert request is not None and request["tables"]["model"]["path"] == f"{NAME}@{began}"
     later = repository.commit({**repository.commits[began], "README.md": b"newer"})
+    assert load_to_run(run, f"{NAME}@{later}", None, None, ()).model.name == later
+    (tmp_path / "cache/models--acme--flux/refs/main").write_text(later)  # as another program's download leaves it
     for model in (None, NAME):
         assert load_config(run, model, None, None, ()).model.name == began
-    assert load_to_run(run, f"{NAME}@{later}", None, None, ()).model.name == later
+    assert config.model_folder(NAME).name == later
+
+
+def test_a_plan_downloads_no_weights(served: Hub) -> None:
+    done = CliRunner().invoke(main, ["plan", NAME, "--json", "--set", "recipe.group_fit=true"])
+    assert done.exit_code == 0, done.output
+    assert "transformer/config.json" in served.sent()
+    assert not [name for name in served.sent() if name.endswith((".safetensors", ".bin"))]
+    served.asked.clear()
+    assert (config.model_folder(NAME) / PLAIN).is_file(), "a run then fetches the rest"
+    assert PLAIN in served.sent() and "transformer/config.json" not in served.sent()
 
 
 def test_a_look_at_a_run_downloads_nothing(served: Hub, tmp_path: Path) -> None:
