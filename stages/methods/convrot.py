@@ -1,8 +1,8 @@
 """ConvRot (2512.03673): regular Hadamard rotation in groups of 256 channels, weights and tokens rounded to nearest.
 
-Faithful: the rotation, whose matrix has equal sums in all rows and columns, in groups of the paper's 256; no training,
-no feedback, no allocation. Ours: a width that 256 does not divide takes the largest power of four that does; weights
-per output channel and tokens are symmetric; modulation layers at 4 bits in groups of 64 with whole activations.
+Faithful: the rotation, whose matrix has equal sums in all rows and columns, in groups of channels; no training, no
+feedback, no allocation. Ours: groups of 256; a width that 256 does not divide takes the largest power of four that does;
+weights per output channel and tokens are symmetric; modulation layers at 4 bits in groups of 64 with whole activations.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Faithful: an l-infinity penalty on every output channel beside the layer's output error, minimised by proximal gradient
 steps before GPTQ (the paper's MagR + OPTQ); nothing is added at run time. Ours: the penalty is a share of the row's l1
 norm, so that it means the same in every layer; the paper quantizes weights of language models alone, here tokens are
-rounded to nearest after a Hadamard rotation, as for quarot, because whole models fail without it.
+rounded to nearest after a Hadamard rotation, as for quarot.
 """
 
 from __future__ import annotations

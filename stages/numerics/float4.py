@@ -1,7 +1,7 @@
 """Four-bit floats in blocks that share a scale: NVFP4 and MXFP4, as Blackwell's tensor cores read them.
 
 A value is E2M1 (a sign and 0, .5, 1, 1.5, 2, 3, 4 or 6) times the scale of its block. MXFP4: blocks of 32, scales are
-powers of two (OCP Microscaling Formats 1.0, sec. 5 and 6.3). NVFP4: blocks of 16, scales are E4M3 floats times one more
+powers of two (OCP Microscaling Formats 1.0). NVFP4: blocks of 16, scales are E4M3 floats times one more
 scale. Ours: that one is a power of two, of every row (output channel or token) and not of the whole tensor, so that all
 products are exact in bfloat16.
 """

@@ -1,6 +1,6 @@
 """Weights of smaller magnitude and nearly the same output, which a grid of few bits then covers in finer steps.
 
-Source: MagR (2406.00800), eq. 3 and algorithm 1: every row minimises 1/2 |X (v - w)|^2 + a |v|_inf, by proximal
+Source: MagR (2406.00800): every row minimises 1/2 |X (v - w)|^2 + a |v|_inf, by proximal
 gradient steps. The proximal operator of the largest magnitude takes away the projection onto an l1 ball (Moreau).
 """
 
