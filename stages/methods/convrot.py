@@ -1,7 +1,7 @@
 """ConvRot (2512.03673): regular Hadamard rotation in groups of 256 channels, weights and tokens rounded to nearest.
 
 Faithful: the rotation, whose matrix has equal sums in all rows and columns, in groups of channels; no training, no
-feedback, no allocation. Ours: groups of 256, or where 256 does not divide the width the largest power of four that does;
+feedback, no allocation. Ours: groups of 256, or where that does not divide the width the largest power of four;
 weights per output channel and tokens are symmetric; modulation layers at 4 bits in groups of 64 with whole activations.
 """
 
