@@ -99,18 +99,25 @@ def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
     mean, used = filled.mean().clamp(min=1e-30), damping
     backward = order.flip(0)
     for _ in range(DAMPING_TRIES):
-        lower = H_II[backward.unsqueeze(1), backward]  # overwritten: FLUX's widest takes 1.9 GB
-        lower.diagonal().copy_((filled + used * mean)[backward])
-        failed = torch.linalg.cholesky_ex(lower, out=(lower, torch.empty((), dtype=torch.int32, device=lower.device)))[
-            1
-        ]
+        root = _reordered(H_II, backward)  # overwritten: FLUX's widest takes 1.9 GB
+        root.diagonal().copy_((filled + used * mean)[backward])
+        failed = torch.empty((), dtype=torch.int32, device=root.device)
+        torch.linalg.cholesky_ex(root.mT, out=(root.mT, failed))  # LAPACK's order of numbers: neither reads a copy
         if not failed:
-            root = lower.diagonal().flip(0)
-            feedback = (lower.float() / lower.diagonal().float()).flip(0, 1).T.contiguous()
+            D = root.diagonal().flip(0).square()
+            feedback = (root.float() / root.diagonal().float().unsqueeze(1)).flip(0, 1)
             added = (filled - diagonal + used * mean)[order]
-            return Factor(order_I=order, feedback_II=feedback, D_I=root.square(), added_I=added, damping=used)
+            return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
         used = max(used * 10, 1e-6)
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
+
+
+def _reordered(H_II: Tensor, order_I: Tensor) -> Tensor:
+    """`H_II` [in, in] with its rows and columns in `order_I`; a few rows at a time, which stay in the cache."""
+    found = torch.empty_like(H_II, memory_format=torch.contiguous_format)
+    for rows, taken in zip(found.split(BLOCK), order_I.split(BLOCK), strict=True):
+        torch.index_select(H_II[taken], 1, order_I, out=rows)
+    return found
 
 
 def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:

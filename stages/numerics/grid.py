@@ -50,12 +50,12 @@ class Grid:
 
 def quantize(w: Tensor, scale: Tensor, zero: Tensor, qmax: int) -> Tensor:
     """Nearest codes of `w` (float, of its dtype, whole numbers in 0 .. qmax); `scale` and `zero` broadcast."""
-    return (torch.round(w / scale) + zero).clamp_(0, qmax)
+    return torch.div(w, scale).round_().add_(zero).clamp_(0, qmax)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Values (codes - zero) * scale, in the dtype of `scale`; `scale` and `zero` broadcast."""
-    return (codes.to(scale.dtype) - zero) * scale
+    return torch.sub(codes.to(scale.dtype), zero).mul_(scale)
 
 
 def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
@@ -124,7 +124,8 @@ class _Clipping:
         places, codes = self._scratch
         torch.div(self.rows, scale.unsqueeze(1), out=places)
         zero = zero.unsqueeze(1)
-        torch.round(places, out=codes).clamp_(-zero, 2**self.bits - 1 - zero)
+        torch.round(places, out=codes)  # clamp with tensors is not vectorized
+        torch.minimum(torch.maximum(codes, -zero, out=codes), 2**self.bits - 1 - zero, out=codes)
         powers = places.sub_(codes).abs_().log_().mul_(CLIP_NORM).exp_()  # takes less time than pow
         return powers.sum(1).mul_(scale.pow(CLIP_NORM))
 
