@@ -31,7 +31,7 @@ from adatsq_pipe.storage.rundir import RunDir
 
 _BITS = re.compile(r"w([234568])a(\d+(?:\.\d+)?)")
 CALIBRATION = tuple(STAGES)[: list(STAGES).index("assemble")]
-_WIDTHS = {3: [3, 4, 8], 4: [3, 4, 8], 6: [4, 6, 8], 8: [8]}
+_WIDTHS = {2: [2, 3, 4, 8], 3: [3, 4, 8], 4: [3, 4, 8], 6: [4, 6, 8], 8: [8]}
 """Activation widths of AdaTSQ's and ViDiT-Q's policies, by the least mean they are for."""
 _ABOVE_THREE = preset_tables("w3a3")["search"]["budget"]
 """The mean bits of a search that is labelled w3a3: at 3 bits there would be nothing to choose."""
@@ -74,17 +74,20 @@ def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]],
     for name in chosen:
         if name not in known:
             raise ConfigError(f"unknown method {name!r}; choose from {', '.join(known)}")
-    planned = []
+    planned = list[Row]()
     for label in bits.split(","):
         match = _BITS.fullmatch(label.strip())
-        if match is None:
-            raise ConfigError(f"--bits {label}: write w<weight bits>a<activation bits>, e.g. w4a4,w3a3")
+        if match is None or not 2 <= float(match[2]) <= 16:
+            raise ConfigError(
+                f"--bits {label.strip()}: write w<weight bits>a<mean activation bits>, e.g. w4a4,w3a3.1; weights have 2, "
+                "3, 4, 5, 6 or 8 bits, activations 2 to 16"
+            )
         for method in chosen:
             changes = variants(method)
             planned += [
                 _row(method, int(match[1]), float(match[2]), c, load) for c in (changes if sweep else changes[:1])
             ]
-    return [row for row in planned if row is not None]
+    return planned
 
 
 def _row(
@@ -93,24 +96,27 @@ def _row(
     activation: float,
     change: Mapping[str, object],
     load: Callable[[Sequence[str]], RunConfig],
-) -> Row | None:
-    """A row; None for one that cannot be: only searched allocations have a mean that is no whole number."""
+) -> Row:
+    """A row, refused where it cannot be: only searched allocations have a mean that is no whole number."""
     recipe = {
         "method": method, "weight_bits": weight, "conditioning_bits": max(4, weight),
         "activation_bits": int(activation), "group_fit": True,
         **{key: value for key, value in change.items() if "." not in key},
     }  # fmt: skip
     allocation = resolve(recipe).allocation
-    if activation != int(activation) and allocation in ("uniform", "first_last"):
-        return None
-    level = max(least for least in _WIDTHS if least <= max(activation, 3))
+    level = max(least for least in _WIDTHS if least <= activation)
     widths = [] if allocation == "lagrangian" else _WIDTHS[level]
-    budget = max(activation, _ABOVE_THREE) if level == 3 and allocation in _SEARCHED else activation
+    budget = _ABOVE_THREE if activation == 3 and allocation in _SEARCHED else activation
     sets = [f"recipe.{key}={json.dumps(value)}" for key, value in recipe.items()]
     sets += [f"search.bits={widths}", f"search.budget={float(budget)}"]
     sets += [f"{key}={json.dumps(value)}" for key, value in change.items() if "." in key]
     config = load(sets)
     refused = ""
+    if activation != int(activation) and config.settings[Recipe].allocation in ("uniform", "first_last"):
+        refused = (
+            f"its activations have one width, and {activation:g} is a mean of several; compare whole numbers, or set "
+            "recipe.allocation to 'trellis' or 'decoupled'"
+        )
     try:
         check_recipe(config.settings[Recipe], config.model)
     except StageError as error:

@@ -93,6 +93,8 @@ def compare(
         )
 
     planned = comparing.rows(wanted, bits, sweep=sweep, load=load)
+    if all(row.refused for row in planned):
+        raise ConfigError(f"{planned[0].name} at {planned[0].bits} is refused: {planned[0].refused}")
     if not place.exists():
         check_device(first)
     place.create()
