@@ -79,8 +79,8 @@ def rows(wanted: str, bits: str, *, sweep: bool, load: Callable[[Sequence[str]],
         match = _BITS.fullmatch(label.strip())
         if match is None or not 2 <= float(match[2]) <= 16:
             raise ConfigError(
-                f"--bits {label.strip()}: write w<weight bits>a<mean activation bits>, e.g. w4a4,w3a3.1; weights have 2, "
-                "3, 4, 5, 6 or 8 bits, activations 2 to 16"
+                f"--bits {label.strip()}: write w<weight bits>a<mean activation bits>, e.g. w4a4,w3a3.1; weights have "
+                "2, 3, 4, 5, 6 or 8 bits, activations 2 to 16"
             )
         for method in chosen:
             changes = variants(method)

@@ -45,9 +45,32 @@ def test_all_is_every_method_at_every_pair_of_bits() -> None:
 
 def test_a_mean_that_is_no_whole_number_is_for_searched_policies() -> None:
     rows = planned("all", "w3a3.6")
-    assert {row.method for row in rows} == {"adatsq", "endpoint", "tmpdiff", "vidit_q"}
-    assert all(row.config.settings[SearchSettings].budget == 3.6 for row in rows)
+    measured = [row for row in rows if not row.refused]
+    assert {row.method for row in measured} == {"adatsq", "endpoint", "tmpdiff", "vidit_q"}
+    assert all(row.config.settings[SearchSettings].budget == 3.6 for row in measured)
+    assert "3.6 is a mean of several" in next(row.refused for row in rows if row.method == "orbitquant")
     assert planned("adatsq", "w3a3")[0].config.settings[SearchSettings].budget == 3.1
+
+
+@pytest.mark.parametrize(("label", "mean"), [("w3a2.5", 2.5), ("w2a2", 2.0), ("w4a3.05", 3.05), ("w2a4", 4.0)])
+def test_a_searched_policy_has_the_mean_bits_of_its_label(label: str, mean: float) -> None:
+    rows = [row for row in planned("all", label) if row.config.settings[Recipe].allocation in compare._SEARCHED]
+    assert {row.method for row in rows} == {"adatsq", "endpoint", "tmpdiff"}
+    searches = [row.config.settings[SearchSettings] for row in rows]
+    assert [search.budget for search in searches] == [mean] * 3
+    assert all(search.bits[0] <= mean for search in searches if search.bits), "a width at or below the mean"
+    own = next(row.config.settings[Recipe] for row in rows if row.method == "endpoint")
+    assert own.weight_budget == own.weight_bits == int(label[1])
+
+
+def test_a_uniform_method_takes_a_mean_of_several_widths_with_a_search_of_its_own() -> None:
+    def searched(sets: Sequence[str]) -> RunConfig:
+        return load([*sets, "recipe.allocation='trellis'"])
+
+    (row,) = compare.rows("orbitquant", "w3a2.5", sweep=False, load=searched)
+    search = row.config.settings[SearchSettings]
+    assert not row.refused
+    assert (search.budget, search.bits) == (2.5, (2, 3, 4, 8))
 
 
 def test_sweeping_turns_the_main_knob() -> None:
@@ -69,6 +92,8 @@ def test_sweeping_turns_the_main_knob() -> None:
         ("rtn,quark", "w4a4", "unknown method 'quark'; choose from adatsq, "),
         ("rtn", "w4", "w<weight bits>a"),
         ("rtn", "w7a4", "w7a4"),
+        ("rtn", "w3a1.5", "w3a1.5: write .* activations 2 to 16"),
+        ("rtn", "w2.5a4", "w2.5a4: write .* weights have 2, 3"),
     ],
 )
 def test_what_is_unknown_is_named(wanted: str, bits: str, words: str) -> None:

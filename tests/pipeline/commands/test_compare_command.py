@@ -20,3 +20,12 @@ def test_a_comparison_of_another_model_is_not_written_over(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "holds a comparison of z-image" in result.output and "name the --model" in result.output
     assert (run.path / ROWS).read_bytes() == b"rows"
+
+
+def test_a_comparison_without_a_possible_row_is_refused_at_the_start(tmp_path: Path) -> None:
+    place = tmp_path / "cmp"
+    options = ["--methods", "rtn,orbitquant", "--bits", "w3a2.5"]
+    result = CliRunner().invoke(main, ["compare", "--run-dir", str(place), *options])
+    assert result.exit_code == 2
+    assert "rtn at w3a2.5 is refused: its activations have one width, and 2.5 is a mean of several" in result.output
+    assert len(result.output.splitlines()) == 1 and not place.exists()
