@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adatsq_pipe.storage.files import file_size, read_json_object
 
@@ -48,16 +48,26 @@ def read(folder: Path, name: str) -> npt.NDArray[Any]:
     return numbers_of(folder, array_of(open_group(folder), name))
 
 
+def member(group: zarr.Group, name: str) -> tuple[zarr.Array[Any], int | EllipsisType]:
+    """The array that holds the tensor `name`, and its place there; the whole array in a group that stacks nothing."""
+    members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
+    if members is None:
+        return array_of(group, name), ...
+    stack, index = members[name]
+    return array_of(group, stack), index
+
+
 def mapped(folder: Path, name: str) -> npt.NDArray[Any]:
-    """`read`, but mapped into memory: a number is read when it is used, and the system may drop it again. What is
-    changed in place is copied first; the file keeps its numbers."""
+    """The numbers of one tensor, mapped into memory: a number is read when it is used, and the system may drop it
+    again. What is changed in place is copied first; the file keeps its numbers."""
     import numpy as np  # `status` reads no array
 
-    array = array_of(open_group(folder), name)
-    path = _file(folder, array, ...)
+    array, index = member(open_group(folder), name)
+    path = _file(folder, array, index)
     if path is None or not array.nbytes:
-        return numbers_of(folder, array)
-    found = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=array.shape)
+        return numbers_of(folder, array, index)
+    shape = array.shape if index is ... else array.shape[1:]
+    found = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=shape)
     return found.view(np.ndarray).astype(array.dtype, copy=False)
 
 

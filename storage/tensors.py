@@ -149,10 +149,10 @@ def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
 
 
 def mapped(folder: Path, name: str) -> Tensor:
-    """The tensor `name` of a group that `write` wrote, mapped into memory: a number is read when it is used, and the
-    system may drop it again. What is changed in place is copied first; the file keeps its numbers.
+    """The tensor `name` of a group, mapped into memory: a number is read when it is used, and the system may drop it
+    again. What is changed in place is copied first; the file keeps its numbers.
     """
-    return _as_stored(array_of(open_group(folder), name), arrays.mapped(folder, name))
+    return _as_stored(arrays.member(open_group(folder), name)[0], arrays.mapped(folder, name))
 
 
 def lazy(folder: Path) -> dict[str, LazyTensor]:

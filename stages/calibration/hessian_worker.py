@@ -54,7 +54,7 @@ class Hessian:
             weights = dict(zip(names, map(self._weights, sharers), strict=True))
             owners = {name: self._alike(name, weights) for name in names}
             distinct = {name: weights[name][0] for name in dict.fromkeys(owners.values())}
-            rows = [x for _, x in inputs.rows(self.context, source)]
+            rows = inputs.row_parts(self.context, source)
             with unit.timed("algebra"):
                 found = gram.weighted(rows, distinct, device=self.device)
             tensors.write(unit.folder, found)

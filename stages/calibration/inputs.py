@@ -1,4 +1,7 @@
-"""What the capture kept of one layer's input, by scheduler step: sampled rows, and the peak of every channel."""
+"""What the capture kept of one layer's input, by scheduler step: sampled rows, and the peak of every channel.
+
+All of it is mapped into memory, not read: a row is in memory while something computes with it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
         parts = []
         for shard in range(batch_count(context)):
             _, folder = context.read("capture", BlockKey(block, shard).activations, tensors=[name])
-            parts.append(tensors.read(folder, [name])[name])
+            parts.append(tensors.mapped(folder, name))
         place = 0
         for step in steps:
             calls = survey.calls_at(step)
@@ -32,8 +35,14 @@ def _stored(context: Context, name: str) -> Iterator[tuple[int, list[Tensor]]]:
 def rows(context: Context, source: str) -> Iterator[tuple[int, Tensor]]:
     """(step, sampled rows of all batches, [rows, in]) in order of steps. `source` is the layer that owns the input."""
 
-    for step, parts in _stored(context, f"rows:{source}"):
-        yield step, torch.cat([part.flatten(0, 1) for part in parts])
+    for step, parts in enumerate(row_parts(context, source)):
+        yield step, torch.cat(parts)
+
+
+def row_parts(context: Context, source: str) -> list[list[Tensor]]:
+    """The sampled rows of every step, those of each batch, [rows, in], by themselves: they lie in the capture's
+    files."""
+    return [[part.flatten(0, 1) for part in parts] for _, parts in _stored(context, f"rows:{source}")]
 
 
 def peaks(context: Context, source: str) -> Tensor:

@@ -17,20 +17,21 @@ BLOCK = 8 * 2**20
 """Bytes of the float64 sums of a block of rows."""
 CONVERTED = 2**30
 """Bytes of inputs up to which they are converted to float32 once, not once a block."""
+_LINE = 64
+"""Bytes of a cache line."""
 
 
-def weighted(rows: Sequence[Tensor], weights: Mapping[str, Tensor], *, device: str) -> dict[str, Tensor]:
+def weighted(rows: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor], *, device: str) -> dict[str, Tensor]:
     """sum_t w[t] X_t^T X_t / len(X_t) for each of the `weights` ([steps]), float32 [in, in] on the CPU, by name.
 
-    `rows` are X_t of every step, [rows, in], in any floating dtype. Products are float32 and sums float64, in order of
-    steps.
+    `rows` are the parts of X_t of every step, [rows, in] each, in any floating dtype, mapped from files or not.
+    Products are float32 and sums float64, in order of steps. Inputs of more than CONVERTED bytes are converted a step
+    at a time.
     """
-    width = rows[0].shape[1]
+    width, counts = rows[0][0].shape[1], [sum(map(len, parts)) for parts in rows]
     size = _block(width) if device == "cpu" else width
-    scales = {
-        name: [w.item() / len(x) for w, x in zip(of_step, rows, strict=True)] for name, of_step in weights.items()
-    }
-    held = [x.to(device).float() for x in rows] if sum(x.numel() for x in rows) * 4 <= CONVERTED else None
+    scales = {name: [w.item() / n for w, n in zip(of_step, counts, strict=True)] for name, of_step in weights.items()}
+    held = list(_converted(rows, device)) if sum(counts) * width * 4 <= CONVERTED else None
     found = {name: torch.empty(width, width) for name in weights}
     for start in range(0, width, size):
         shape = (min(size, width - start), width - start)
@@ -53,5 +54,11 @@ def _block(width: int) -> int:
     return width if width % 64 else max(64, BLOCK // (8 * width) // 64 * 64)
 
 
-def _converted(rows: Sequence[Tensor], device: str) -> Iterator[Tensor]:
-    return (x.to(device).float() for x in rows)
+def _converted(rows: Sequence[Sequence[Tensor]], device: str) -> Iterator[Tensor]:
+    """X_t of one step after the other, float32 on the device.
+
+    On a CPU the order of a product's sums depends on the alignment, and what is mapped from a file may begin anywhere.
+    """
+    for parts in rows:
+        found = [part.to(device).float() for part in parts]
+        yield found[0] if len(found) == 1 and found[0].data_ptr() % _LINE == 0 else torch.cat(found)

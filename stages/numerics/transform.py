@@ -15,6 +15,10 @@ BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkld
 """Whether this CPU multiplies bfloat16 matrices natively; others take several times as long as for float32."""
 _MULTIPLIED = 32
 """The block that a CPU multiplies by; larger blocks follow by sums and differences, which take less time."""
+_STRIP = 2**26
+"""Bytes of the rows of a matrix that are rotated at a time in its place."""
+_TILE = 1024
+"""Side of the squares that are exchanged where a matrix is transposed in its place."""
 
 
 def block_size(width: int, largest: int, *, regular: bool = False) -> int:
@@ -75,5 +79,31 @@ def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
 
 
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:
-    """Q^T G Q: the Gram matrix of rotated inputs, of `gram_II` [in, in]."""
-    return rotate(rotate(gram_II, h_BB).T, h_BB).T
+    """Q^T G Q: the Gram matrix of rotated inputs, in the memory of `gram_II` [in, in], which it overwrites.
+
+    On a CPU a strip is held besides it, elsewhere one copy. The result is stored column by column.
+    """
+    if h_BB.shape[0] == 1:
+        return gram_II
+    width = len(gram_II)
+    # A CPU adds up a row alike whatever its neighbours; a GPU may not.
+    size = max(64, _STRIP // (gram_II.itemsize * width)) if gram_II.device.type == "cpu" else width
+    for rows in gram_II.split(size):
+        rows.copy_(rotate(rows, h_BB))
+    for columns in gram_II.split(size, 1):
+        columns.copy_(rotate(columns.T, h_BB).T)
+    _transpose(gram_II)
+    return gram_II.T
+
+
+def _transpose(matrix: Tensor) -> None:
+    """Transpose a square matrix in place, tile by tile."""
+    width = len(matrix)
+    for i in range(0, width, _TILE):
+        own = matrix[i : i + _TILE, i : i + _TILE]
+        own.copy_(own.T.clone())
+        for j in range(i + _TILE, width, _TILE):
+            above, below = matrix[i : i + _TILE, j : j + _TILE], matrix[j : j + _TILE, i : i + _TILE]
+            kept = above.clone()
+            above.copy_(below.T)
+            below.copy_(kept.T)

@@ -17,6 +17,9 @@ from adatsq_pipe.stages.numerics import smoothing, transform
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
+_STRIP = 256
+"""Rows of a Gram matrix whose columns are put in order at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
@@ -50,17 +53,20 @@ class Basis:
         return transform.rotate(w, self._rotation(w)).float()
 
     def of_gram(self, gram_II: Tensor) -> Tensor:
-        """The inputs' Gram matrix in this basis, float64."""
-        gram = gram_II.double()
+        """The inputs' Gram matrix in this basis, float64. `gram_II` stays as it is.
+
+        The result is made in its own memory; a second matrix is held only while channels are put in order.
+        """
+        gram = gram_II.to(torch.float64, copy=True)
         if self.folded is not None:
-            factor = self.folded.double()
-            gram = gram * factor * factor.unsqueeze(1)
+            _scale(gram, self.folded)
         if "order" in self.tensors:
             order = self.tensors["order"].long()
-            gram = gram[order][:, order]
+            gram = gram[order]
+            for rows in gram.split(_STRIP):
+                rows.copy_(rows[:, order])
         if "smooth" in self.tensors:
-            factor = self.tensors["smooth"].double()
-            gram = gram * factor * factor.unsqueeze(1)
+            _scale(gram, self.tensors["smooth"])
         return transform.rotate_gram(gram, self._rotation(gram))
 
     def _rotation(self, like: Tensor) -> Tensor:
@@ -70,6 +76,12 @@ class Basis:
     def shared(self) -> bool:
         """Whether every layer of this block and input has this basis."""
         return not self.tensors and self.folded is None
+
+
+def _scale(gram_II: Tensor, factor_I: Tensor) -> None:
+    """Multiply the channels of a Gram matrix, float64, in place."""
+    factor = factor_I.double()
+    gram_II.mul_(factor).mul_(factor.unsqueeze(1))
 
 
 def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:

@@ -145,6 +145,14 @@ def test_a_mapped_tensor_lies_in_its_file_and_leaves_it_as_it_is(tmp_path: Path)
     assert tensors.mapped(tmp_path, "none").shape == (0, 3) and tensors.mapped(tmp_path, "one").item() == 7
 
 
+def test_a_stacked_tensor_is_mapped_alone(tmp_path: Path) -> None:
+    written = _stacked(tmp_path)
+    assert all(torch.equal(tensors.mapped(tmp_path, name), x) for name, x in written.items())
+    if MAPS.exists():
+        path = tmp_path / "tensors.zarr/stack0/c/2/0/0"
+        assert file_of(tensors.mapped(tmp_path, "rows:2"))[1] == str(path.resolve())
+
+
 def test_lazy_tensors_are_written_one_after_the_other(tmp_path: Path) -> None:
     """Two that share one buffer, as the Gram matrices of one input do."""
     room = torch.empty(2)

@@ -10,6 +10,7 @@ import torch
 from adatsq_pipe.stages.calibration import inputs
 from tests.support.made_context import FIRST, MODULATION
 from tests.support.made_store import make_store
+from tests.support.mapping import MAPS, file_of
 
 CALLS = {"one call a step": (0, 1, 2), "two calls a step": (0, 0, 1, 1, 2, 2), "as it comes": (0, 0, 1, 2, 2, 3)}
 
@@ -61,3 +62,16 @@ def test_peaks_are_those_of_all_tokens_not_of_the_sampled_rows(tmp_path: Path) -
     found = inputs.peaks(store.context, FIRST)
     for step, x in inputs.rows(store.context, FIRST):
         assert (found[step] > x.abs().amax(0)).all()
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux says what is mapped")
+def test_the_rows_of_a_gram_matrix_lie_in_the_files_of_the_capture(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.write_survey()
+    store.write_activations()
+    found = inputs.row_parts(store.context, FIRST)
+    assert len(found) == store.steps and all(len(parts) == store.batches for parts in found)
+    for step, parts in enumerate(found):
+        for batch, part in enumerate(parts):
+            assert torch.equal(part, store.rows[FIRST][batch, step])
+            assert "/capture/" in file_of(part)[1]

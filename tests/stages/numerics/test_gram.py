@@ -19,8 +19,9 @@ def test_blocks_give_the_sum_of_whole_products(
     monkeypatch.setattr(gram, "CONVERTED", converted)
     random = torch.Generator().manual_seed(0)
     rows = [torch.randn(n, width, generator=random).to(dtype) for n in (5, 48, 96)]
+    parts = [[rows[0]], [rows[1][:16], rows[1][16:17], rows[1][17:]], list(rows[2].split(32))]
     weights = {"a": torch.tensor([0.5, 0.2, 0.3]), "b": torch.tensor([0.0, 1.0, 2.0])}
-    found = gram.weighted(rows, weights, device="cpu")
+    found = gram.weighted(parts, weights, device="cpu")
     for name, of_step in weights.items():
         whole, exact = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for x, weight in zip(rows, of_step.tolist(), strict=True):
@@ -36,3 +37,13 @@ def test_a_block_is_a_multiple_of_64_rows_that_fits_or_the_whole_of_an_odd_width
         size = gram._block(width)
         assert size % 64 == 0 and (size == 64 or size * width * 8 <= gram.BLOCK)
     assert gram._block(1000) == 1000
+
+
+def test_the_bytes_do_not_depend_on_where_a_mapped_input_begins() -> None:
+    room, width = torch.randn(48 * 64 + 16, generator=torch.Generator().manual_seed(0)), 64
+    weights = {"a": torch.ones(1)}
+    wanted = gram.weighted([[room[: 48 * width].view(48, width).clone()]], weights, device="cpu")["a"]
+    room[1 : 1 + 48 * width] = room[: 48 * width].clone()
+    shifted = room[1 : 1 + 48 * width].view(48, width)
+    assert shifted.data_ptr() % 64, "it begins beside a cache line"
+    assert torch.equal(gram.weighted([[shifted]], weights, device="cpu")["a"], wanted)

@@ -86,3 +86,20 @@ def test_a_regular_rotation_in_float32_is_the_exact_one(block: int) -> None:
 @pytest.mark.parametrize(("width", "largest", "block"), [(96, 256, 16), (128, 256, 64), (48, 4, 4), (6, 64, 1)])
 def test_a_regular_block_is_the_largest_power_of_four_that_divides(width: int, largest: int, block: int) -> None:
     assert transform.block_size(width, largest, regular=True) == block
+
+
+@pytest.mark.parametrize("regular", [False, True])
+@pytest.mark.parametrize(("width", "block"), [(64, 16), (192, 64), (80, 16)])
+def test_a_gram_matrix_is_rotated_in_its_own_memory(
+    width: int, block: int, regular: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In strips and tiles that do not divide the width."""
+    monkeypatch.setattr(transform, "_STRIP", 1)
+    monkeypatch.setattr(transform, "_TILE", 48)
+    h = transform.hadamard(block, dtype=torch.float64, regular=regular)
+    gram = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # not symmetric
+    whole = torch.block_diag(*[h] * (width // block))
+    wanted, place = whole.T @ gram @ whole, gram.data_ptr()
+    found = transform.rotate_gram(gram, h)
+    assert found.data_ptr() == place
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

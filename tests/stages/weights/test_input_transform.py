@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
+from adatsq_pipe.stages.base.resident import take_peak
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.methods._recipe import resolve
 from adatsq_pipe.stages.weights.input_transform import Basis, channel_sizes, exponents
@@ -42,6 +44,30 @@ def test_the_product_and_the_gram_matrix_are_those_of_the_turned_input(name: str
     assert torch.allclose(rows @ weight.double().T, x @ w.double().T, atol=1e-5)
     assert torch.allclose(gram, rows.T @ rows, rtol=1e-9, atol=1e-9)
     assert gram.dtype == torch.float64 and weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["rotation", "smooth", "folded", "order"])
+def test_a_gram_matrix_stays_as_it_is(name: str) -> None:
+    gram = torch.randn(16, 16, dtype=torch.float64)
+    before = gram.clone()
+    BASES[name].of_gram(gram)
+    assert torch.equal(gram, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+@pytest.mark.parametrize(("basis", "most"), [("rotation", 1.5), ("order", 2.5)])
+def test_a_wide_gram_matrix_is_turned_beside_at_most_one_copy(basis: str, most: float) -> None:
+    """Copies are counted by what the process holds at most, in matrices of float64."""
+    width = 4096
+    gram, turns = torch.ones(width, width), {"order": torch.arange(width).flip(0).int()}
+    own = Basis(tensors=turns if basis == "order" else {}, block=64)
+    size = 8 * width**2
+    own.of_gram(gram[:64, :64]) if basis == "rotation" else None  # loads what multiplies
+    take_peak()
+    before = take_peak()
+    turned = own.of_gram(gram)
+    assert size < take_peak() - before < most * size
+    assert turned.shape == (width, width)
 
 
 def test_rows_are_folded_then_ordered_then_smoothed_then_rotated() -> None:
