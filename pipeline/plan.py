@@ -25,6 +25,7 @@ from adatsq_pipe.storage.fingerprint import Plain, differences, digest, folder_d
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
 from adatsq_pipe.storage.model_files import loaded_files
 from adatsq_pipe.storage.rundir import RunDir
+from adatsq_pipe.storage.seen import sights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,30 +136,24 @@ def look(
 ) -> Step:
     """A stage as its folder of that fingerprint shows it. `ready`: the stages that it needs are done."""
     manifest = run.manifest(stage.name, fingerprint)
-    units, noted, damaged, size = list(manifest.units()), manifest.notes.all(), list[tuple[str, str]](), 0
-    memory = 0
-    for unit in units:
-        marker, what = (None, noted[unit]) if unit in noted else manifest.look(unit)
-        if what:
-            damaged.append((unit, what))
-        elif marker is not None:
-            size += sum(entry[0] for entry in marker.files.values())
-            memory = max(memory, marker.resident)
-    complete = not damaged and _complete(manifest, units)
+    (units, marked), noted = sights(manifest), manifest.notes.all()
+    wrong = {unit: noted.get(unit, sight.what) for unit, sight in units.items()}
+    damaged = tuple((unit, what) for unit, what in wrong.items() if what)
+    sound = [sight for unit, sight in units.items() if not wrong[unit]]
     others = [old for old in run.identities(stage.name) if old != dict(identity)]
     changed = differences(others[0], dict(identity)) if others and not units else []
     return Step(
         stage=stage,
         fingerprint=fingerprint,
         identity=identity,
-        complete=complete,
-        done=len(units) - len(damaged),
+        complete=marked and not damaged,
+        done=len(sound),
         expected=_expected(stage, context) if ready else None,
-        damaged=tuple(damaged),
+        damaged=damaged,
         changed=tuple(c for c in changed if not c[0].startswith("needs.")) or tuple(changed),
         failures=tuple(failure for failure in manifest.last_failures() if failure.error),
-        size=size,
-        memory=memory,
+        size=sum(sight.size for sight in sound),
+        memory=max((sight.memory for sight in sound), default=0),
     )
 
 
@@ -167,15 +162,6 @@ def _expected(stage: Stage, context: Context) -> int | None:
         return stage.expected(context)
     except DamagedUnit:
         return None
-
-
-def _complete(manifest: Manifest, sound: list[str]) -> bool:
-    """Whether the stage is marked finished and all that it vouched for is among the `sound` units."""
-    try:
-        marker = manifest.read(COMPLETE)
-    except (KeyError, DamagedUnit):
-        return False
-    return set(marker.value) <= set(sound)
 
 
 def choose(text: str) -> list[str]:

@@ -134,21 +134,6 @@ class Manifest:
         """Their reasons by unit. The last line of a reason is the error."""
         return {failure.unit: failure.reason for failure in self.last_failures()}
 
-    def look(self, unit: str) -> tuple[Marker | None, str]:
-        """The unit's marker, and what is wrong with it or with the sizes of its files ("" if nothing is).
-
-        None in a store, where the marker is not read, and for a unit that has none.
-        """
-        if self.remote is not None:
-            return None, ""
-        try:
-            marker = self.read(unit)
-        except KeyError:
-            return None, ""
-        except DamagedUnit as error:
-            return None, error.what
-        return marker, "a file is missing or has the wrong size" if self._wrong_sizes(marker) else ""
-
     def times(self) -> list[float]:
         """When the units' markers were written (Unix seconds), rising. In a store, as far as its listing says so."""
         folder = self.folder / "markers"

@@ -15,6 +15,7 @@ from adatsq_pipe.stages.base.resident import take_peak
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.fingerprint import Plain
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
+from adatsq_pipe.storage.seen import sights
 
 if TYPE_CHECKING:
     from adatsq_pipe.stages.base.micro_batch import MicroBatch
@@ -123,6 +124,7 @@ def complete(context: Context, stage: str) -> None:
     if not manifest.done(COMPLETE):
         manifest.open_unit(COMPLETE)
         manifest.commit(COMPLETE, value={unit: marker.digest for unit, marker in manifest.markers().items()})
+        sights(manifest)  # keeps what was read, for `status`
 
 
 def shards(count: int, size: int) -> list[range]:
