@@ -27,6 +27,7 @@ from adatsq_pipe.stages.numerics.effects import weight_effects
 from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
+from adatsq_pipe.stages.numerics.transform import rotate
 from adatsq_pipe.stages.runtime.model import replace_linears
 from adatsq_pipe.stages.runtime.policy_hook import drop_shared_input, set_bits
 
@@ -130,12 +131,13 @@ class Probe:
         weight_effects(crossing.x, crossing.output_gradient, error)
         if not row.rounded:
             return
-        gradient = rounding.rotated(crossing.input_gradient)
+        gradient = crossing.input_gradient
         if row.owns_input:
             rounding.of_tokens(crossing.x.detach(), [gradient])
         else:  # a shared input is rounded once; each layer has a product of its own with every width's error
+            turned = rotate(gradient.float(), rounding.spec.rotation(dtype=torch.float32, device=gradient.device))
             for _ in WIDTHS:
-                (gradient * gradient).flatten(1).sum(1)
+                (turned * turned).flatten(1).sum(1)
 
     @torch.no_grad()
     def _scored(self, crossing: Crossing) -> None:

@@ -62,7 +62,7 @@ def _expected(context: Context) -> int | None:
 
 STAGE = Stage(
     name="fisher",
-    version=2,
+    version=3,
     needs=("capture",),
     reads=_reads,
     run=run,

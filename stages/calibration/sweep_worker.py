@@ -93,8 +93,7 @@ class Sweep(OutOfMemoryBackoff):
             weights[:, step, rounding.place] += by_sample(of_weight, crossing.samples, captions).cpu()
             if not rounding.rounded:
                 return
-            x, gradient = crossing.x.detach(), rounding.rotated(crossing.input_gradient)
-            one = _Pass(rounding, step, crossing.samples, x, gradient)
+            one = _Pass(rounding, step, crossing.samples, crossing.x.detach(), crossing.input_gradient)
             if shared and not shared[0].shares_input(one):
                 finish()
             shared.append(one)
@@ -139,14 +138,11 @@ class _Rounding:
         self._grid: Grid | None = None
         self._weight_error: Tensor | None = None
 
-    def rotated(self, x: Tensor) -> Tensor:
-        """`x` [..., in] in the basis of the codes, float32."""
-        return rotate(x.float(), _rotation(self.spec, x.device))
-
     def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Effects of rounding the tokens of the input `x`, [rows, widths], by rotated gradient."""
+        """Effects of rounding the tokens of the input `x`, [rows, widths], by gradient."""
         symmetric, group = self.spec.symmetric_activations, self.spec.activation_group
-        return activation_effects(self.rotated(x), gradients, WIDTHS, symmetric=symmetric, group=group)
+        basis = _rotation(self.spec, x.device)
+        return activation_effects(x, gradients, basis, WIDTHS, symmetric=symmetric, group=group)
 
     def of_weight(self, crossing: Crossing, memory: _Memory) -> Tensor:
         """Effects of rounding the weight, [rows]."""
@@ -158,8 +154,10 @@ class _Rounding:
         return weight_effects(crossing.x, crossing.output_gradient, error)
 
     def _error(self, weight: Tensor) -> Tensor:
-        """Rounding to nearest less the weight, in the weight's own basis: the rotation is its own inverse."""
-        weight_OI = self.rotated(weight)
+        """Rounding to nearest less the weight, in the weight's own basis: the rotation is its own inverse. Of weights
+        in bfloat16 the error is too, so that its product costs no more than the layer's own."""
+        basis = _rotation(self.spec, weight.device)
+        weight_OI = rotate(weight.float(), basis)
         if self._grid is None:
             grid = weight_grid(
                 weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
@@ -167,7 +165,9 @@ class _Rounding:
             )  # fmt: skip
             self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
         columns = self._grid.columns(weight_OI.shape[1])
-        return self.rotated(dequantize(quantize(weight_OI, *columns, self._grid.qmax), *columns).sub_(weight_OI))
+        codes = quantize(weight_OI, *columns, self._grid.qmax)
+        error = rotate(dequantize(codes, *columns).sub_(weight_OI), basis)
+        return error.to(weight.dtype) if weight.dtype == torch.bfloat16 else error
 
 
 @functools.cache
@@ -177,7 +177,7 @@ def _rotation(spec: LayerSpec, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A crossing of a layer whose tokens are rounded; `gradient` is the input's, in the basis of the codes."""
+    """A crossing of a layer whose tokens are rounded; `gradient` is the input's."""
 
     rounding: _Rounding
     step: int

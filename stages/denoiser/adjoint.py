@@ -7,6 +7,7 @@ activations of two calls are held at once.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ class NotDifferentiable(Exception):
 class Crossing:
     """One pass of a gradient through one linear layer.
 
-    `x` [rows, ..., in] is the layer's input, `weight` [out, in], `output_gradient` [rows, ..., out] and
-    `input_gradient` [rows, ..., in]: derivatives of the scalar product of the final latents with a direction.
+    `x` [rows, ..., in] is the layer's input, `weight` [out, in], `output_gradient` [rows, ..., out] the derivative of
+    the scalar product of the final latents with a direction.
     """
 
     layer: str
@@ -41,7 +42,13 @@ class Crossing:
     x: Tensor
     weight: Tensor
     output_gradient: Tensor
-    input_gradient: Tensor
+    through: Tensor | None
+    """The input's gradient, where the backward pass needs it."""
+
+    @functools.cached_property
+    def input_gradient(self) -> Tensor:
+        """[rows, ..., in], the derivative through this layer alone; computed if the backward pass had no need of it."""
+        return self.output_gradient @ self.weight if self.through is None else self.through
 
 
 See = Callable[[Crossing], None]
@@ -133,9 +140,9 @@ class _Crossed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        through = gradient @ weight
+        through = gradient @ weight if ctx.needs_input_grad[2] else None
         ctx.show(x, weight, gradient, through)
-        return None, None, through if ctx.needs_input_grad[2] else None, None, None
+        return None, None, through, None, None
 
 
 class _Adjoint:
@@ -205,11 +212,11 @@ class _Adjoint:
         anchor = self._anchor
 
         def showing(name: str, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-            def show(x: Tensor, weight: Tensor, gradient: Tensor, through: Tensor) -> None:
+            def show(x: Tensor, weight: Tensor, gradient: Tensor, through: Tensor | None) -> None:
                 self.see(
                     Crossing(
                         layer=name, call=call, samples=samples, x=x, weight=weight,
-                        output_gradient=gradient, input_gradient=through,
+                        output_gradient=gradient, through=through,
                     )
                 )  # fmt: skip
 

@@ -7,42 +7,77 @@ by <ds/dy, x (Q(W) - W)^T>. Signs are kept: effects of a weight add up over time
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.grid import token_errors
+from adatsq_pipe.stages.numerics.transform import rotate
+
+CHUNK = 2**18
+"""Numbers of an input that a CPU rounds at a time, 1 MiB: they stay in its cache, and calls cost less than the work."""
 
 
 def activation_effects(
-    x_NI: Tensor, gradients: Sequence[Tensor], widths: Sequence[int], *, symmetric: bool, group: int
+    x_NI: Tensor, gradients: Sequence[Tensor], h_BB: Tensor, widths: Sequence[int], *, symmetric: bool, group: int
 ) -> list[Tensor]:
     """The effect of rounding each row's tokens to each of `widths` bits, float64 [rows, widths], by gradient.
 
-    `x_NI` [rows, ..., in] is the input of one layer or several, and `gradients` hold the scalar's gradient there
-    through each of them, in the basis in which tokens are rounded.
+    `x_NI` [rows, ..., in] is the input of one layer or several, and `gradients`, of its shape, hold the scalar's
+    gradient there through each of them. `h_BB` (float32, see `rotate`) takes them to the basis in which tokens
+    are rounded.
     """
-    found: list[list[Tensor]] = [[] for _ in gradients]
-    for error in token_errors(x_NI, widths, symmetric=symmetric, group=group):
-        for effects, gradient in zip(found[1:], gradients[1:], strict=True):
-            effects.append(-_by_row(error * gradient.float()))
-        found[0].append(-_by_row(error.mul_(gradients[0].float())))
-    return [torch.stack(effects, 1) for effects in found]
+    found = torch.zeros(len(widths), len(gradients), len(x_NI), dtype=torch.float64, device=x_NI.device)
+    tokens = [_tokens(x) for x in (x_NI, *gradients)]
+    for rows, part in _chunks(tokens[0].shape, all_at_once=x_NI.device.type != "cpu"):
+        turned = rotate(torch.stack([one[rows, part].float() for one in tokens]), h_BB)
+        errors = token_errors(turned[0], widths, symmetric=symmetric, group=group)
+        found[..., rows] -= torch.stack([_row_products(turned[1:], error) for error in errors])
+    return [found[:, place].T for place in range(len(gradients))]
 
 
 def weight_effects(x_NI: Tensor, gradient_NO: Tensor, error_OI: Tensor) -> Tensor:
     """The effect of the weight's error `error_OI` on each row, float64 [rows].
 
     `x_NI` [rows, ..., in] is the layer's input and `gradient_NO` [rows, ..., out] the scalar's gradient at its output.
+    The product of input and error is in the error's dtype.
     """
-    changed = torch.nn.functional.linear(x_NI.float(), error_OI.float())
-    return _by_row(changed.mul_(gradient_NO.float()))
+    changed, gradient = (
+        _tokens(one) for one in (torch.nn.functional.linear(x_NI.to(error_OI.dtype), error_OI), gradient_NO)
+    )
+    found = torch.zeros(len(x_NI), dtype=torch.float64, device=x_NI.device)
+    for rows, part in _chunks(changed.shape, all_at_once=x_NI.device.type != "cpu"):
+        found[rows] += _row_products(gradient[rows, part].float().unsqueeze(0), changed[rows, part].float())[0]
+    return found
 
 
-def _by_row(products: Tensor) -> Tensor:
-    """The sum of every row [rows, ...], float64 [rows]."""
-    return products.flatten(1).sum(1).double()
+def _tokens(x: Tensor) -> Tensor:
+    """`x` [rows, ..., channels] as [rows, tokens, channels]."""
+    return x.flatten(1, -2) if x.dim() > 2 else x.unsqueeze(1)
+
+
+def _chunks(shape: Sequence[int], *, all_at_once: bool) -> Iterator[tuple[slice, slice]]:
+    """Parts (rows, tokens) of a tensor of that `shape` [rows, tokens, channels]: some whole rows, or tokens of one."""
+    rows, tokens, channels = shape
+    size = max(1, tokens * channels)
+    if all_at_once or rows * size <= CHUNK:
+        yield slice(0, rows), slice(0, tokens)
+    elif size <= CHUNK:
+        step = CHUNK // size
+        yield from ((slice(row, min(row + step, rows)), slice(0, tokens)) for row in range(0, rows, step))
+    else:
+        step = -(-tokens // -(-size // CHUNK))  # parts of one size
+        for row in range(rows):
+            yield from ((slice(row, row + 1), slice(at, min(at + step, tokens))) for at in range(0, tokens, step))
+
+
+def _row_products(gradients_K: Tensor, errors: Tensor) -> Tensor:
+    """The scalar product of every row of each of `gradients_K` [k, rows, ...] with that of `errors` [rows, ...], both
+    float32: float64 [k, rows]."""
+    if len(errors) == 1 and errors.device.type == "cpu":
+        return torch.mv(gradients_K.flatten(1), errors.flatten()).double().unsqueeze(1)
+    return (gradients_K * errors).flatten(2).sum(2).double()
 
 
 def by_sample(effects_R: Tensor, samples: range, of: int) -> Tensor:

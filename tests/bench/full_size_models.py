@@ -42,8 +42,8 @@ CAPTIONS = ("a red circle", "a blue square", "a white cross", "a green triangle"
 class FullSize:
     """A model of the bench."""
 
-    build: Callable[[], DiffusionPipeline]
-    """With torch's default dtype for its weights."""
+    build: Callable[[int | None], DiffusionPipeline]
+    """With torch's default dtype for its weights, of all blocks or the first few."""
     call: Mapping[str, object]
     """Arguments of every call of the pipeline, besides the number of steps."""
     captions: tuple[str, ...]
@@ -52,27 +52,27 @@ class FullSize:
     """Arguments of the call that the options of the bench change."""
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str, blocks: int | None = None) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text())
-    return found
+    return {**found, "num_layers": blocks} if blocks else found
 
 
-def dit_xl() -> DiTPipeline:
+def dit_xl(blocks: int | None = None) -> DiTPipeline:
     """DiT-XL/2 at 256 x 256, with Stable Diffusion's autoencoder made narrow."""
-    blocks = 4
+    levels = 4
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16,) * blocks, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16,) * levels, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=8, sample_size=256,
     )  # fmt: skip
     return DiTPipeline(
-        transformer=DiTTransformer2DModel.from_config(_config("dit-xl-2")), vae=vae, scheduler=DDIMScheduler()
+        transformer=DiTTransformer2DModel.from_config(_config("dit-xl-2", blocks)), vae=vae, scheduler=DDIMScheduler()
     )
 
 
-def wan() -> WanPipeline:
+def wan(blocks: int | None = None) -> WanPipeline:
     """Wan2.1-T2V-1.3B, with its autoencoder made narrow and a text encoder of one layer."""
-    config, words = _config("wan2.1-t2v-1.3b"), components.tokenizer()
+    config, words = _config("wan2.1-t2v-1.3b", blocks), components.tokenizer()
     text = UMT5Config(
         vocab_size=len(words), d_model=config["text_dim"], d_kv=64, d_ff=64, num_layers=1, num_heads=8,
         feed_forward_proj="gated-gelu", dropout_rate=0.0,
@@ -112,16 +112,17 @@ def scale_weights(module: nn.Module, layers: int) -> None:
             nn.init.normal_(part.weight)
 
 
-def written(name: str, cache: Path) -> Path:
-    """The folder of the pipeline below `cache`, made once; its weights are the same on every machine."""
-    folder, model = cache / name, MODELS[name]
+def written(name: str, cache: Path, blocks: int | None = None) -> Path:
+    """The folder of the pipeline below `cache`, made once, with all its blocks or so many; its weights are the same on
+    every machine."""
+    folder, model = cache / (f"{name}-{blocks}" if blocks else name), MODELS[name]
     if (folder / DONE).exists():
         return folder
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        pipe = model.build()
+        pipe = model.build(blocks)
         scale_weights(pipe.transformer, pipe.transformer.config.num_layers)
     finally:
         torch.set_default_dtype(default)
