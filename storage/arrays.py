@@ -13,27 +13,38 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
 from adatsq_pipe.storage.files import file_size, read_json_object
+from adatsq_pipe.storage.pack import PACK, contents
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import zarr
 
-GROUP = "tensors.zarr"
+FOLDER = "tensors.zarr"
+"""The folder of a group as version 0.1 wrote it: a file for every chunk and every array's description."""
 MEMBERS = "members"
 """Attribute of a group that stacks its tensors: tensor name -> [array name, index]."""
 
 
 def open_group(folder: Path) -> zarr.Group:
-    """The group of the unit in `folder`, read-only. Cached until the group on disk is replaced."""
-    stat = (folder / GROUP / "zarr.json").stat()
-    return _open(folder, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    """The group of the unit in `folder`, read-only; of one in a pack its description, without the numbers. Cached until
+    the group on disk is replaced."""
+    path, packed = folder / PACK, True
+    if not path.exists():
+        path, packed = folder / FOLDER / "zarr.json", False
+    stat = path.stat()
+    return _open(folder, packed, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=256)
-def _open(folder: Path, stamp: tuple[int, int, int]) -> zarr.Group:
+def _open(folder: Path, packed: bool, stamp: tuple[int, int, int]) -> zarr.Group:
     import zarr  # `status` reads no array
+    from zarr.core.buffer.cpu import Buffer  # as zarr
+    from zarr.storage import MemoryStore  # as zarr
 
-    return zarr.open_group(folder / GROUP, mode="r")
+    if not packed:
+        return zarr.open_group(folder / FOLDER, mode="r")
+    documents = contents(folder / PACK).documents
+    return zarr.open_group(MemoryStore({key: Buffer.from_bytes(data) for key, data in documents.items()}), mode="r")
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -63,11 +74,11 @@ def mapped(folder: Path, name: str) -> npt.NDArray[Any]:
     import numpy as np  # `status` reads no array
 
     array, index = member(open_group(folder), name)
-    path = _file(folder, array, index)
-    if path is None or not array.nbytes:
+    place, shape = _place(folder, array, index), array.shape if index is ... else array.shape[1:]
+    if place is None or not array.nbytes:
         return numbers_of(folder, array, index)
-    shape = array.shape if index is ... else array.shape[1:]
-    found = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", shape=shape)
+    path, start = place
+    found = np.memmap(path, dtype=array.dtype.newbyteorder("<"), mode="c", offset=start, shape=shape)
     return found.view(np.ndarray).astype(array.dtype, copy=False)
 
 
@@ -75,34 +86,41 @@ def numbers_of(folder: Path, array: zarr.Array[Any], index: int | EllipsisType =
     """An array, or one chunk of it, with no second copy in memory: zarr's own way of reading makes two."""
     import numpy as np  # `status` reads no array
 
-    path = _file(folder, array, index)
-    if path is None:
+    place, shape = _place(folder, array, index), array.shape if index is ... else array.shape[1:]
+    if place is None and index is ... and (folder / PACK).exists() and array.nbytes:
+        return np.stack([numbers_of(folder, array, i) for i in range(array.shape[0])])
+    if place is None:
         return np.array(array[index])
-    found = np.fromfile(path, dtype=array.dtype.newbyteorder("<")).astype(array.dtype, copy=False)
-    return found.reshape(array.shape if index is ... else array.shape[1:])
+    path, start = place
+    dtype = array.dtype.newbyteorder("<")
+    return np.fromfile(path, dtype, math.prod(shape), offset=start).astype(array.dtype, copy=False).reshape(shape)
 
 
-def _file(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> Path | None:
-    """The file that holds the array's numbers (or those at `index`) and nothing else; None if they are not in one."""
+def _place(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> tuple[Path, int] | None:
+    """The file that holds the array's numbers (or those at `index`) as they are, and where they begin; None if they are
+    not in one place. Raises KeyError if a pack does not have them."""
     chunks = array.shape if index is ... else (1, *array.shape[1:])
     if array.compressors or array.filters or array.shards or array.chunks != chunks:
         return None
     place = [0] * len(chunks) if index is ... else [index, *[0] * (len(chunks) - 1)]
-    path = folder.joinpath(GROUP, array.path, "c", *map(str, place))
-    return path if file_size(str(path)) == math.prod(chunks) * array.dtype.itemsize else None
+    key, size = "/".join([array.path, "c", *map(str, place)]), math.prod(chunks) * array.dtype.itemsize
+    if (folder / PACK).exists():
+        return (folder / PACK, contents(folder / PACK).chunks[key].start) if size else None
+    path = folder / FOLDER / key
+    return (path, 0) if file_size(str(path)) == size else None
 
 
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Prefixes, relative to `folder`, of the files that hold the named tensors."""
-    path = folder / GROUP / "zarr.json"
+    """Prefixes, relative to `folder`, of the files that hold the named tensors of a group in a folder."""
+    path = folder / FOLDER / "zarr.json"
     stat = path.stat()
     members = _members(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
     if members is None:
-        return tuple(f"{GROUP}/{name}/" for name in names)
+        return tuple(f"{FOLDER}/{name}/" for name in names)
     stacks = sorted({members[name][0] for name in names})
     return (
-        *(f"{GROUP}/{stack}/zarr.json" for stack in stacks),
-        *(f"{GROUP}/{members[name][0]}/c/{members[name][1]}/" for name in names),
+        *(f"{FOLDER}/{stack}/zarr.json" for stack in stacks),
+        *(f"{FOLDER}/{members[name][0]}/c/{members[name][1]}/" for name in names),
     )
 
 

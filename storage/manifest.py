@@ -14,11 +14,12 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from adatsq_pipe.storage import parts
 from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
@@ -26,6 +27,8 @@ from adatsq_pipe.storage.failures import Failure, failures_of
 from adatsq_pipe.storage.files import file_size, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, file_digest_once, list_files, list_names
 from adatsq_pipe.storage.marker import Marker, read_marker
+from adatsq_pipe.storage.pack import PACK
+from adatsq_pipe.storage.parts import PARTS
 from adatsq_pipe.storage.remote import Remote
 
 COMPLETE = "complete"
@@ -220,32 +223,43 @@ class Manifest:
     def verify(self, unit: str, *, tensors: Sequence[str] | None = None, once: bool = False) -> Marker:
         """The unit's marker, after hashing every file that it vouches for. Raises KeyError, DamagedUnit.
 
-        With `tensors`, only these of the unit's arrays are hashed, for reading a few arrays of a large unit. With
-        `once`, a file that this process has hashed is hashed again only if it was written since.
+        With `tensors`, only these of the unit's arrays are hashed, where each has a digest of its own: for reading a
+        few arrays of a large unit. With `once`, a file that this process has hashed is hashed again only if it was
+        written since.
         """
-        marker = self.read(unit)
-        if tensors is None:
+        marker, folder = self.read(unit), self.unit_folder(unit)
+        if tensors is None or (PACK in marker.files and PARTS not in marker.files):
             self._compare(marker, list(marker.files), once)
+        elif PACK in marker.files:
+            self._compare(marker, [name for name in marker.files if name != PACK], once)
+            self._compare(marker, [PACK], once, lambda: bool(parts.altered(folder, tensors, once=once)))
         else:
             self._compare(marker, [name for name in marker.files if name.count("/") < 2], once)
-            prefixes = file_prefixes(self.unit_folder(unit), tensors)
+            prefixes = file_prefixes(folder, tensors)
             self._compare(marker, [name for name in marker.files if name.startswith(prefixes)], once)
         return marker
 
-    def _compare(self, marker: Marker, names: list[str], once: bool) -> None:
+    def _compare(
+        self, marker: Marker, names: list[str], once: bool, is_altered: Callable[[], bool] | None = None
+    ) -> None:
         """Compare the named files of a unit with its marker, by size and digest. Raises DamagedUnit.
 
-        A file that differs in the mirror is downloaded once more before the unit counts as damaged.
+        `is_altered` stands in for the digest of a single file. A file that differs in the mirror is downloaded once
+        more before the unit counts as damaged.
         """
+
+        def find(names: list[str]) -> list[str]:
+            return self._altered(marker, names, once) if is_altered is None else names if is_altered() else []
+
         folder = self.unit_folder(marker.unit)
         wrong = self._wrong_sizes(marker, names)
         if not wrong:
             if self.remote is not None:
                 self.remote.download(self._names(*(folder / name for name in names)))
-            altered = self._altered(marker, names, once)
+            altered = find(names)
             if altered and self.remote is not None:
                 self.remote.download(self._names(*(folder / name for name in altered)), refresh=True)
-                altered = self._altered(marker, altered, once)
+                altered = find(altered)
             wrong = [f"{folder / name} does not have the digest in its marker" for name in altered]
         if wrong:
             raise DamagedUnit(self.stage, marker.unit, wrong[0])

@@ -1,14 +1,14 @@
-"""Named tensors of one unit, as a Zarr group that only the unit's worker writes.
+"""Named tensors of one unit, as a Zarr group in one file that only the unit's worker writes (see `pack`).
 
-Zarr has no bf16: it is stored as its uint16 bits with the attribute `dtype`. Arrays are one chunk each and not
-compressed (activations do not compress), so equal tensors give equal files. `adatsq_pipe.storage.arrays` reads the
-same groups without torch.
+Zarr has no bf16: it is stored as its uint16 bits with the attribute `dtype`. Arrays are not compressed (activations do
+not compress). `adatsq_pipe.storage.arrays` reads the same groups without torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,21 @@ import torch
 import zarr
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from adatsq_pipe.storage import arrays
-from adatsq_pipe.storage.arrays import GROUP, MEMBERS, array_of, open_group
+from adatsq_pipe.storage import arrays, pack, parts
+from adatsq_pipe.storage.arrays import MEMBERS, array_of, open_group
 from adatsq_pipe.storage.files import write_with
 from adatsq_pipe.storage.fingerprint import Plain
+from adatsq_pipe.storage.pack import PACK, Chunk
+from adatsq_pipe.storage.parts import PARTS
 from adatsq_pipe.storage.weights import LazyTensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _BIT_TYPES = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
-AT_ONCE = 2**24
-"""Bytes up to which tensors are joined in memory to be written."""
-STRAIGHT = 2**20
-"""Bytes of a chunk from which it is written without zarr."""
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _BIT_TYPES}
 
 
@@ -48,69 +48,89 @@ class Stack:
 def write(
     folder: Path, tensors: Mapping[str, Tensor | LazyTensor | Stack], attributes: Mapping[str, Plain] | None = None
 ) -> None:
-    """Write `tensors` (on any device) and JSON `attributes` to a new group `<folder>/tensors.zarr`.
+    """Write `tensors` (on any device) and JSON `attributes` as a new group in `folder`, an array of one chunk each.
 
-    Lazy ones are loaded one after the other, and a stack is not copied.
+    Lazy ones are loaded one after the other, and a stack is not copied. Raises ValueError for a stack whose parts have
+    several shapes or dtypes.
     """
-    group = _new_group(folder, attributes or {})
+    shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]()
     for name, tensor in tensors.items():
         if isinstance(tensor, Stack):
-            _write_parts(folder, group, name, tensor.parts)
-            continue
-        loaded = tensor.load() if isinstance(tensor, LazyTensor) else tensor
-        shape = tuple(loaded.shape)
-        _fill(folder, _create(group, name, loaded.dtype, shape, shape), _numbers(loaded))
-
-
-def _write_parts(folder: Path, group: zarr.Group, name: str, parts: Sequence[Tensor]) -> None:
-    """Write the array's only chunk part by part. Raises ValueError for parts of several shapes or dtypes."""
-    if len({(part.shape, part.dtype) for part in parts}) != 1:
-        raise ValueError(f"{name} has parts of several shapes or dtypes")
-    shape = (len(parts), *parts[0].shape)
-    array = _create(group, name, parts[0].dtype, shape, shape)
-    path = folder.joinpath(GROUP, array.path, "c", *["0"] * len(shape))
-    path.parent.mkdir(parents=True)
-    with path.open("wb") as file:
-        for part in parts:
-            numbers = _numbers(part)
-            numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tofile(file)
+            first = tensor.parts[0]
+            if any((part.shape, part.dtype) != (first.shape, first.dtype) for part in tensor.parts):
+                raise ValueError(f"{name} has parts of several shapes or dtypes")
+            shapes[name] = first.dtype, (len(tensor.parts), *first.shape)
+        else:
+            shapes[name] = tensor.dtype, tuple(tensor.shape)
+    documents = _documents({name: (dtype, shape, shape) for name, (dtype, shape) in shapes.items()}, attributes or {})
+    chunks = [_chunk(_key(name, len(shapes[name][1])), tensor) for name, tensor in tensors.items()]
+    (folder / PARTS).unlink(missing_ok=True)
+    pack.write(folder / PACK, documents, [chunk for chunk in chunks if chunk.size], lambda key, data: None)
 
 
 def write_stacked(folder: Path, tensors: Mapping[str, Tensor], attributes: Mapping[str, Plain] | None = None) -> None:
-    """`write` for many tensors of few shapes: those of one shape and dtype become one array, a chunk each.
+    """`write` for many tensors of few shapes, of which a reader takes a few: those of one shape and dtype become one
+    array, a chunk each, and every tensor has a digest of its own (see `parts`).
 
-    A Zarr array costs more than a millisecond, a chunk far less. Tensors are still read by name: the group's attribute
+    A Zarr array costs about a millisecond, a chunk far less. Tensors are still read by name: the group's attribute
     `members` maps a name to [array name, index].
     """
     groups: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault((tensor.dtype, tensor.shape), []).append(name)
-    stacks = {f"stack{i}": names for i, names in enumerate(groups.values())}
-    members: Plain = {name: [stack, index] for stack, names in stacks.items() for index, name in enumerate(names)}
-    group = _new_group(folder, {**(attributes or {}), MEMBERS: members})
-    for stack, names in stacks.items():
-        first = tensors[names[0]]
-        array = _create(group, stack, first.dtype, (len(names), *first.shape), (1, *first.shape))
-        if array.nbytes <= AT_ONCE:  # a write of a chunk alone takes twice as long
-            array[...] = _numbers(torch.stack([tensors[name] for name in names]))
-            continue
-        for index, name in enumerate(names):
-            array[index] = _numbers(tensors[name])
+    stacks = {f"stack{i}": (dtype, tuple(shape), names) for i, ((dtype, shape), names) in enumerate(groups.items())}
+    members: Plain = {name: [stack, i] for stack, (*_, names) in stacks.items() for i, name in enumerate(names)}
+    documents = _documents(
+        {stack: (dtype, (len(names), *shape), (1, *shape)) for stack, (dtype, shape, names) in stacks.items()},
+        {**(attributes or {}), MEMBERS: members},
+    )
+    named = {
+        _key(stack, 1 + len(shape), i): name
+        for stack, (_, shape, names) in stacks.items()
+        for i, name in enumerate(names)
+        if tensors[name].numel()
+    }
+    hashes = {key: hashlib.sha256() for key in named}
+    chunks = (_chunk(key, tensors[name]) for key, name in named.items())
+    spans = pack.write(folder / PACK, documents, chunks, lambda key, data: hashes[key].update(data))
+    parts.write(
+        folder,
+        {name: spans[key] for key, name in named.items()},
+        {name: hashes[key].hexdigest() for key, name in named.items()},
+    )
 
 
-def _new_group(folder: Path, attributes: Mapping[str, Plain]) -> zarr.Group:
-    return zarr.open_group(folder / GROUP, mode="w", attributes=cast("dict[str, Any]", dict(attributes)))
+def _key(array: str, dimensions: int, index: int = 0) -> str:
+    """The key of a chunk that is whole but for the first dimension."""
+    return "/".join([array, "c", *(["0"] * dimensions if not index else [str(index), *["0"] * (dimensions - 1)])])
 
 
-def _fill(folder: Path, array: zarr.Array[Any], numbers: npt.NDArray[Any]) -> None:
-    """Write a whole array of one chunk. A large chunk goes straight to its file, as the bytes that zarr would write
-    there."""
-    if numbers.nbytes < STRAIGHT:
-        array[...] = numbers
-        return
-    path = folder.joinpath(GROUP, array.path, "c", *["0"] * numbers.ndim)
-    path.parent.mkdir(parents=True)
-    numbers.astype(array.dtype.newbyteorder("<"), copy=False).tofile(path)
+def _chunk(key: str, tensor: Tensor | LazyTensor | Stack) -> Chunk:
+    """A tensor's numbers as a chunk, made as they are written."""
+    several = tensor.parts if isinstance(tensor, Stack) else [tensor]
+
+    def buffers() -> Iterator[memoryview]:
+        for part in several:
+            yield _bytes(part.load() if isinstance(part, LazyTensor) else part)
+
+    return Chunk(key, sum(part.nbytes for part in several), buffers())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as a chunk has them: in order, the lowest byte first."""
+    numbers = _numbers(tensor)
+    return numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
+
+
+def _documents(
+    arrays: Mapping[str, tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]], attributes: Mapping[str, Plain]
+) -> dict[str, bytes]:
+    """The metadata documents of a group with arrays of these dtypes, shapes and shapes of chunks, by key."""
+    documents = dict[str, Buffer]()
+    group = zarr.open_group(MemoryStore(documents), mode="w", attributes=cast("dict[str, Any]", dict(attributes)))
+    for name, (dtype, shape, chunks) in arrays.items():
+        _create(group, name, dtype, shape, chunks)
+    return {key: documents[key].to_bytes() for key in sorted(documents)}
 
 
 def _numbers(tensor: Tensor) -> npt.NDArray[Any]:
@@ -121,23 +141,20 @@ def _numbers(tensor: Tensor) -> npt.NDArray[Any]:
     return found
 
 
-def _create(
-    group: zarr.Group, name: str, dtype: torch.dtype, shape: tuple[int, ...], chunks: tuple[int, ...]
-) -> zarr.Array[Any]:
-    """A new array for tensors of that dtype."""
-    return group.create_array(
+def _create(group: zarr.Group, name: str, dtype: torch.dtype, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    """Describe a new array for tensors of that dtype."""
+    group.create_array(
         name,
         shape=shape,
         dtype=_numbers(torch.empty(0, dtype=dtype)).dtype,
         chunks=tuple(max(1, n) for n in chunks),
         compressors=None,
         attributes={"dtype": str(dtype).removeprefix("torch.")} if dtype in _BIT_TYPES else {},
-        config={"write_empty_chunks": True},
     )
 
 
 def read(folder: Path, names: list[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of `<folder>/tensors.zarr` (CPU): `names` in their order, or all of them sorted by name."""
+    """The tensors of the group in `folder` (CPU): `names` in their order, or all of them sorted by name."""
     group = open_group(folder)
     members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
     if members is None:

@@ -27,7 +27,7 @@ def write_trajectory(folder: Path, run: Trajectory) -> None:
 
 def recorded_levels(context: Context, shard: int) -> NoiseLevels:
     """The steps and timesteps of a recorded calibration run, without its outputs, and not verified."""
-    marks = arrays.attributes(context.manifest("capture").unit_folder(trajectory_unit(shard)))
+    marks = arrays.attributes(context.manifest("capture").local_folder(trajectory_unit(shard)))
     return NoiseLevels(steps=tuple(marks["steps"]), timesteps=tuple(marks["timesteps"]))
 
 

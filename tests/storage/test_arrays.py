@@ -12,6 +12,7 @@ import torch
 import zarr
 
 from adatsq_pipe.storage import arrays, tensors
+from tests.support.folder_form import unpack
 
 
 def test_an_array_is_read_as_it_is_stored(tmp_path: Path) -> None:
@@ -37,6 +38,7 @@ def test_a_group_is_opened_once_until_it_is_another(tmp_path: Path) -> None:
 
 def test_the_files_of_a_plain_tensor_lie_in_its_array(tmp_path: Path) -> None:
     tensors.write(tmp_path, {"a": torch.ones(2), "a:b": torch.ones(2)})
+    unpack(tmp_path)
     assert arrays.file_prefixes(tmp_path, ["a"]) == ("tensors.zarr/a/",)
     assert arrays.file_prefixes(tmp_path, ["a:b", "a"]) == ("tensors.zarr/a:b/", "tensors.zarr/a/")
     assert arrays.file_prefixes(tmp_path, []) == ()
@@ -45,6 +47,7 @@ def test_the_files_of_a_plain_tensor_lie_in_its_array(tmp_path: Path) -> None:
 def test_the_files_of_a_stacked_tensor_are_its_chunk_and_the_description_of_its_array(tmp_path: Path) -> None:
     written = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(2), "d": torch.ones(2)}
     tensors.write_stacked(tmp_path, written)
+    unpack(tmp_path)
     assert arrays.file_prefixes(tmp_path, ["d", "b", "a"]) == (
         "tensors.zarr/stack0/zarr.json",
         "tensors.zarr/stack1/zarr.json",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import struct
+import time
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import torch
 import zarr
 from safetensors import safe_open
+from zarr.storage import ZipStore
 
-from adatsq_pipe.storage import tensors
+from adatsq_pipe.storage import arrays, tensors
 from adatsq_pipe.storage.weights import LazyTensor
+from tests.support.folder_form import unpack
 from tests.support.mapping import MAPS, file_of
 
 PLAIN = [torch.float32, torch.float16, torch.float64, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool]
@@ -32,27 +35,23 @@ def test_tensors_come_back_as_they_were(dtype: torch.dtype, tmp_path: Path) -> N
     assert list(tensors.read(tmp_path, ["b.c:d"])) == ["b.c:d"]
 
 
-def test_the_file_of_an_array_holds_its_numbers_and_nothing_else(tmp_path: Path) -> None:
+def test_a_group_is_one_file_that_zarr_reads(tmp_path: Path) -> None:
     x = torch.tensor([[1.0, -2.5], [3.0, 0.0]])
     tensors.write(tmp_path, {"x": x.T, "zeros": torch.zeros(3)}, {"n": 1})
-    folder = tmp_path / "tensors.zarr"
-    assert (folder / "x/c/0/0").read_bytes() == np.array([[1.0, 3.0], [-2.5, 0.0]], "<f4").tobytes()
-    assert (folder / "zeros/c/0").read_bytes() == bytes(12), "a chunk of zeros is written too"
-    group = zarr.open_group(folder, mode="r")
+    assert [path.name for path in tmp_path.iterdir()] == ["tensors.zarr.zip"]
+    with zipfile.ZipFile(tmp_path / "tensors.zarr.zip") as pack:
+        assert pack.namelist() == ["x/zarr.json", "zarr.json", "zeros/zarr.json", "x/c/0/0", "zeros/c/0"]
+        assert pack.read("x/c/0/0") == np.array([[1.0, 3.0], [-2.5, 0.0]], "<f4").tobytes()
+        assert pack.read("zeros/c/0") == bytes(12), "a chunk of zeros is written too"
+    group = zarr.open_group(ZipStore(tmp_path / "tensors.zarr.zip"), mode="r")
     assert dict(group.attrs) == {"n": 1} and dict(group["x"].attrs) == {}
-    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
-        "x/c/0/0",
-        "x/zarr.json",
-        "zarr.json",
-        "zeros/c/0",
-        "zeros/zarr.json",
-    ]
+    assert group["x"][...].tolist() == [[1.0, 3.0], [-2.5, 0.0]]  # type: ignore[index, union-attr]
 
 
 @pytest.mark.parametrize(("dtype", "bits"), VIEWED)
 def test_what_zarr_has_no_type_for_is_stored_as_its_bits(dtype: torch.dtype, bits: str, tmp_path: Path) -> None:
     tensors.write(tmp_path, {"x": torch.tensor([1.0, -2.0]).to(dtype)})
-    array = zarr.open_group(tmp_path / "tensors.zarr", mode="r")["x"]
+    array = zarr.open_group(ZipStore(tmp_path / "tensors.zarr.zip"), mode="r")["x"]
     by_hand = {"uint16": [0x3F80, 0xC000], "uint8": [0x38, 0xC0]}[bits]
     assert str(array.dtype) == bits and list(array[...]) == by_hand  # type: ignore[union-attr, arg-type, index]
     assert dict(array.attrs) == {"dtype": str(dtype).removeprefix("torch.")}
@@ -70,7 +69,9 @@ def test_writing_again_leaves_nothing_of_before(tmp_path: Path) -> None:
     tensors.write(tmp_path, {"old": torch.ones(2), "x": torch.ones(3)}, {"old": 1})
     tensors.write(tmp_path, {"x": torch.zeros(2)})
     assert list(tensors.read(tmp_path)) == ["x"] and tensors.read(tmp_path)["x"].tolist() == [0.0, 0.0]
-    assert not (tmp_path / "tensors.zarr" / "old").exists()
+    tensors.write_stacked(tmp_path, {"x": torch.ones(2)})
+    tensors.write(tmp_path, {"x": torch.zeros(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["tensors.zarr.zip"]
 
 
 def _stacked(tmp_path: Path) -> dict[str, torch.Tensor]:
@@ -91,8 +92,9 @@ def test_stacked_tensors_come_back_by_name(tmp_path: Path) -> None:
 
 def test_tensors_of_one_shape_and_type_are_one_array_of_a_chunk_each(tmp_path: Path) -> None:
     _stacked(tmp_path)
-    folder = tmp_path / "tensors.zarr"
-    members = json.loads((folder / "zarr.json").read_text())["attributes"]
+    with zipfile.ZipFile(tmp_path / "tensors.zarr.zip") as pack:
+        members = json.loads(pack.read("zarr.json"))["attributes"]
+        chunk, names = pack.read("stack0/c/2/0/0"), pack.namelist()
     assert members == {
         "start": 3,
         "members": {
@@ -105,8 +107,9 @@ def test_tensors_of_one_shape_and_type_are_one_array_of_a_chunk_each(tmp_path: P
             "tall": ["stack3", 0],
         },
     }
-    assert (folder / "stack0/c/2/0/0").read_bytes() == np.full(6, 0x4000, "<u2").tobytes(), "rows:2 in bf16"
-    assert sorted(path.name for path in (folder / "stack0/c").iterdir()) == ["0", "1", "2"]
+    assert chunk == np.full(6, 0x4000, "<u2").tobytes(), "rows:2 in bf16"
+    assert [name for name in names if name.startswith("stack0/c")] == [f"stack0/c/{i}/0/0" for i in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.json", "tensors.zarr.zip"]
 
 
 def test_scratch_is_one_safetensors_file(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_a_mapped_tensor_lies_in_its_file_and_leaves_it_as_it_is(tmp_path: Path)
     x = tensors.mapped(tmp_path, "x")
     assert x.dtype == torch.bfloat16 and x.tolist() == [[0, 1, 2], [3, 4, 5]]
     if MAPS.exists():
-        assert file_of(x) == ("rw-p", str((tmp_path / "tensors.zarr/x/c/0/0").resolve())), "p: private, copied on write"
+        assert file_of(x) == ("rw-p", str((tmp_path / "tensors.zarr.zip").resolve())), "p: private, copied on write"
     x[0, 0] = 9
     assert x.tolist()[0] == [9, 1, 2] and tensors.read(tmp_path)["x"].tolist()[0] == [0, 1, 2]
     assert tensors.mapped(tmp_path, "none").shape == (0, 3) and tensors.mapped(tmp_path, "one").item() == 7
@@ -149,7 +152,7 @@ def test_a_stacked_tensor_is_mapped_alone(tmp_path: Path) -> None:
     written = _stacked(tmp_path)
     assert all(torch.equal(tensors.mapped(tmp_path, name), x) for name, x in written.items())
     if MAPS.exists():
-        path = tmp_path / "tensors.zarr/stack0/c/2/0/0"
+        path = tmp_path / "tensors.zarr.zip"
         assert file_of(tensors.mapped(tmp_path, "rows:2"))[1] == str(path.resolve())
 
 
@@ -170,35 +173,38 @@ def test_arrays_that_another_zarr_wrote_are_read_by_zarr(tmp_path: Path) -> None
     assert tensors.mapped(tmp_path, "cut").tolist() == list(range(40))
 
 
-def test_large_stacks_are_written_a_chunk_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = _stacked(tmp_path)
-    chunk = (tmp_path / "tensors.zarr/stack0/c/2/0/0").read_bytes()
-    monkeypatch.setattr(tensors, "AT_ONCE", 0)
-    monkeypatch.setattr(torch, "stack", None)
-    assert _stacked(tmp_path / "again").keys() == written.keys()
-    assert (tmp_path / "again/tensors.zarr/stack0/c/2/0/0").read_bytes() == chunk
-    assert all(torch.equal(x, written[name]) for name, x in tensors.read(tmp_path / "again").items())
-
-
 def test_a_stack_is_one_array_of_its_parts(tmp_path: Path) -> None:
     parts = [torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0], [6.0]]).T]
     tensors.write(tmp_path, {"s": tensors.Stack(parts)})
     tensors.write(tmp_path / "wanted", {"s": torch.tensor([[[1.0, 2.0]], [[5.0, 6.0]]])})
-    for name in ("zarr.json", "s/zarr.json", "s/c/0/0/0"):
-        assert (tmp_path / "tensors.zarr" / name).read_bytes() == (tmp_path / "wanted/tensors.zarr" / name).read_bytes()
+    found, wanted = (folder / "tensors.zarr.zip" for folder in (tmp_path, tmp_path / "wanted"))
+    assert found.read_bytes() == wanted.read_bytes()
     assert tensors.read(tmp_path)["s"].tolist() == [[[1, 2]], [[5, 6]]]
     with pytest.raises(ValueError, match="s has parts of several shapes"):
         tensors.write(tmp_path, {"s": tensors.Stack([torch.ones(1), torch.ones(2)])})
 
 
-def test_a_large_tensor_has_the_file_that_zarr_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_tensors_make_equal_files_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"a": torch.arange(12.0).reshape(3, 4), "half": torch.arange(6).bfloat16(), "scalar": torch.tensor(2.5)}
-    tensors.write(tmp_path / "zarr", values)
-    monkeypatch.setattr(tensors, "STRAIGHT", 8)
-    tensors.write(tmp_path / "straight", values)
-    for name in ("a/c/0/0", "half/c/0"):
-        of_zarr, straight = ((tmp_path / each / "tensors.zarr" / name).read_bytes() for each in ("zarr", "straight"))
-        assert of_zarr == straight
-    assert (tmp_path / "straight/tensors.zarr/a/c/0/0").read_bytes() == struct.pack("<12f", *range(12))
-    for name, value in tensors.read(tmp_path / "straight").items():
-        assert torch.equal(value, values[name])
+    for write in (tensors.write, tensors.write_stacked):
+        write(tmp_path / "now", values)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: 4e9)
+            patch.setattr(time, "localtime", lambda *_: time.gmtime(4e9))
+            write(tmp_path / "later", values)
+        for file in (tmp_path / "now").iterdir():
+            assert file.read_bytes() == (tmp_path / "later" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("write", [tensors.write, tensors.write_stacked])
+def test_groups_in_folders_are_read_as_those_in_packs(
+    write: Callable[[Path, dict[str, torch.Tensor], dict[str, int]], None], tmp_path: Path
+) -> None:
+    """As version 0.1 wrote them."""
+    stored = {"b": torch.randn(3, 5).bfloat16(), "a": torch.arange(4), "c": torch.ones(3, 5).bfloat16()}
+    write(tmp_path, stored, {"n": 1})
+    unpack(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tensors.zarr"]
+    for back in (tensors.read(tmp_path), {name: tensors.mapped(tmp_path, name) for name in stored}):
+        assert {name: x.tolist() for name, x in back.items()} == {name: x.tolist() for name, x in stored.items()}
+    assert arrays.attributes(tmp_path)["n"] == 1

@@ -125,13 +125,13 @@ def test_damage_is_named_and_done_again(damage: str, captured: Path, tmp_path: P
     run = tmp_path / "run"
     shutil.copytree(captured, run, symlinks=True)
     folder = next(run.glob("capture/*/units/activations/000-000"))
-    chunk = sorted(p for p in folder.rglob("*") if p.is_file() and "/stack0/c/" in str(p))[0]
+    tensors = folder / "tensors.zarr.zip"
     marker = next(run.glob("capture/*/markers/activations/000-000.json"))
-    whole = chunk.read_bytes()
-    if damage == "truncated chunk":
-        chunk.write_bytes(whole[:-4])
-    elif damage == "altered chunk":
-        chunk.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    whole = tensors.read_bytes()
+    if damage == "truncated tensors":
+        tensors.write_bytes(whole[:-4])
+    elif damage == "altered tensors":
+        tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     else:
         marker.write_text(marker.read_text()[:-20])
     found = harness.run("verify", "--run-dir", str(run))
@@ -139,7 +139,7 @@ def test_damage_is_named_and_done_again(damage: str, captured: Path, tmp_path: P
     done = harness.run("run", "--run-dir", str(run), "--stages", "capture..hessian", "--executor", "inline")
     assert done.returncode == 0, done.stderr
     assert "activations/000-000" in done.stderr and "again" in done.stderr, done.stderr
-    assert chunk.read_bytes() == whole
+    assert tensors.read_bytes() == whole
     assert harness.run("verify", "--run-dir", str(run)).returncode == 0
 
 
@@ -147,15 +147,15 @@ def test_what_verify_found_is_done_again_where_no_stage_reads_it(captured: Path,
     """A byte of the same size: a plan sees nothing, until `verify` has looked."""
     run = tmp_path / "run"
     shutil.copytree(captured, run, symlinks=True)
-    chunk = sorted(p for p in run.glob("capture/*/units/trajectory/000/**/c/**/*") if p.is_file())[0]
-    whole = chunk.read_bytes()
-    chunk.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    tensors = next(run.glob("capture/*/units/trajectory/000/tensors.zarr.zip"))
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "damaged" not in harness.run("status", "--run-dir", str(run)).stdout
     found = harness.run("verify", "--run-dir", str(run))
     assert found.returncode == 1 and "trajectory/000" in found.stderr, found.stderr
     assert "capture   damaged" in harness.run("status", "--run-dir", str(run)).stdout
     done = harness.run("run", "--run-dir", str(run), "--stages", "capture", "--executor", "inline")
-    assert done.returncode == 0 and chunk.read_bytes() == whole, done.stderr
+    assert done.returncode == 0 and tensors.read_bytes() == whole, done.stderr
     assert harness.run("verify", "--run-dir", str(run)).returncode == 0
 
 

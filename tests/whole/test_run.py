@@ -45,6 +45,33 @@ def test_outputs(undisturbed: Path) -> None:
     assert coloured(undisturbed / "report" / "side_by_side.png") > 0.1
 
 
+def test_the_number_of_files_follows_from_units_and_not_from_tensors(undisturbed: Path) -> None:
+    """Beside a marker for each unit and two files for each stage: those of units, as storage/README.md counts them."""
+    (survey,) = undisturbed.glob("capture/*/markers/survey.json")
+    layers = json.loads(survey.read_text())["value"]["layers"]
+    inputs = {layer["source"] for layer in layers}
+
+    def found(stage: str, pattern: str) -> int:
+        return len(list(undisturbed.glob(f"{stage}/*/markers/{pattern}.json")))
+
+    trajectories, blocks = found("capture", "trajectory/*"), found("capture", "activations/*")
+    drawn = found("reference", "draw/*")
+    files = {
+        "capture": trajectories + 2 * blocks,
+        "fisher": found("fisher", "scores/*"),
+        "hessian": len(inputs),
+        "solve": len(layers),
+        "search": 1,
+        "reference": drawn + found("reference", "truth"),
+        "evaluate": 3 * drawn,
+    }
+    assert len(inputs) < len(layers) and trajectories and blocks and drawn
+    for stage, of_units in files.items():
+        paths = [path for path in undisturbed.glob(f"{stage}/*/**/*") if path.is_file()]
+        units = found(stage, "**/*") - 1
+        assert len(paths) == 2 + units + of_units, [str(path.relative_to(undisturbed)) for path in paths]
+
+
 def test_the_front_keeps_the_budget_and_the_nearest_of_those_rolled_out_is_taken(undisturbed: Path) -> None:
     (front,) = undisturbed.glob("search/*/units/front/front.parquet")
     summary = json.loads((undisturbed / "report" / "summary.json").read_text())

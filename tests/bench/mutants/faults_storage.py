@@ -46,6 +46,27 @@ FAULTS = [
         (".setdefault((tensor.dtype, tensor.shape), [])", ".setdefault(tensor.shape, [])"),
     ),
     *faults(
+        "storage/pack.py",
+        f"{STORAGE}tensors.py",
+        ("zipfile.ZipInfo(key)", "zipfile.ZipInfo(key, __import__('time').localtime()[:6])"),
+        ("_HEADER.size + name + extra", "_HEADER.size + name"),
+    ),
+    *faults(
+        "storage/parts.py",
+        f"{STORAGE}manifest.py",
+        ("if differs(_others(", "if False and differs(_others("),
+        ("if name not in tensors or differs(", "if name not in tensors and differs("),
+        ("stat.st_mtime_ns", "0"),
+    ),
+    *faults(
+        "storage/seen.py",
+        f"{STORAGE}seen.py",
+        ("entry is None or entry[:3] != stamp", "entry is None"),
+        ("if entry[1] < settled:", "if True:"),
+        ("if seen.complete is not None and seen.complete == (stamp, names):", "if seen.complete is not None:"),
+        ("if hashlib.sha256(text).hexdigest() == digest.decode():", "if digest:"),
+    ),
+    *faults(
         "storage/tables.py",
         f"{STORAGE}tables.py",
         ("    for name in required:", "    for name in required[:1]:"),
