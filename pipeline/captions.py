@@ -25,6 +25,8 @@ NO_KIND = "no kind"
 def with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Mapping[str, Path]]:
     """The table with its captions: its own, those of its file, or built-in ones. And the pictures that a file names.
 
+    Where the count was set, the first so many of them.
+
     Raises ConfigError.
     """
     name = table.table
@@ -53,6 +55,9 @@ def with_captions(table: PromptSettings, world: str) -> tuple[PromptSettings, Ma
         return table.model_copy(update={"prompts": tuple(ours), "kinds": tuple(kinds)}), images
     if world:
         in_the_world(table.prompts, world, f"{name}.prompts")
+    if "count" in table.model_fields_set:
+        cut = {field: getattr(table, field)[: table.count] for field in ("prompts", "kinds", "inputs")}
+        table = table.model_copy(update=cut)
     return table.model_copy(update={"kinds": table.kinds if any(table.kinds) else ()}), images
 
 

@@ -128,8 +128,12 @@ def _row(
 
 
 def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tables.Row:
-    """A finished row as plain values. Intervals are 95 %, over captions and paired seeds."""
+    """A finished row as plain values. Intervals are 95 %, over captions and paired seeds; None of a single caption."""
     quality, bits, scores = summary.quality, summary.bits, summary.quality.asked_for
+
+    def half(standard_error: float) -> float | None:
+        return 1.96 * standard_error if quality.captions > 1 else None
+
     values: tables.Row = {
         "method": row.method, "change": json.dumps(dict(row.change)), "bits": row.bits,
         "weight_bits": bits.weights_with_scales, "activation_bits": bits.activations_mean,
@@ -139,15 +143,15 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
     }  # fmt: skip
     for name, value in (("psnr", quality.psnr), ("ssim", quality.ssim), ("latent_error", quality.latent_error)):
         values[name] = value.mean
-        values[f"{name}_interval"] = 1.96 * value.standard_error
+        values[f"{name}_interval"] = half(value.standard_error)
     for name, metric in quality.metrics.items():
         values[name], values[f"{name}_interval"] = metric.quantized.mean, metric.quantized.interval
         values[f"{name}_full_precision"] = metric.full_precision.mean if metric.full_precision else None
     for name, part in (("score", "quantized"), ("full_precision_score", "full_precision")):
         values[name] = scores[part]["total"]["mean"] if scores else None
-        values[f"{name}_interval"] = 1.96 * scores[part]["total"]["standard_error"] if scores else None
+        values[f"{name}_interval"] = half(scores[part]["total"]["standard_error"]) if scores else None
     values["score_difference"] = scores["difference"]["mean"] if scores else None
-    values["score_difference_interval"] = 1.96 * scores["difference"]["standard_error"] if scores else None
+    values["score_difference_interval"] = half(scores["difference"]["standard_error"]) if scores else None
     spent = [summary.seconds[stage] for stage in CALIBRATION]
     values["calibration_seconds"] = sum(part[kind] for part in spent for kind in ("model", "algebra", "overhead"))
     values["captions"], values["seeds"], values["fingerprint"] = (

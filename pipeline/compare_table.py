@@ -84,8 +84,8 @@ def cells(row: tables.Row) -> list[str]:
     """A row of the table, as text. Bits above what the row's label says are shown with a sign."""
     score, difference = "", ""
     if row["score"] is not None:
-        score = f"{row['score']:.2f} ± {row['score_interval']:.2f}"
-        difference = f"{row['score_difference']:+.2f} ± {row['score_difference_interval']:.2f}"
+        score = _with_interval(row, "score", ".2f")
+        difference = _with_interval(row, "score_difference", "+.2f")
     return [
         name_of(row),
         f"{row['weight_bits']:.2f} ({row['weight_bits_over']:+.2f})",
@@ -93,7 +93,7 @@ def cells(row: tables.Row) -> list[str]:
         f"{row['layers_smaller']:.2f}x",
         _gain(row),
         f"{row['latent_error_geometric']:.3g}",
-        f"{row['psnr']:.1f} ± {row['psnr_interval']:.1f}",
+        _with_interval(row, "psnr", ".1f"),
         f"{row['psnr_median']:.1f}",
         f"{row['ssim']:.3f}",
         *(metric_text(name, row[name], row[f"{name}_interval"]) for name in METRICS if name in row),
@@ -104,13 +104,18 @@ def cells(row: tables.Row) -> list[str]:
 
 
 def _gain(row: tables.Row) -> str:
-    """The latent gain with its interval, which one caption does not have."""
+    """The latent gain with its interval."""
     if row["latent_gain"] is None:
         return ""
     if is_baseline(row):
         return "0 (baseline)"
-    half = row["latent_gain_interval"]
-    return f"{row['latent_gain']:+.2f}" + ("" if half is None else f" ± {half:.2f}")
+    return _with_interval(row, "latent_gain", "+.2f")
+
+
+def _with_interval(row: tables.Row, name: str, form: str) -> str:
+    """A figure with its interval, which one caption does not have."""
+    half = row[f"{name}_interval"]
+    return f"{row[name]:{form}}" + ("" if half is None else f" ± {half:{form.removeprefix('+')}}")
 
 
 def markdown(results: Sequence[tables.Row], refused: Sequence[LeftOut], model: str, floor: str = "") -> str:
@@ -161,7 +166,7 @@ def plot(results: Sequence[tables.Row], path: Path) -> None:
     panels: list[tuple[Figure, Figure, str]] = [(decibels, decibels_interval, "-10 log10 of the latent error, dB")]
     if any(row["score"] is not None for row in results):
         label = "share that matches the prompt"
-        panels.append((lambda row: row["score"], lambda row: row["score_interval"], label))
+        panels.append((lambda row: row["score"], lambda row: row["score_interval"] or 0.0, label))
     figure, axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.4), squeeze=False)
     names = list(dict.fromkeys(row["method"] for row in results))
     for axis, (height, width, label) in zip(axes[0], panels, strict=True):

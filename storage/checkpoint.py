@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adatsq_pipe.storage.errors import NoTransformer, StorageError, UnusableModel
+from adatsq_pipe.storage.errors import NoTransformer, UnusableModel
 from adatsq_pipe.storage.files import copy_files, write_text
 from adatsq_pipe.storage.model_files import check_link, components, copied_files, weight_files
 from adatsq_pipe.storage.model_index import INDEX, component_config, is_component, read_index
@@ -26,17 +26,17 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 def find_pipeline(folder: Path) -> dict[str, Any]:
     """The folder's `model_index.json`: class name, and [library, class] by component.
 
-    Raises StorageError if the folder is no local pipeline, NoTransformer if the pipeline has no transformer.
+    Raises UnusableModel if the folder is no local pipeline, NoTransformer if the pipeline has no transformer.
     """
     if not folder.is_dir():
-        raise StorageError(f"{folder} is not a folder; --model takes a pipeline folder, or org/name of the hub")
+        raise UnusableModel(f"{folder} is not a folder; --model takes a pipeline folder, or org/name of the hub")
     check_link(folder, INDEX)
     try:
         index = read_index(folder)
     except FileNotFoundError:
         inside = sorted(path.parent for path in folder.glob(f"snapshots/*/{INDEX}"))
         hint = f"; the hub's cache has it in {inside[-1]}" if inside else ""
-        raise StorageError(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder{hint}") from None
+        raise UnusableModel(f"{folder} has no {INDEX}, so it is no diffusers pipeline folder{hint}") from None
     components = [name for name, value in index.items() if is_component(value)]
     if not index.get("transformer") or not (folder / "transformer").is_dir():
         names = ", ".join(sorted(components)) or "none"

@@ -12,7 +12,7 @@ class NoTransformer(StorageError):
 
 
 class UnusableModel(StorageError):
-    """A model folder whose weights do not load, or whose links cannot be followed. Nothing was started."""
+    """A folder that is no pipeline, whose weights do not load or whose links lead nowhere. Nothing was started."""
 
 
 class DamagedUnit(StorageError):

@@ -52,7 +52,7 @@ def steps_of(place: RunDir, choice: Choice) -> tuple[list[Step], Context, str]:
                 preset=None, file=None, sets=(), model=None, previous=request, kept=kept_by(place)
             )
             if request is None:
-                note, known = "config.toml is missing", False
+                note, known = "config.toml is missing (a comparison has none)", False
             elif not config.model.is_dir():
                 note = f"the model folder {config.model} is not on this machine"
         except (ConfigError, OSError) as error:

@@ -174,7 +174,7 @@ class DataSettings(PromptSettings):
     """The same from a file: text with one caption a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`.
     The result depends on its contents, not on its path."""
     count: int = Field(default=32, ge=1, le=100_000)
-    """How many captions, when they are built-in ones."""
+    """How many captions are built in. Set beside captions of your own, it takes the first so many of them."""
     batch: int = Field(default=8, ge=1)
     """Captions in one forward pass. Float results depend on it. With pictures from a manifest the default is 1: some
     pipelines take the pictures of a batch for one prompt's."""

@@ -30,7 +30,7 @@ class EvaluateSettings(PromptSettings):
     """The same from a file: text with one caption a line, or JSON, JSONL, CSV, TSV or Parquet with a column `prompt`.
     The result depends on its contents, not on its path."""
     count: int = Field(default=16, ge=1, le=100_000)
-    """How many captions, when they are built-in ones."""
+    """How many captions are built in. Set beside captions of your own, it takes the first so many of them."""
     seeds: int = Field(default=3, ge=1, le=1_000)
     """Draws per caption, each with the same seed for both models."""
     batch: int = Field(default=6, ge=1)

@@ -12,7 +12,7 @@ import pytest
 
 from adatsq_pipe.pipeline import compare, config, report, runner
 from adatsq_pipe.pipeline.compare import Row
-from adatsq_pipe.pipeline.compare_table import COLUMNS
+from adatsq_pipe.pipeline.compare_table import COLUMNS, cells
 from adatsq_pipe.pipeline.comparison import read_comparison
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -23,6 +23,7 @@ from adatsq_pipe.stages.base.stage import STAGES
 from adatsq_pipe.stages.evaluation import floor
 from adatsq_pipe.stages.methods._recipe import Recipe, methods
 from adatsq_pipe.storage.rundir import RunDir
+from tests.support.compared import compared
 from tests.support.made_store import make_store
 
 
@@ -133,6 +134,9 @@ def test_a_finished_row_is_measured_by_its_summary_and_its_draws() -> None:
     assert values["latent_log_by_caption"] == pytest.approx(right)
     assert values["psnr_interval"] == pytest.approx(0.98) and values["weight_bits_over"] == pytest.approx(0.25)
     assert values["calibration_seconds"] == pytest.approx(5 * 6.0)
+    summary.quality.captions = 1
+    one = compare.measured(row, summary, samples[:3])
+    assert one["psnr_interval"] is None and "| 1.0 | " in " | ".join(cells({**compared(), **one, "latent_gain": None}))
 
 
 class Runs:

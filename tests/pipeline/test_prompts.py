@@ -104,6 +104,22 @@ def test_a_parquet_without_the_column_and_two_sources(tmp_path: Path) -> None:
         _load(f"data.prompts_file={_written(tmp_path)['text']}", "data.prompts=['a']")
 
 
+def test_a_count_takes_the_first_rows_of_a_file_with_all_that_comes_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [("a red circle", "one", 5), ("a blue square", "two", 6), ("a white cross", "one", 7)]
+    lines = [json.dumps({"prompt": prompt, "kind": kind, "seed": seed}) for prompt, kind, seed in rows]
+    file.write_text("\n".join(lines))
+
+    def captions(*sets: str) -> EvaluateSettings:
+        return _load(f"evaluate.prompts_file={file}", *sets).settings[EvaluateSettings]
+
+    assert len(captions().prompts) == 3
+    first = captions("evaluate.count=2")
+    assert first.prompts == ("a red circle", "a blue square") and first.kinds == ("one", "two")
+    assert [row["seed"] for row in first.inputs] == [5, 6]
+    assert len(captions("evaluate.count=9").prompts) == 3
+
+
 def test_prompts_with_pictures_run_one_at_a_time_by_default(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     file = tmp_path / "prompts.jsonl"

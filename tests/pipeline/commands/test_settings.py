@@ -61,7 +61,7 @@ def test_json_has_every_table_and_every_key() -> None:
         "key": "count",
         "type": "int, >= 1, <= 100000",
         "default": 32,
-        "text": "How many captions, when they are built-in ones.",
+        "text": "How many captions are built in. Set beside captions of your own, it takes the first so many of them.",
     }
     assert listed["recipe"]["solver"]["default"] == "gptq", "the default method's own value"
 

@@ -154,7 +154,10 @@ def test_without_its_settings_a_run_is_shown_as_it_was_recorded(made: Made) -> N
     (made.run.path / "config.toml").unlink()
     code, output, _ = call("status", str(made.run.path))
     assert code == 0 and f"capture   done     1 units   {step.fingerprint[:16]}" in output
-    assert "note      config.toml is missing: shown are the stages that were recorded last" in output
+    assert (
+        "note      config.toml is missing (a comparison has none): shown are the stages that were recorded last"
+        in output
+    )
 
 
 @pytest.mark.parametrize(
