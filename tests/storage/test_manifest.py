@@ -560,3 +560,18 @@ def test_readers_hash_a_file_once_a_process_and_again_if_it_was_written(
     os.utime(file, ns=(1, 1))
     with pytest.raises(DamagedUnit):
         manifest.verify("u", once=True)
+
+
+def test_a_pack_that_is_altered_in_the_mirror_is_downloaded_again(tmp_path: Path, store: RecordingStore) -> None:
+    written = {f"rows:{i}": torch.full((2, 3), float(i + 1)) for i in range(3)}
+    here, elsewhere = _there(store, tmp_path / "here"), _there(store, tmp_path / "elsewhere")
+    tensors.write_stacked(here.open_unit("u"), written)
+    here.commit("u")
+    path = elsewhere.unit_folder("u") / "tensors.zarr.zip"
+    elsewhere.verify("u", tensors=["rows:1"], once=True)
+    whole = path.read_bytes()
+    _spoil(path, whole.index(written["rows:1"].numpy().tobytes()))
+    elsewhere.verify("u", tensors=["rows:1"], once=True)
+    assert path.read_bytes() == whole and torch.equal(
+        tensors.read(path.parent, ["rows:1"])["rows:1"], written["rows:1"]
+    )

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from zarr.storage import ZipStore
 
 from adatsq_pipe.storage import arrays, tensors
+from adatsq_pipe.storage.pack import contents
 from adatsq_pipe.storage.weights import LazyTensor
 from tests.support.folder_form import unpack
 from tests.support.mapping import MAPS, file_of
@@ -208,3 +209,20 @@ def test_groups_in_folders_are_read_as_those_in_packs(
     for back in (tensors.read(tmp_path), {name: tensors.mapped(tmp_path, name) for name in stored}):
         assert {name: x.tolist() for name, x in back.items()} == {name: x.tolist() for name, x in stored.items()}
     assert arrays.attributes(tmp_path)["n"] == 1
+
+
+@pytest.mark.parametrize("write", [tensors.write, tensors.write_stacked])
+def test_packs_of_many_gigabytes_are_read_too(
+    write: Callable[[Path, dict[str, torch.Tensor]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of sizes and places above 2 GB, which here is 100 bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    stored = {f"x{i}": torch.full((3, 20 + i % 2), float(i)) for i in range(5)} | {"small": torch.ones(2)}
+    write(tmp_path, stored)
+    monkeypatch.undo()
+    back = tensors.read(tmp_path)
+    assert {name: x.tolist() for name, x in back.items()} == {name: x.tolist() for name, x in stored.items()}
+    assert all(torch.equal(tensors.mapped(tmp_path, name), x) for name, x in stored.items())
+    with zipfile.ZipFile(tmp_path / "tensors.zarr.zip") as pack:
+        assert pack.testzip() is None
+    assert all(span.start % 64 == 0 for span in contents(tmp_path / "tensors.zarr.zip").chunks.values())
