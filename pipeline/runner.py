@@ -5,6 +5,7 @@ The executor is made when the first unit is missing, and not before: a run with 
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,9 @@ DRAWN_BESIDE = ("capture", "fisher", "assemble")
 """Stages beside which idle workers draw the reference: their workers hold the full-precision model, or none."""
 SEARCH_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
 """Modules that a search needs. The process that runs it imports them beforehand, so that no worker waits for them."""
+
+REPORT_MODULES = ("adatsq_pipe.pipeline.report", "adatsq_pipe.pipeline.page.content", "pyarrow.dataset", "zarr")
+"""Modules that the report of a finished run needs, by name: a run with nothing to do, and `status`, import none."""
 
 
 class Screen(Protocol):
@@ -305,8 +309,10 @@ def _memory(stage: str, context: Context, executors: Executors, screen: Screen) 
 
 
 def _draws_soon() -> None:
-    """Import what the report draws with, beside the one stage that is a single unit and leaves a core idle."""
+    """Import what the report is made with, beside the one stage that is a single unit and leaves a core idle."""
     pyplot()
+    for module in REPORT_MODULES:
+        importlib.import_module(module)
 
 
 def _placed(stage: str, context: Context, config: RunConfig) -> placement.Placement | None:
