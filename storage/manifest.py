@@ -26,7 +26,7 @@ from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.failures import Failure, failures_of
 from adatsq_pipe.storage.files import file_size, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, file_digest_once, list_files, list_names
-from adatsq_pipe.storage.marker import Marker, read_marker
+from adatsq_pipe.storage.marker import Marker, Stamp, read_marker
 from adatsq_pipe.storage.pack import PACK
 from adatsq_pipe.storage.parts import PARTS
 from adatsq_pipe.storage.remote import Remote
@@ -181,13 +181,16 @@ class Manifest:
             self.remote.download(self._names(*map(self._marker, units)))
         return {unit: self.read(unit) for unit in units}
 
-    def read(self, unit: str) -> Marker:
-        """The unit's marker. Raises KeyError if there is none, DamagedUnit if it is not as it was written."""
+    def read(self, unit: str, stamp: Stamp | None = None) -> Marker:
+        """The unit's marker. Raises KeyError if there is none, DamagedUnit if it is not as it was written.
+
+        `stamp` is that of the marker's file, if it is known already.
+        """
         path = f"{self.folder}/markers/{unit}.json"
         if self.remote is not None and self.remote.download(self._names(self._marker(unit))):
             self._marker(unit).unlink(missing_ok=True)
         try:
-            marker = read_marker(path)
+            marker = read_marker(path, stamp)
         except FileNotFoundError:
             raise KeyError(f"unit {unit!r} of stage {self.stage} is not done") from None
         if marker is None or marker.unit != unit:

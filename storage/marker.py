@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from adatsq_pipe.storage.files import is_safe_relative
 from adatsq_pipe.storage.fingerprint import Plain, digest, digest_of_json
@@ -61,18 +61,27 @@ class Marker:
         return json.dumps({**body, "self": digest(body)}, indent=1)
 
 
-def read_marker(path: str) -> Marker | None:
+Stamp: TypeAlias = tuple[int, int, int]
+"""Inode, time of the last change in ns, and bytes of a marker's file."""
+
+
+def stamp_of(path: str) -> Stamp:
+    """Raises FileNotFoundError."""
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def read_marker(path: str, stamp: Stamp | None = None) -> Marker | None:
     """The marker in the file `path`, None if it is not as it was written. Raises FileNotFoundError.
 
-    Markers are cached: a plan reads each of them several times.
+    Markers are cached: a plan reads each of them several times. `stamp` is that of the file, if it is known already.
     """
-    stat = os.stat(path)
-    return _parse(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return _parse(path, stamp or stamp_of(path))
 
 
 @lru_cache(maxsize=2**16)
-def _parse(path: str, stamp: tuple[int, int, int]) -> Marker | None:
-    """`stamp` (inode, mtime, size) is part of the cache's key, so that a replaced file is read again."""
+def _parse(path: str, stamp: Stamp) -> Marker | None:
+    """`stamp` is part of the cache's key, so that a replaced file is read again."""
     try:
         body = json.loads(_bytes(path, stamp[2]).decode())
         if body.pop("self") != digest_of_json(body):

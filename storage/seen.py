@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import TypeAlias
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.files import file_size, write_bytes
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
-from adatsq_pipe.storage.marker import Marker
+from adatsq_pipe.storage.marker import Marker, Stamp, stamp_of
 
 FILE = "seen.json"
 SETTLED = 2 * 10**9
@@ -54,7 +53,7 @@ class Seen:
     complete: tuple[list[int], str] | None = None
     """Inode, time and bytes of COMPLETE's marker, and the digest of the units that it lists."""
 
-    def entry(self, stamp: list[int], marker: Marker) -> Entry:
+    def entry(self, stamp: Stamp, marker: Marker) -> Entry:
         names = list(marker.files)
         recent = self.names[-8:]
         if names not in recent:
@@ -80,11 +79,13 @@ def sights(manifest: Manifest) -> tuple[dict[str, Sight], bool]:
     before, seen.units = seen.units, {}
     for unit in units:
         entry, stamp = before.get(unit), _stamp(manifest, unit)
-        if entry is None or entry[:3] != stamp:
+        if stamp is None:  # it was withdrawn just now
+            continue
+        if entry is None or entry[:3] != [*stamp]:
             opened += 1
             try:
-                entry = seen.entry(stamp, manifest.read(unit))
-            except KeyError:  # it was withdrawn just now
+                entry = seen.entry(stamp, manifest.read(unit, stamp))
+            except KeyError:
                 continue
             except DamagedUnit as error:
                 found[unit] = Sight(error.what)
@@ -101,10 +102,13 @@ def sights(manifest: Manifest) -> tuple[dict[str, Sight], bool]:
 def _complete(manifest: Manifest, seen: Seen, found: Iterable[str], settled: int) -> bool:
     """Whether the stage is marked finished and all that it vouches for is `found`; what was read is put into `seen`."""
     stamp, names = _stamp(manifest, COMPLETE), _digest(found)
-    if seen.complete is not None and seen.complete == (stamp, names):
+    if stamp is None:
+        seen.complete = None
+        return False
+    if seen.complete is not None and seen.complete == ([*stamp], names):
         return True
     listed = _vouched(manifest)
-    seen.complete = (stamp, _digest(sorted(listed))) if stamp[1] < settled else None
+    seen.complete = ([*stamp], _digest(sorted(listed))) if stamp[1] < settled else None
     return listed <= {*found}
 
 
@@ -120,13 +124,12 @@ def _digest(units: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(units).encode()).hexdigest()
 
 
-def _stamp(manifest: Manifest, unit: str) -> list[int]:
-    """Inode, time and bytes of a marker; of none, zeros."""
+def _stamp(manifest: Manifest, unit: str) -> Stamp | None:
+    """The stamp of a unit's marker; None without one."""
     try:
-        found = os.stat(f"{manifest.folder}/markers/{unit}.json")
-    except OSError:
-        return [0, 0, 0]
-    return [found.st_ino, found.st_mtime_ns, found.st_size]
+        return stamp_of(f"{manifest.folder}/markers/{unit}.json")
+    except FileNotFoundError:
+        return None
 
 
 def _load(manifest: Manifest) -> Seen:

@@ -12,7 +12,7 @@ import pytest
 from adatsq_pipe.storage import manifest as manifests
 from adatsq_pipe.storage import seen
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
-from adatsq_pipe.storage.marker import Marker, read_marker
+from adatsq_pipe.storage.marker import Marker, Stamp, read_marker
 from adatsq_pipe.storage.seen import Sight, sights
 from tests.support.memory_store import RecordingStore, remote_of
 
@@ -53,8 +53,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The markers that are opened."""
     found: list[str] = []
 
-    def recorded(path: str) -> Marker | None:
-        marker = read_marker(path)
+    def recorded(path: str, stamp: Stamp | None = None) -> Marker | None:
+        marker = read_marker(path, stamp)
         found.append(path.rpartition("markers/")[2])
         return marker
 

@@ -21,7 +21,7 @@ FAULTS = [
         f"{STORAGE}marker.py",
         ('if body.pop("self") != digest_of_json(body):', 'if body.pop("self") == 0:'),
         ('is_safe_relative, (*files, body["unit"])', "is_safe_relative, files"),
-        ("(stat.st_ino, stat.st_mtime_ns, stat.st_size))", "(0, 0, 0))"),
+        ("return stat.st_ino, stat.st_mtime_ns, stat.st_size", "return 0, 0, 2**20"),
     ),
     *faults(
         "storage/files.py",
@@ -61,9 +61,9 @@ FAULTS = [
     *faults(
         "storage/seen.py",
         f"{STORAGE}seen.py",
-        ("entry is None or entry[:3] != stamp", "entry is None"),
+        ("entry is None or entry[:3] != [*stamp]", "entry is None"),
         ("if entry[1] < settled:", "if True:"),
-        ("if seen.complete is not None and seen.complete == (stamp, names):", "if seen.complete is not None:"),
+        ("if seen.complete is not None and seen.complete == ([*stamp], names):", "if seen.complete is not None:"),
         ("if hashlib.sha256(text).hexdigest() == digest.decode():", "if digest:"),
     ),
     *faults(
