@@ -37,6 +37,7 @@ def facts_of(config: RunConfig, run: RunDir, context: Context) -> Facts:
         micro_batch=_micro_batches(context),
         placement=_logged(run, context, "placement"),
         smoothing=dict(Counter(value["smoothing"] for value in layers.values())),
+        shifted={name: v["spec"]["shift_groups"] for name, v in layers.items() if "shift_groups" in v["spec"]},
         groups_fitted=_fitted(config, layers),
         captions=origin(config.settings[EvaluateSettings], config.settings[ModelSettings].world),
         worst_layer_error=max((value["error"], name) for name, value in layers.items()),

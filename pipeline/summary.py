@@ -215,6 +215,8 @@ class Facts:
     groups_fitted: Mapping[str, int]
     """By layer, where the weight group differs from the recipe's."""
     worst_layer_error: tuple[float, str]
+    shifted: Mapping[str, int] = field(default_factory=dict)
+    """By layer whose input is shifted: into how many groups of timesteps."""
     main_memory: Mapping[str, int] = field(default_factory=dict)
     """By stage: most bytes of main memory that a worker's process held, mapped files included."""
     disk: Mapping[str, int] = field(default_factory=dict)

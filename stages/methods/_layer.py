@@ -111,4 +111,5 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: i
         rank=recipe.rank,
         time_groups=recipe.time_groups,
         clip_bins=recipe.clip_bins,
+        shift_groups=recipe.shift_groups,
     )

@@ -35,16 +35,20 @@ class Recipe(Settings):
     """Round weights (by row) and activations (by token) to Lloyd-Max levels of a Gaussian, not to a uniform grid."""
     number_format: Literal["int", "nvfp4", "mxfp4"] = "int"
     """Numbers of weights and tokens: whole ones on a grid (or a codebook), or 4-bit floats in blocks of 16 or 32."""
-    smoothing: Literal["none", "smoothquant"]
-    """Whether input channels are divided by something first, which multiplies the weight's columns."""
+    smoothing: Literal["none", "smoothquant", "migration"]
+    """What input channels are divided by first, which multiplies the weight's columns: nothing, SmoothQuant's balance,
+    or whole numbers in outlier channels alone, as many channels as give the least output error."""
     smoothing_alpha: float = Field(ge=0, le=1)
     """How much of a channel's size moves to the weight: 0 nothing, 1 all."""
     smoothing_grid: int = Field(ge=1, le=1_000)
     """Exponents tried for every layer, evenly between 0 and 1, by its output error; 1 = smoothing_alpha alone."""
-    smoothing_over: Literal["all", "noisiest", "salience"]
-    """An input channel's size: its peak over all timesteps, at the noisiest, or weighted by Spearman's rho."""
+    smoothing_over: Literal["all", "noisiest", "salience", "momentum"]
+    """An input channel's size: its peak over all timesteps, at the noisiest, weighted by Spearman's rho, or averaged
+    with a momentum of 0.99."""
     smoothing_skip: tuple[str, ...]
     """Endings of the names of layers that are not smoothed."""
+    smoothing_layers: Literal["all", "gelu", "not_gelu"] = "all"
+    """Layers that are smoothed and shifted: all, those whose inputs look like outputs of GELU, or the others."""
     smoothing_fold: bool
     """Fold the smoothing into the layer before, where one can take it (modulation, value projection), instead of
     multiplying at run time."""
@@ -92,6 +96,12 @@ class Recipe(Settings):
     clip_bins: int = Field(default=0, ge=0, le=255)
     """Bins of timesteps with a clipping ratio each, searched by the layer's output error, that narrows the range of
     every token's own scale; 0 = no clipping."""
+    shift_groups: int = Field(default=0, ge=0, le=255)
+    """Groups of adjacent timesteps, found by hierarchical clustering, with a vector each that is subtracted from the
+    input's channels before rounding and made up for in the bias; 0 = no shift."""
+    shift_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """With shift_groups = 1: momentum with which the shift follows the midpoints of batches; 0 = the midpoints' mean
+    over timesteps."""
     allocation: Literal["uniform", "trellis", "decoupled", "lagrangian", "first_last", "bisection"]
     """Activation bits: the same everywhere, searched over timesteps (AdaTSQ), by layer and kind of layer (ViDiT-Q), the
     exact division of the budget over timesteps and layers, by what `sensitivity` measures, 16 in the first and last
@@ -112,6 +122,24 @@ class Recipe(Settings):
             raise ValueError("time_groups calibrates scales at activation_bits; it needs allocation = 'uniform'")
         if self.clip_bins and (self.allocation != "uniform" or self.time_groups or self.codebook):
             raise ValueError("clip_bins needs allocation = 'uniform' and tokens' own scales: no time_groups, codebook")
+        if self.shift_groups and (self.time_groups or self.group_search or self.smoothing_fold):
+            raise ValueError(
+                "shift_groups moves inputs as the model runs; it needs time_groups = 0, group_search = [], "
+                "smoothing_fold = false"
+            )
+        if self.shift_groups and self.temporal:
+            raise ValueError("shift_groups has Gram matrices of its own, timesteps alike; it needs temporal = false")
+        if self.shift_momentum and self.shift_groups != 1:
+            raise ValueError("shift_momentum is for one shift of all timesteps; it needs shift_groups = 1")
+        if self.smoothing == "migration" and (self.rank or self.codebook or self.number_format != "int"):
+            raise ValueError("smoothing = 'migration' needs a uniform grid: no rank, codebook or number_format")
+        if self.smoothing == "migration" and (self.time_groups or self.smoothing_fold or self.smoothing_grid > 1):
+            raise ValueError(
+                "smoothing = 'migration' searches channels for tokens' own scales; it needs time_groups = 0, "
+                "smoothing_fold = false, smoothing_grid = 1"
+            )
+        if self.smoothing_layers != "all" and self.smoothing_fold:
+            raise ValueError("smoothing_layers sees a layer's input; it needs smoothing_fold = false")
         if self.end_steps and self.allocation != "first_last":
             raise ValueError("end_steps is for allocation = 'first_last'; set end_steps = 0")
         if self.time_groups and (self.rank or self.codebook or self.solver != "rtn" or self.weight_group):
@@ -147,7 +175,10 @@ class Recipe(Settings):
         return self
 
 
-LATER = ("channel_order", "clip_bins", "magnitude_penalty", "number_format")
+LATER = (
+    "channel_order", "clip_bins", "magnitude_penalty", "number_format", "shift_groups", "shift_momentum",
+    "smoothing_layers",
+)  # fmt: skip
 """Fields that a run made before they existed does not name: at their defaults they leave its identity as it was."""
 NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""

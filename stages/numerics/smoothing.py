@@ -1,7 +1,8 @@
 """Smoothing: moves the magnitude of outlier input channels into the weight.
 
 The input is divided by s [in] and the weight's columns are multiplied by it: x W^T = (x / s) (W s)^T (SmoothQuant,
-2211.10438, eq. 3). PTQ4DiT (2405.16005) replaces the input's absolute maximum by a salience over timesteps.
+2211.10438, eq. 3). PTQ4DiT (2405.16005) replaces the input's absolute maximum by a salience over timesteps, HTG
+(2503.06930) by a moving average over them. TaQ-DiT (2411.14172) divides outlier channels alone, by whole numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 _LEAST = 1e-5
+KEPT = 0.99
+"""What a moving average over timesteps keeps of the steps before (HTG)."""
 
 
 def smoothquant(peak_x_I: Tensor, w_OI: Tensor, *, alpha: float) -> Tensor:
@@ -49,3 +52,21 @@ def temporal_salience(peaks_TI: Tensor, w_OI: Tensor) -> Tensor:
     rho = torch.tensor([spearman(peaks, peak_w) for peaks in peaks_TI], dtype=torch.float64)
     eta = torch.softmax(-rho, 0).to(peaks_TI.device)
     return (eta.unsqueeze(1) * peaks_TI.double()).sum(0)
+
+
+def moving_average(peaks_TI: Tensor) -> Tensor:
+    """m_t = .99 m_(t-1) + .01 max|X_t| after the last step, from m = max|X| of the first, float64 [in] (HTG).
+
+    `peaks_TI` [steps, in] holds max|X_t| in the order of the denoising loop.
+    """
+    found = peaks_TI[0].double()
+    for peaks in peaks_TI[1:].double():
+        found = KEPT * found + (1 - KEPT) * peaks
+    return found
+
+
+def whole_factors(peak_I: Tensor, outliers: int) -> Tensor:
+    """What outlier channels are divided by: their peak over the largest of the others', to the nearest whole number and
+    at least 1, float64 [in] (TaQ-DiT). `outliers` (less than in) channels of the largest `peak_I` [in] are outliers."""
+    largest = peak_I.double().sort(descending=True).values[outliers].clamp(min=_LEAST)
+    return torch.round(peak_I.double() / largest).clamp(min=1)

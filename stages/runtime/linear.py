@@ -69,6 +69,9 @@ class QuantizedLinear(nn.Module, StoredTensors):
     """float32 []: calibrated scale and zero point of the step's group."""
     current_clip: Tensor
     """float32 []: clipping ratio of the step's bin."""
+    current_shift: Tensor
+    current_output: Tensor
+    """float32 [in] and [out]: what the step's group subtracts from the input, and adds to the output for it."""
 
     def __init__(
         self,
@@ -92,6 +95,10 @@ class QuantizedLinear(nn.Module, StoredTensors):
         """Buffers that change from step to step. They are tensors so that one compiled graph serves every bit-width."""
         for name in self.step_buffers:
             self.register_buffer(name, torch.ones(()), persistent=False)
+        if spec.shift_groups:
+            self.step_buffers = (*self.step_buffers, "current_shift", "current_output")
+            self.register_buffer("current_shift", torch.zeros(in_features), persistent=False)
+            self.register_buffer("current_output", torch.zeros(out_features), persistent=False)
         self.compute_dtype = dtype
         """The model's dtype: that of an adapter put on the layer."""
         self.execution = "simulate"
@@ -106,6 +113,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
             or spec.time_groups
             or spec.activation_codebook
             or spec.clip_bins
+            or spec.shift_groups
         )
         """Whether the rounded input depends on tensors of this layer, or is also needed unrounded: not shared then."""
         self._rounding = (
@@ -145,6 +153,10 @@ class QuantizedLinear(nn.Module, StoredTensors):
             self.current_zero.copy_(self.step_zero[group])
         if self.spec.clip_bins:
             self.current_clip.copy_(self.step_clip[int(self.clip_bin[step])])
+        if self.spec.shift_groups:
+            group = int(self.shift_group[step])
+            self.current_shift.copy_(self.shift[group])
+            self.current_output.copy_(self.shift_output[group])
 
     def set_tensors(self, stored: Mapping[str, Tensor]) -> None:
         """Copy a solved weight into the buffers: `codes` uint8 [out, in] not yet packed, other tensors as stored."""
@@ -193,7 +205,11 @@ class QuantizedLinear(nn.Module, StoredTensors):
         return weight
 
     def dequantized(self, dtype: torch.dtype) -> nn.Linear:
-        """A plain linear with the same weight in `dtype`, low-rank branch included, for the untransformed input."""
+        """A plain linear with the same weight in `dtype`, low-rank branch included, for the untransformed input.
+
+        It shifts no input. What a shift corrects of the weight's rounding goes into the bias, if there is one: the mean
+        over the steps of the policy.
+        """
         weight = self.weight_as(torch.float32)
         if self.spec.rank:
             weight = weight + self.up.float() @ self.down.float()
@@ -208,11 +224,17 @@ class QuantizedLinear(nn.Module, StoredTensors):
         plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         if self.bias is not None:
             plain.bias = self.bias
+        if self.bias is not None and self.spec.shift_groups:
+            corrections = self.shift_output - self.shift.float() @ weight.T
+            mean = corrections[self.shift_group.long()].mean(0)
+            plain.bias = nn.Parameter((self.bias.float() + mean).to(self.bias.dtype), requires_grad=False)
         self.drop_cache()
         return plain
 
     def permute_and_smooth(self, x: Tensor) -> Tensor:
-        """An input [..., in] with its channels in the layer's order and multiplied by the smoothing vector."""
+        """An input [..., in] less the step's shift, its channels in the layer's order, times the smoothing vector."""
+        if self.spec.shift_groups:
+            x = x - self.current_shift.to(x.dtype)
         if self.spec.permuted:
             x = x.index_select(-1, self.order)
         if self.spec.smoothed:
@@ -229,7 +251,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         return rotation
 
     def transform(self, x: Tensor) -> Tensor:
-        """An input [..., in] permuted, smoothed and rotated: in the basis in which it is rounded."""
+        """An input [..., in] shifted, permuted, smoothed and rotated: in the basis in which it is rounded."""
         x = self.permute_and_smooth(x)
         return rotate(x, self.rotation(x)) if self.spec.block > 1 else x
 
@@ -291,6 +313,11 @@ class QuantizedLinear(nn.Module, StoredTensors):
 
     def compute(self, x: Tensor) -> Tensor:
         """The output, as the layer's execution computes it."""
+        out = self._computed(x)
+        return out + self.current_output.to(out.dtype) if self.spec.shift_groups else out
+
+    def _computed(self, x: Tensor) -> Tensor:
+        """The output without what makes up for a shift."""
         if self.execution == "simulate":
             rounded = self._rounded_input(x, as_codes=False)
             out = functional.linear(rounded.values, self.weight_as(x.dtype), self.bias)

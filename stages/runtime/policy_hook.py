@@ -56,7 +56,7 @@ class PolicyHook:
         if step != self._step:
             first, self._step = self._step is None, step
             for layer, policy in zip(self._layers, self._policies, strict=True):
-                if first or layer.spec.time_groups or layer.spec.clip_bins or layer.bits != policy[step]:
+                if first or len(layer.step_buffers) > 1 or layer.bits != policy[step]:
                     layer.set_step(step, policy)
         for layer in self._layers[:1]:
             drop_shared_input(layer)

@@ -34,8 +34,8 @@ class StoredTensors:
     """The stored tensors of a quantized linear, each declared once: type, shape, dtype and when it is there.
 
     Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `blocks` of
-    a float format, `steps` of the policy, `time_groups`, `clip_bins`, `rank`, and the `values` of a codebook,
-    2^weight_bits.
+    a float format, `steps` of the policy, `time_groups`, `clip_bins`, `shift_groups`, `rank`, and the `values` of a
+    codebook, 2^weight_bits.
     """
 
     codes: Annotated[Tensor, Stored(("out", "packed"), torch.uint8)]
@@ -65,6 +65,12 @@ class StoredTensors:
     """The bin that each step belongs to."""
     step_clip: Annotated[Tensor, Stored(("clip_bins",), torch.float32, "clip_bins")]
     """What the range of every token is multiplied by, in each bin of steps."""
+    shift_group: Annotated[Tensor, Stored(("steps",), torch.uint8, "shift_groups")]
+    """The group that each step belongs to."""
+    shift: Annotated[Tensor, Stored(("shift_groups", "in"), torch.bfloat16, "shift_groups")]
+    """What is subtracted from the input's channels, in their own order, in each group of steps."""
+    shift_output: Annotated[Tensor, Stored(("shift_groups", "out"), torch.float32, "shift_groups")]
+    """What is added to the output for it: the full-precision weight times the shift."""
 
 
 @cache
@@ -77,8 +83,8 @@ def _declarations() -> dict[str, Stored]:
 class LayerSpec:
     """The parts of one quantized linear.
 
-    An input passes through them in this order: `permuted`, `smoothed`, `block` (rotation), rounding. The low-rank
-    branch takes the input just before rounding. Raises ValueError for parts that exclude each other.
+    An input passes through them in this order: shift, `permuted`, `smoothed`, `block` (rotation), rounding. The
+    low-rank branch takes the input just before rounding. Raises ValueError for parts that exclude each other.
     """
 
     weight_bits: int
@@ -110,10 +116,14 @@ class LayerSpec:
 
     clip_bins: int = 0
     """Number of bins of timesteps with a clipping ratio each of tokens' own scales; 0 = no clipping."""
+    shift_groups: int = 0
+    """Number of groups of timesteps with a vector each that is subtracted from the input first; 0 = no shift."""
 
     def __post_init__(self) -> None:
         if self.clip_bins and (self.time_groups or self.activation_codebook):
             raise ValueError("clip_bins narrows tokens' own ranges; it needs no time_groups, no activation_codebook")
+        if self.shift_groups and self.time_groups:
+            raise ValueError("time_groups has calibrated scales of the input as it is; it needs no shift_groups")
         if self.weight_bits not in WEIGHT_BITS:
             raise ValueError(f"weights of {self.weight_bits} bits cannot be packed; choose of {WEIGHT_BITS}")
         if self.activation_group and self.time_groups:
@@ -169,6 +179,7 @@ class LayerSpec:
             "steps": steps,
             "time_groups": self.time_groups,
             "clip_bins": self.clip_bins,
+            "shift_groups": self.shift_groups,
         }
         return {
             name: (tuple(sizes[axis] for axis in stored.axes), stored.dtype)

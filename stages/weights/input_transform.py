@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
 from adatsq_pipe.stages.runtime.spec import LayerSpec
+from adatsq_pipe.stages.weights.layer_inputs import LayerInputs
+
+OUTLIERS = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of a layer's channels that migration tries as outliers."""
 
 _STRIP = 256
 """Rows of a Gram matrix whose columns are put in order at a time."""
@@ -84,53 +87,55 @@ def _scale(gram_II: Tensor, factor_I: Tensor) -> None:
     gram_II.mul_(factor).mul_(factor.unsqueeze(1))
 
 
-def bases(context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
-    """The bases a recipe offers a layer of the survey: one, or one for every smoothing exponent it would try."""
+def bases(recipe: Recipe, found_in: LayerInputs, spec: LayerSpec, w_OI: Tensor) -> list[Basis]:
+    """The bases a recipe offers a layer with these inputs: one, or one for every smoothing that it would try."""
 
     fixed, w = dict[str, Tensor](), w_OI.double()
     if spec.permuted and recipe.channel_order == "moment":
-        fixed["order"] = order_by_moment(context, row.input_of, w)
+        fixed["order"] = order_by_moment(found_in, w)
     elif spec.permuted:
-        random = np.random.default_rng(list(row.name.encode()))
+        random = np.random.default_rng(list(found_in.row.name.encode()))
         fixed["order"] = torch.from_numpy(random.permutation(w.shape[1])).to(w.device).int()
     if spec.permuted:
         w = w[:, fixed["order"].long()]
     if not spec.smoothed:
         return [Basis(tensors=fixed, block=spec.block, regular=spec.regular)]
-    size = channel_sizes(recipe, inputs.peaks(context, row.input_of).to(w.device), w_OI)
+    size = channel_sizes(recipe, found_in.peaks(), w_OI)
     size = size[fixed["order"].long()] if spec.permuted else size
-    found = []
-    for alpha in exponents(recipe):
-        smooth = (1 / smoothing.smoothquant(size, w, alpha=alpha)).bfloat16()
-        found.append(Basis(tensors={**fixed, "smooth": smooth}, block=spec.block, regular=spec.regular))
-    return found
+    if recipe.smoothing == "migration":
+        factors = [smoothing.whole_factors(size, int(len(size) * share)) for share in OUTLIERS]
+    else:
+        factors = [smoothing.smoothquant(size, w, alpha=alpha) for alpha in exponents(recipe)]
+    return [
+        Basis(tensors={**fixed, "smooth": (1 / factor).bfloat16()}, block=spec.block, regular=spec.regular)
+        for factor in factors
+    ]
 
 
-def order_by_moment(context: Context, source: str, w_OI: Tensor) -> Tensor:
-    """Channels by falling product of the second moments of the input `source` and of the weight, [in] int32
-    (PermuQuant, 2605.09503)."""
-    squares = torch.stack([x.double().square().mean(0) for _, x in inputs.rows(context, source)]).mean(0)
+def order_by_moment(found_in: LayerInputs, w_OI: Tensor) -> Tensor:
+    """Channels by falling product of the second moments of the input and of the weight, [in] int32 (PermuQuant,
+    2605.09503)."""
+    squares = torch.stack([x.double().square().mean(0) for _, x in found_in]).mean(0)
     return (squares.to(w_OI.device) * w_OI.double().square().mean(0)).argsort(descending=True, stable=True).int()
 
 
 def rounded_error(
-    context: Context,
-    source: str,
+    found_in: LayerInputs,
     basis: Basis,
     w_OI: Tensor,
     grid_of: Callable[[Tensor], Grid],
     recipe: Recipe,
     spec: LayerSpec,
 ) -> float:
-    """The squared error of a layer's output with tokens and weight rounded to nearest in a basis, over the sampled rows
-    of the input `source`."""
+    """The squared error of a layer's output with tokens and weight rounded to nearest in a basis, over its sampled
+    inputs."""
     w = basis.of_weight(w_OI)
     grid = grid_of(w)
     columns = grid.columns(w.shape[1])
     rounded = dequantize(quantize(w, *columns, grid.qmax), *columns)
     total = 0.0
-    for _, rows in inputs.rows(context, source):
-        x = basis.of_rows(rows.to(w))
+    for _, rows in found_in:
+        x = basis.of_rows(rows)
         tokens = fake_quantize_tokens(
             x, 2.0**recipe.activation_bits - 1, symmetric=spec.symmetric_activations, group=spec.activation_group
         )
@@ -157,4 +162,6 @@ def channel_sizes(recipe: Recipe, peaks_TI: Tensor, w_OI: Tensor) -> Tensor:
 
     if recipe.smoothing_over == "salience":
         return smoothing.temporal_salience(peaks_TI, w_OI)
+    if recipe.smoothing_over == "momentum":
+        return smoothing.moving_average(peaks_TI)
     return peaks_TI[0] if recipe.smoothing_over == "noisiest" else peaks_TI.amax(0)

@@ -92,7 +92,8 @@ def _reads(settings: RunSettings, model: str) -> Plain:
     if not recipe.weight_budget:
         without_meaning.add("weight_budget")
     weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
-    if recipe.time_groups or recipe.group_search or recipe.clip_bins or recipe.channel_order == "moment":
+    rounded = recipe.time_groups or recipe.group_search or recipe.clip_bins or recipe.channel_order == "moment"
+    if rounded or recipe.smoothing == "migration":
         weights["activation_bits"] = recipe.activation_bits
     return {**settings.identity(ComputeSettings, SolveSettings), "recipe": weights}
 

@@ -17,7 +17,6 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import Unit, unit_of
-from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.unit_keys import gram_unit
@@ -31,6 +30,7 @@ from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
 from adatsq_pipe.stages.weights.input_transform import Basis
+from adatsq_pipe.stages.weights.layer_inputs import LayerInputs
 from adatsq_pipe.stages.weights.solve import BITS, CHOICE, SolveSettings, _searched, sharers
 from adatsq_pipe.storage import tensors
 
@@ -73,15 +73,18 @@ class Solve:
             else:
                 self._solve(name, unit)
 
-    def _inputs(self, row: LayerInfo, basis: Basis) -> CalibratedInput:
+    def _inputs(self, row: LayerInfo, basis: Basis, found_in: LayerInputs) -> CalibratedInput:
         """The layer's input in a basis; the latest is kept for the other layers that it feeds."""
         marker = self.context.manifest("hessian").read(gram_unit(row.input_of))
         name = marker.value[row.name]["gram"]
         key = (name, basis.block, basis.regular) if basis.shared else None
         if key is None or self._latest is None or self._latest[0] != key:
             self._latest = None  # before the next is read: a Gram matrix of FLUX's widest input takes 1.9 GB
-            _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
-            gram = tensors.mapped(folder, name).to(self.device)
+            if found_in.shift is not None:
+                gram = found_in.gram()
+            else:
+                _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
+                gram = tensors.mapped(folder, name).to(self.device)
             self._latest = (key, CalibratedInput(basis.of_gram(gram), self.settings.damping, self.settings.act_order))
         return self._latest[1]
 
@@ -99,11 +102,13 @@ class Solve:
 
     def _solve(self, name: str, unit: Unit) -> None:
         row, recipe = self.rows[name], self.recipe
-        spec, weight_OI = self._spec(row), self._weight(name)
+        spec, found_in = self._shifted(row, self._spec(row))
+        weight_OI = self._weight(name)
+        shifts = {} if found_in.shift is None else found_in.shift.tensors(weight_OI)
         weight_OI, bias = self._producing(name, weight_OI)
         folded = self._folded(name)
         if folded is None:
-            offered = input_transform.bases(self.context, recipe, row, spec, weight_OI)
+            offered = input_transform.bases(recipe, found_in, spec, weight_OI)
         else:
             spec = replace(spec, smoothed=False)
             offered = [input_transform.Basis(tensors={}, block=spec.block, regular=spec.regular, folded=folded)]
@@ -111,19 +116,16 @@ class Solve:
         with unit.timed("algebra"):
             own = offered[0]
             if len(offered) > 1:
-                tried = [
-                    weight.on_grid(each.of_weight(weight_OI), self._inputs(row, each).gram_II, grid_of, rank=spec.rank)
-                    for each in offered
-                ]
-                own = offered[min(range(len(tried)), key=lambda i: tried[i].error)]
+                errors = [self._basis_error(found_in, spec, each, weight_OI, grid_of) for each in offered]
+                own = offered[min(range(len(errors)), key=lambda i: errors[i])]
             if recipe.channel_order == "moment" and spec.permuted:
-                own, spec = self._ordered(row, spec, own, weight_OI, grid_of)
-            w, calibrated = own.of_weight(weight_OI), self._inputs(row, own)
+                own, spec = self._ordered(found_in, spec, own, weight_OI, grid_of)
+            w, calibrated = own.of_weight(weight_OI), self._inputs(row, own, found_in)
             gram = calibrated.gram_II
             solver = partial(self._gptq, name, calibrated) if recipe.solver == "gptq" else None
             pressed = magnitude.smaller_weight(w, gram, penalty=recipe.magnitude_penalty) if row.rounded else w
             if spec.time_groups:
-                coded, spec = self._by_time(row, spec, own, w, gram)
+                coded, spec = self._by_time(found_in, spec, own, w, gram)
             elif spec.number_format:
                 coded = weight.on_floats(w, gram, spec.number_format)
             elif spec.codebook:
@@ -132,8 +134,8 @@ class Solve:
                 coded = weight.on_grid(pressed, gram, grid_of, rank=spec.rank, rounds=recipe.rank_rounds, solver=solver)
                 coded = coded if pressed is w else weight.judged_by(coded, w, gram)
             if spec.clip_bins:
-                spec = self._clipped(row, spec, own, w, coded)
-        tensors.write(unit.folder, {**coded.tensors, **own.tensors, **bias})
+                spec = self._clipped(found_in, spec, own, w, coded)
+        tensors.write(unit.folder, {**coded.tensors, **own.tensors, **shifts, **bias})
         unit.value = {
             "error": coded.error,
             "nearest_error": coded.nearest_error,
@@ -142,14 +144,38 @@ class Solve:
             "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
         }
 
+    def _shifted(self, row: LayerInfo, spec: LayerSpec) -> tuple[LayerSpec, LayerInputs]:
+        """The spec without the smoothing and the shift that the recipe does not give to a layer of such inputs, and the
+        inputs, shifted where it does."""
+        found_in = LayerInputs(context=self.context, row=row, device=self.device)
+        if not row.rounded:
+            return spec, found_in
+        wanted = self.recipe.smoothing_layers
+        if wanted != "all" and found_in.after_gelu() != (wanted == "gelu"):
+            return replace(spec, smoothed=False, shift_groups=0), found_in
+        if not spec.shift_groups:
+            return spec, found_in
+        found_in = found_in.shifted(self.recipe)
+        assert found_in.shift is not None
+        return replace(spec, shift_groups=len(found_in.shift.value_GI)), found_in
+
+    def _basis_error(
+        self, found_in: LayerInputs, spec: LayerSpec, basis: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
+    ) -> float:
+        """By what the bases that a recipe offers are compared: the output error of the rounded weight, and of rounded
+        tokens too where outlier channels migrate."""
+        if self.recipe.smoothing == "migration":
+            return input_transform.rounded_error(found_in, basis, w_OI, grid_of, self.recipe, spec)
+        gram = self._inputs(found_in.row, basis, found_in).gram_II
+        return weight.on_grid(basis.of_weight(w_OI), gram, grid_of, rank=spec.rank).error
+
     def _ordered(
-        self, row: LayerInfo, spec: LayerSpec, own: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
+        self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
     ) -> tuple[Basis, LayerSpec]:
         """The basis in the new order of channels and its spec, or those in the old one if that errs no more."""
         old = Basis(tensors={}, block=own.block, regular=own.regular)
         new_error, old_error = (
-            input_transform.rounded_error(self.context, row.input_of, each, w_OI, grid_of, self.recipe, spec)
-            for each in (own, old)
+            input_transform.rounded_error(found_in, each, w_OI, grid_of, self.recipe, spec) for each in (own, old)
         )
         return (own, spec) if new_error < old_error else (old, replace(spec, permuted=False))
 
@@ -179,18 +205,18 @@ class Solve:
         return replace(found, scale_OG=found.scale_OG.bfloat16().float())
 
     def _by_time(
-        self, row: LayerInfo, spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
+        self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
     ) -> tuple[QuantizedWeight, LayerSpec]:
         """The weight beside calibrated scales of its inputs, and the spec with what the inputs turned out to be."""
         steps, recipe = survey_of(self.context).steps, self.recipe
         place = timegroups.step_groups(steps, spec.time_groups)
         groups = max(place) + 1
-        joined = self._by_bin(row, own, place)
+        joined = self._by_bin(found_in, own, place)
         regions = recipe.regions and timegroups.is_gelu_output(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
         start, bits = self._grid(spec, w), recipe.activation_bits
         if recipe.time_search:
-            curvature = torch.from_numpy(curvature_of(self.context, row.name)).to(w.device)
+            curvature = torch.from_numpy(curvature_of(self.context, found_in.row.name)).to(w.device)
             weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)
             weights.index_add_(0, torch.tensor(place, device=w.device), curvature)
             found = timegroups.calibrate(joined, w, weights, start, bits=bits, regions=regions)
@@ -201,14 +227,17 @@ class Solve:
         coded.tensors["step_scale"], coded.tensors["step_zero"] = found.scale_G, found.zero_G
         return coded, spec
 
-    def _by_bin(self, row: LayerInfo, own: Basis, place: Sequence[int]) -> list[Tensor]:
+    @staticmethod
+    def _by_bin(found_in: LayerInputs, own: Basis, place: Sequence[int]) -> list[Tensor]:
         """The layer's sampled inputs in its basis, joined by the bin or group of timesteps that `place` says."""
         rows: list[list[Tensor]] = [[] for _ in range(max(place) + 1)]
-        for step, x in inputs.rows(self.context, row.input_of):
-            rows[place[step]].append(own.of_rows(x.to(self.device).float()))
+        for step, x in found_in:
+            rows[place[step]].append(own.of_rows(x))
         return [torch.cat(parts) for parts in rows]
 
-    def _clipped(self, row: LayerInfo, spec: LayerSpec, own: Basis, w: Tensor, coded: QuantizedWeight) -> LayerSpec:
+    def _clipped(
+        self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w: Tensor, coded: QuantizedWeight
+    ) -> LayerSpec:
         """Put the clipping ratio of every bin of timesteps beside the weight; the spec with the bins that there are."""
         place = timegroups.step_groups(survey_of(self.context).steps, spec.clip_bins)
         meant, scale = w, coded.tensors["scale"].float().unsqueeze(2)
@@ -217,7 +246,7 @@ class Solve:
         codes = coded.tensors["codes"].unflatten(1, (scale.shape[1], -1))
         values = dequantize(codes, scale, coded.tensors["zero"].float().unsqueeze(2)).flatten(1)
         ratios, _ = clipping.best_ratios(
-            self._by_bin(row, own, place), meant, values,
+            self._by_bin(found_in, own, place), meant, values,
             bits=self.recipe.activation_bits, symmetric=spec.symmetric_activations, group=spec.activation_group,
         )  # fmt: skip
         coded.tensors["clip_bin"], coded.tensors["step_clip"] = torch.tensor(place, dtype=torch.uint8), ratios

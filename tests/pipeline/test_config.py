@@ -154,6 +154,18 @@ PARTS: dict[str, dict[str, Any]] = {
         "solver": "gptq",
         "clip_bins": 5,
     },
+    "htg": {
+        "smoothing": "smoothquant",
+        "smoothing_over": "momentum",
+        "smoothing_layers": "not_gelu",
+        "shift_groups": 5,
+    },
+    "taq_dit": {
+        "smoothing": "migration",
+        "smoothing_layers": "gelu",
+        "shift_groups": 1,
+        "shift_momentum": 0.95,
+    },
     "nvfp4": {"number_format": "nvfp4"},
     "mxfp4": {"number_format": "mxfp4"},
     "adatsq": {

@@ -34,15 +34,16 @@ STEPS, WIDTH = 6, 1152
 DATA_FREE: dict[str, tuple[object, ...]] = {
     "solver": ("rtn",), "smoothing": ("none",), "rank": (0,), "temporal": (False,), "weight_budget": (0.0,),
     "group_search": ((),), "time_groups": (0,), "clip_bins": (0,), "allocation": ("uniform", "first_last"),
-    "channel_order": ("random",), "magnitude_penalty": (0.0,),
+    "channel_order": ("random",), "magnitude_penalty": (0.0,), "shift_groups": (0,),
 }  # fmt: skip
 """Fields that use captured inputs, with their values that use none."""
 WITHOUT_DATA = {
     "method", "number_format", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha",
-    "smoothing_grid", "smoothing_over", "smoothing_skip", "smoothing_fold", "rank_rounds", "sensitivity",
+    "smoothing_grid", "smoothing_over", "smoothing_skip", "smoothing_layers", "smoothing_fold", "rank_rounds",
+    "sensitivity",
     "weight_bits", "weight_group", "group_fit", "weight_symmetric", "weight_clip", "conditioning_bits",
     "conditioning_group", "activation_symmetric", "activation_group", "time_search", "regions", "activation_bits",
-    "end_steps",
+    "end_steps", "shift_momentum",
 }  # fmt: skip
 """Fields that use no captured inputs, or none by themselves."""
 
@@ -73,10 +74,11 @@ def needs_gradients(recipe: Recipe) -> bool:
 
 
 def by_step(recipe: Recipe) -> str:
-    """What changes with the timestep: bits, scales, or nothing."""
+    """What changes with the timestep: bits, scales, shifts, or nothing."""
     bits = recipe.allocation in ("trellis", "lagrangian", "first_last", "bisection")
     scales = recipe.time_groups > 1 or recipe.clip_bins > 1
-    return ", ".join(word for word, there in (("bits", bits), ("scales", scales)) if there)
+    changes = (("bits", bits), ("scales", scales), ("shifts", recipe.shift_groups > 1))
+    return ", ".join(word for word, there in changes if there)
 
 
 def _layer(recipe: Recipe) -> QuantizedLinear:

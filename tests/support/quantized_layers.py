@@ -31,6 +31,8 @@ PARTS: list[dict[str, Any]] = [
     {"time_groups": 2, "regions": True, "smoothed": True},
     {"activation_codebook": True, "codebook": True},
     {"number_format": "nvfp4", "codebook": True, "weight_bits": 4},
+    {"shift_groups": 2},
+    {"shift_groups": 2, "permuted": True, "smoothed": True, "block": 8, "rank": 2, "activation_group": 8},
     {"group": 16, "block": 16, "smoothed": True, "rank": 1, "permuted": True, "activation_group": 8},
 ]
 """Every part of a LayerSpec, alone and together, for layers of a multiple of 16 inputs."""
@@ -58,6 +60,9 @@ def random_tensors(spec: LayerSpec, width: int, out: int, seed: int) -> dict[str
         tensors["block_scale"] += 0x30  # E4M3 of .5 to 2
     if spec.permuted:
         tensors["order"] = torch.randperm(width, generator=random).int()
+    if spec.shift_groups:
+        tensors["shift_group"] = torch.tensor([0, 1, 1], dtype=torch.uint8)
+        tensors["shift"] = (2 * tensors["shift"].float() - 1).bfloat16()
     if spec.time_groups:
         tensors["time_group"] = torch.tensor([0, 1, 1], dtype=torch.uint8)
         tensors["step_scale"] = torch.linspace(0.2, 0.4, spec.time_groups)
@@ -96,9 +101,11 @@ def weight_by_hand(spec: LayerSpec, tensors: dict[str, Tensor]) -> Tensor:
     return weight
 
 
-def transformed_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tensor) -> Tensor:
-    """float64 [N, in]: the input permuted, smoothed and rotated."""
+def transformed_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tensor, *, group: int = 0) -> Tensor:
+    """float64 [N, in]: the input shifted as in `group` of timesteps, permuted, smoothed and rotated."""
     x, width = x_NI.double(), x_NI.shape[1]
+    if spec.shift_groups:
+        x = x - tensors["shift"][group].double()
     if spec.permuted:
         x = torch.stack([x[:, int(channel)] for channel in tensors["order"]], 1)
     if spec.smoothed:
@@ -164,8 +171,10 @@ def output_by_hand(
     spec: LayerSpec, tensors: dict[str, Tensor], bias: Tensor, x_NI: Tensor, *, bits: int, group: int = 0
 ) -> Tensor:
     """float64 [N, out]: the layer's output for tokens `x_NI` at `bits`."""
-    x = transformed_by_hand(spec, tensors, x_NI)
+    x = transformed_by_hand(spec, tensors, x_NI, group=group)
     out = rounded_by_hand(spec, tensors, x, bits=bits, group=group) @ weight_by_hand(spec, tensors).T
     if spec.rank:
         out = out + x @ tensors["down"].double().T @ tensors["up"].double().T
+    if spec.shift_groups:
+        out = out + tensors["shift_output"][group].double()
     return out + bias.double()

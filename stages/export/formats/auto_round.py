@@ -89,6 +89,8 @@ def refusal(layer: QuantizedLinear) -> str:
             "keeps its codes in a basis that its input is brought into first, which that format cannot say; "
             'run again with --set recipe.transform="none" (the capture is kept)'
         )
+    if spec.shift_groups:
+        return "shifts its input by the timestep, which that format cannot say; use --format dequantized"
     if spec.rank or spec.codebook:
         return "has a low-rank branch or a codebook, which that format has no place for; use --format dequantized"
     if spec.weight_bits not in BITS:

@@ -89,3 +89,18 @@ def test_salience_takes_absolute_maxima_of_the_weight() -> None:
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
     assert smoothing.ranks(torch.tensor([5.0, 1.0, 5.0, 7.0, 5.0])).tolist() == [2.0, 0.0, 2.0, 4.0, 2.0]
+
+
+def test_a_moving_average_keeps_99_hundredths_of_the_steps_before() -> None:
+    peaks = torch.tensor([[1.0, 8.0], [2.0, 0.0], [4.0, 4.0]])
+    first = [0.99 * a + 0.01 * b for a, b in ((1.0, 2.0), (8.0, 0.0))]
+    wanted = [0.99 * a + 0.01 * 4 for a in first]
+    assert smoothing.moving_average(peaks).tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_outlier_channels_are_divided_by_the_whole_number_nearest_to_their_excess() -> None:
+    peaks = torch.tensor([1.0, 12.3, 2.0, 0.5, 5.2])
+    assert smoothing.whole_factors(peaks, 0).tolist() == [1, 1, 1, 1, 1]
+    assert smoothing.whole_factors(peaks, 1).tolist() == [1, 2, 1, 1, 1], "12.3 / 5.2 is 2.4"
+    assert smoothing.whole_factors(peaks, 2).tolist() == [1, 6, 1, 1, 3], "12.3 / 2 and 5.2 / 2"
+    assert smoothing.whole_factors(torch.zeros(3), 1).tolist() == [1, 1, 1]

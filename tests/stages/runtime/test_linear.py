@@ -231,6 +231,30 @@ def test_a_step_clips_tokens_by_the_ratio_of_its_bin(parts: dict[str, Any], exec
     assert layer.current_clip == torch.tensor(0.6) and layer.has_own_input
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("parts", [{}, {"smoothed": True, "permuted": True, "block": 8}, {"rank": 2}])
+def test_a_shift_leaves_the_output_of_whole_numbers_as_it_is_at_every_step(
+    parts: dict[str, Any], execution: str
+) -> None:
+    """The layer's weight is exactly what its codes and its branch stand for, and its input is not rounded: x W^T + b,
+    whatever the group of the step subtracts."""
+    made = random_tensors(spec_with(shift_groups=3, **parts), 32, 6, 4)
+    made["shift_group"] = torch.tensor([2, 0, 1], dtype=torch.uint8)
+    whole = layer_of(spec_with(**parts), {name: t for name, t in made.items() if "shift" not in name})
+    w = whole.dequantized(torch.float32).weight
+    made["shift_output"] = (made["shift"].double() @ w.double().T).float()
+    layer, x = layer_of(spec_with(shift_groups=3, **parts), made), tokens(5, 32)
+    layer.execution = whole.execution = execution
+    assert layer.bias is not None
+    for step in range(3):
+        layer.set_step(step, (16, 16, 16))
+        wanted = x.double() @ w.double().T + layer.bias.double()
+        torch.testing.assert_close(layer(x).double(), wanted, rtol=1e-4, atol=1e-4)
+        less = made["shift"][int(made["shift_group"][step])].float().expand_as(x)
+        torch.testing.assert_close(layer.transform(x), whole.transform(x - less))
+    assert layer.has_own_input
+
+
 @pytest.mark.parametrize("weight_bits", WEIGHT_BITS)
 @pytest.mark.parametrize("parts", [{}, {"group": 16}, {"codebook": True}])
 def test_the_weight_is_every_code_less_its_zero_point_times_its_scale(parts: dict[str, Any], weight_bits: int) -> None:
@@ -324,6 +348,8 @@ def test_dequantizing_gives_a_plain_linear_for_the_untransformed_input(parts: di
     layer, x = layer_of(spec, made), tokens(5, 32)
     assert layer.bias is not None
     plain, wanted = layer.dequantized(torch.float32), output_by_hand(spec, made, layer.bias, x, bits=16)
+    if spec.shift_groups:  # the mean of the steps 0, 1 and 2 in groups 0, 1 and 1
+        wanted = (wanted + 2 * output_by_hand(spec, made, layer.bias, x, bits=16, group=1)) / 3
     assert type(plain) is nn.Linear and torch.allclose(plain(x).double(), wanted, rtol=1e-4, atol=1e-4)
     assert layer.dequantized(torch.bfloat16).weight.dtype == torch.bfloat16
 
@@ -332,9 +358,11 @@ def test_dequantizing_gives_a_plain_linear_for_the_untransformed_input(parts: di
 def test_transform_brings_an_input_into_the_basis_in_which_it_is_rounded(parts: dict[str, Any]) -> None:
     spec = spec_with(**parts)
     made = random_tensors(spec, 32, 6, 4)
-    x = tokens(5, 32)
-    wanted = transformed_by_hand(spec, made, x)
-    assert torch.allclose(layer_of(spec, made).transform(x).double(), wanted, atol=1e-5)
+    layer, x = layer_of(spec, made), tokens(5, 32)
+    for step, group in enumerate(GROUP):
+        layer.set_step(step, POLICY)
+        wanted = transformed_by_hand(spec, made, x, group=group)
+        assert torch.allclose(layer.transform(x).double(), wanted, atol=1e-5)
 
 
 def test_one_graph_serves_every_step() -> None:

@@ -126,6 +126,18 @@ def test_a_clipping_ratio_changes_with_the_step_though_the_bits_do_not() -> None
     assert ratios == pytest.approx([0.9, 0.5, 0.5, 0.9])
 
 
+def test_a_shift_changes_with_the_step_though_the_bits_do_not() -> None:
+    denoiser = Denoiser({"q": [4, 4, 4]})
+    layer = random_layer(spec_with(shift_groups=2), 16, 16, 1)
+    layer.policy.fill_(4)
+    denoiser.q = layer
+    attach_policy_hook(denoiser, TIMESTEPS)
+    for timestep, group in ((1.0, 0), (0.6, 1), (0.2, 1), (1.0, 0)):
+        run(denoiser, timestep)
+        assert torch.equal(layer.current_shift, layer.shift[group].float())
+        assert torch.equal(layer.current_output, layer.shift_output[group])
+
+
 def test_a_policy_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="'q' has a policy of 3 steps, the model 2"):
         attach_policy_hook(Denoiser(), [1.0, 0.5])

@@ -25,6 +25,7 @@ WIDTH, OUT = 48, 20
 def jacobian_by_hand(spec: Any, tensors: dict[str, Tensor]) -> Tensor:
     """float64 [out, in]: the weight for the untransformed input, from the outputs for unit vectors."""
     basis = transformed_by_hand(spec, tensors, torch.eye(WIDTH, dtype=torch.float64))
+    basis = basis - transformed_by_hand(spec, tensors, torch.zeros(1, WIDTH, dtype=torch.float64))
     out = basis @ weight_by_hand(spec, tensors).T
     if spec.rank:
         out = out + basis @ tensors["down"].double().T @ tensors["up"].double().T
