@@ -114,6 +114,20 @@ def test_a_layer_calls_the_kernels_with_its_own_parts(
     assert torch.equal(kernels.packed_linear(layer, x), got)
 
 
+@pytest.mark.parametrize("parts", [{}, {"permuted": True, "smoothed": True, "block": 16}, {"rank": 2}])
+def test_the_kernels_are_given_the_shifted_input(parts: dict[str, Any], kernels: ModuleType) -> None:
+    spec = spec_with(shift_groups=2, **parts)
+    made = random_tensors(spec, 32, 6, 3)
+    layer, x = layer_of(spec, made), tokens(5, 32)
+    assert layer.bias is not None
+    for step, group in ((0, 0), (2, 1)):
+        layer.set_step(step, (3, 16, 8))
+        assert kernels.takes(layer)
+        got = kernels.packed_linear(layer, x) + layer.current_output
+        wanted = output_by_hand(spec, made, layer.bias, x, bits=layer.bits, group=group)
+        assert (got.double() - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize(
     ("block", "dtype", "rank", "rotated_by_kernel"),
     [

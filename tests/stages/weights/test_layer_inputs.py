@@ -39,7 +39,7 @@ def _solved(
     store.rows = {**store.rows, FIRST: rows}
     denoiser = TwoLayerDenoiser().install(patch)
     for name, weight in store.weights.items():
-        denoiser.transformer.get_submodule(name).weight.data.copy_(weight)
+        denoiser.transformer.get_parameter(f"{name}.weight").data.copy_(weight)
     store.write_survey()
     store.write_activations()
     store.write_grams()
@@ -117,7 +117,7 @@ def test_gptq_minimises_the_output_error_of_the_shifted_input(tmp_path: Path, mo
     recipe = {"method": "rtn", "solver": "gptq", "shift_groups": 3, "weight_bits": 3}
     store, marker, stored = _solved(tmp_path, monkeypatch, recipe, solve={"act_order": False})
     shifted = [x - stored["shift"][step].float() for step, x in enumerate(_by_step(store))]
-    gram = sum(x.double().T @ x.double() / len(x) / 3 for x in shifted)
+    gram = torch.stack([x.double().T @ x.double() / len(x) / 3 for x in shifted]).sum(0)
     scale, zero = slow_math.grid(store.weights[FIRST], 3)
     codes = slow_math.gptq(store.weights[FIRST], gram.float(), scale, zero, 3, damping=0.01, act_order=False)
     assert (stored["codes"].double() == codes).double().mean() > 0.99
