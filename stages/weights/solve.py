@@ -95,6 +95,8 @@ def _reads(settings: RunSettings, model: str) -> Plain:
     rounded = recipe.time_groups or recipe.group_search or recipe.clip_bins or recipe.channel_order == "moment"
     if rounded or recipe.smoothing == "migration":
         weights["activation_bits"] = recipe.activation_bits
+    if recipe.regions:
+        weights["gelu"] = "both"  # else results that knew the exact form alone would be reused
     return {**settings.identity(ComputeSettings, SolveSettings), "recipe": weights}
 
 

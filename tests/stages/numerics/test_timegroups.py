@@ -20,6 +20,15 @@ def test_outputs_of_gelu_differ_from_other_inputs() -> None:
     assert not timegroups.is_gelu_output([torch.nn.functional.silu(x)]) and not timegroups.is_gelu_output([x.relu()])
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_least_values_of_gelu_are_known_in_every_dtype(approximate: str, dtype: torch.dtype) -> None:
+    """The minimum lies near -0.75; a look at it so close that its rounding shows."""
+    x = torch.linspace(-0.9, -0.6, 100_001)
+    assert timegroups.is_gelu_output([functional.gelu(x, approximate=approximate).to(dtype)])
+    assert not timegroups.is_gelu_output([functional.gelu(x, approximate=approximate).to(dtype) - 1e-3])
+
+
 def test_steps_fall_into_equal_groups() -> None:
     assert timegroups.step_groups(10, 3) == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert timegroups.step_groups(2, 5) == [0, 1]

@@ -35,7 +35,7 @@ def _solved(
     rows = store.rows[FIRST]
     offset = torch.linspace(-6, 6, rows.shape[-1]) * torch.tensor([1.0, 1.1, 3.0])[:, None, None]
     outliers = torch.ones(16).index_fill_(0, torch.tensor([3, 11]), 15.0)
-    rows = functional.gelu(rows * outliers) if gelu else rows + offset
+    rows = functional.gelu(rows * outliers, approximate="tanh") if gelu else rows + offset
     store.rows = {**store.rows, FIRST: rows}
     denoiser = TwoLayerDenoiser().install(patch)
     for name, weight in store.weights.items():
