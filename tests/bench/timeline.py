@@ -65,8 +65,10 @@ class Sampler:
                         self.others.add(pid)
                         continue
                     self.processes[pid] = Process()
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+                title = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+                )
             except OSError:
                 continue
             process, now = self.processes[pid], (int(fields[11]) + int(fields[12])) / TICK
@@ -99,7 +101,12 @@ def main(run_dir: Path | None, options: tuple[str, ...]) -> None:
     sampler, start = Sampler(secrets.token_hex(8)), time.time()
     click.echo(f"load before: {os.getloadavg()[0]:.2f}")
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, MARK: sampler.mark}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, MARK: sampler.mark},
     )
     thread = threading.Thread(target=sampler.run)
     thread.start()
