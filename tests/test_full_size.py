@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, WanTransformer3DModel
 
-from tests.bench import full_size, full_size_models
+from tests.bench import full_size, full_size_models, two_commits
 from tests.bench.full_size import StageCost
 from tests.bench.status import make_run
 
@@ -33,6 +34,12 @@ def test_wan_has_the_published_sizes() -> None:
     assert len(found.blocks) == 30
     assert sum(part.weight.numel() for part in linears) == 8 * 1536**2 + 2 * 1536 * 8960
     assert 1.41e9 < sum(p.numel() for p in found.parameters()) < 1.43e9
+
+
+def test_fewer_blocks_have_the_full_width() -> None:
+    with torch.device("meta"):
+        found = DiTTransformer2DModel.from_config(full_size_models._config("dit-xl-2", 3))
+    assert (len(found.transformer_blocks), found.transformer_blocks[0].attn1.to_q.in_features) == (3, 1152)
 
 
 @torch.no_grad()
@@ -83,3 +90,29 @@ def test_settings_take_different_captions_for_calibration_and_evaluation() -> No
     assert {"model.call.num_inference_steps=3", "model.call.num_frames=9", "data.batch=2"} <= set(sets)
     with pytest.raises(click.BadParameter, match=r"7 captions, and as many held-out ones: wan-1\.3b has 6 in all"):
         full_size.settings("wan-1.3b", steps=3, captions=7, seeds=1, threads=2, call={})
+
+
+def test_two_commits_are_compared_stage_by_stage_and_without_their_starts() -> None:
+    old = {stage: {"cpu": 20.0, "memory": 3e9} for stage in two_commits.STAGES}
+    new = {stage: {"cpu": 8.0, "memory": 2e9} for stage in two_commits.STAGES}
+    new["solve"] = {"cpu": 4.0, "memory": 4e9}
+    old[two_commits.AGAIN], new[two_commits.AGAIN] = {"cpu": 5.0, "memory": 1e9}, {"cpu": 2.5, "memory": 1e9}
+    lines = two_commits.table({"before": old, "after": new}).splitlines()
+    assert lines[0] == "| stage | before, CPU s | after, CPU s | ratio | before, GB | after, GB |"
+    assert "| solve | 20.0 | 4.0 | 0.20 | 3.00 | 4.00 |" in lines
+    assert lines[-2] == "| in all | 160.0 | 60.0 | 0.38 | 3.00 | 4.00 |"  # 8 x 20; 7 x 8 + 4
+    assert lines[-1] == "| without starts | 120.0 | 40.0 | 0.33 |  |  |"  # 160 - 8 x 5; 60 - 8 x 2.5
+
+
+def test_a_stage_is_charged_with_the_processor_time_and_memory_of_its_command(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    command = tmp_path / "adatsq-pipe"
+    command.write_text(
+        f"#!{sys.executable}\nimport sys, time\nopen({str(words)!r}, 'w').write(' '.join(sys.argv[1:]))\n"
+        "held = b'1' * 200_000_000\nwhile time.process_time() < 0.5: pass\n"
+    )
+    command.chmod(0o755)
+    found = two_commits.measured(str(command), Path("/model"), tmp_path / "run", "hessian", ("data.batch=2",))
+    assert 0.5 <= found["cpu"] < 3 and 2e8 < found["memory"] < 1e9
+    said = words.read_text()
+    assert "--stages hessian --set compute.threads=1 --set data.batch=2" in said and "--executor inline" in said

@@ -155,22 +155,24 @@ def foretold(names: tuple[str, ...]) -> str:
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of a worker.")
 @click.option("--side", type=click.IntRange(16), help="Height and width of a clip [default: 128].")
 @click.option("--frames", type=click.IntRange(1), help="Frames of a clip [default: 5].")
+@click.option("--blocks", type=click.IntRange(1), help="Fewer blocks, each of full width [default: as published].")
+@click.option("--set", "more", multiple=True, metavar="TABLE.KEY=VALUE", help="A further setting of the run.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help=f"Of the models [default: {CACHE}].")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Keep the run here [default: a temporary folder].")
 @click.option("--foretell/--no-foretell", default=True, help="Say what `plan` says of other models on one H100.")
 def main(
     name: str, steps: int, captions: int, seeds: int, inline: bool, workers: int, threads: int, side: int | None,
-    frames: int | None, cache: Path, run_dir: Path | None, foretell: bool,
+    frames: int | None, blocks: int | None, more: tuple[str, ...], cache: Path, run_dir: Path | None, foretell: bool,
 ) -> None:  # fmt: skip
     """Take a full-size model with random weights through the whole run, and print what each stage took."""
     call = {key: value for key, value in (("height", side), ("width", side), ("num_frames", frames)) if value}
     if unknown := [key for key in call if key not in full_size_models.MODELS[name].options]:
         raise click.UsageError(f"{name} draws pictures of one size: leave out --side and --frames ({unknown[0]})")
     sets = settings(name, steps=steps, captions=captions, seeds=seeds, threads=threads, call=call)
-    model = full_size_models.written(name, cache)
+    model = full_size_models.written(name, cache, blocks)
     with tempfile.TemporaryDirectory() as scratch:
         run = run_dir or Path(scratch) / "run"
-        quantized(model, run, sets, inline=inline, workers=workers)
+        quantized(model, run, [*sets, *more], inline=inline, workers=workers)
         summary = json.loads((run / "report" / "summary.json").read_text())
         walls = ", ".join(f"{stage} {part['wall']:.0f}" for stage, part in summary["seconds"].items())
         click.echo(table(costs(run)))
