@@ -15,9 +15,8 @@ from pathlib import Path
 
 import click
 
-STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "reference", "evaluate")
-AGAIN = "nothing to do"
-"""The first stage once more, when it is done: what the start of a process costs."""
+STAGES = ("capture", "fisher", "hessian", "solve", "search", "assemble", "assemble..evaluate")
+"""What each command runs. The last draws the reference too: older commits did that in evaluate."""
 Measured = dict[str, dict[str, dict[str, float]]]
 """By commit and stage: seconds, bytes."""
 
@@ -39,16 +38,13 @@ def table(found: Measured) -> str:
     old, new = found
     head = ["stage", f"{old}, CPU s", f"{new}, CPU s", "ratio", f"{old}, GB", f"{new}, GB"]
     rows = [head, ["---"] * len(head)]
-    for stage in (*STAGES, AGAIN):
+    for stage in STAGES:
         one, other = found[old][stage], found[new][stage]
         rows.append([stage, *_cells(one["cpu"], other["cpu"], one["memory"], other["memory"])])
     sums = [sum(found[name][stage]["cpu"] for stage in STAGES) for name in found]
     most = [max(found[name][stage]["memory"] for stage in STAGES) for name in found]
     rows.append(["in all", *_cells(*sums, *most)])
-    starts = [len(STAGES) * found[name][AGAIN]["cpu"] for name in found]
-    without = [whole - start for whole, start in zip(sums, starts, strict=True)]
-    rows.append(["without starts", *_cells(*without)])
-    return "\n".join(f"| {' | '.join([*row, *[''] * (len(head) - len(row))])} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cells(old: float, new: float, *memory: float) -> list[str]:
@@ -68,11 +64,10 @@ def main(model: Path, commands: tuple[str, ...], sets: tuple[str, ...], run_dir:
     run_dir.mkdir(parents=True, exist_ok=True)
     kept = run_dir / "measured.json"
     found: Measured = json.loads(kept.read_text()) if kept.exists() else {name: {} for name in paths}
-    for stage in (*STAGES, AGAIN):
+    for stage in STAGES:
         for name, path in paths.items():
             if stage not in found[name]:
-                unit = STAGES[0] if stage == AGAIN else stage
-                found[name][stage] = measured(path, model.absolute(), run_dir / name, unit, sets)
+                found[name][stage] = measured(path, model.absolute(), run_dir / name, stage, sets)
                 kept.write_text(json.dumps(found))
     click.echo(table(found))
 
