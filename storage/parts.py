@@ -24,7 +24,7 @@ def write(folder: Path, spans: Mapping[str, Span], digests: Mapping[str, str]) -
     """Write `parts.json` for the pack in `folder`, by the tensors' names. What is not a tensor's is hashed here."""
     tensors: Plain = {name: [span.start, span.size, digests[name]] for name, span in spans.items()}
     rest = _digest(folder / PACK, _others(list(spans.values()), (folder / PACK).stat().st_size))
-    (folder / PARTS).write_text(canonical({"rest": rest, "tensors": tensors}))
+    (folder / PARTS).write_text(canonical({"rest": rest, "tensors": tensors}), "utf-8")
 
 
 def altered(folder: Path, names: Sequence[str], *, once: bool) -> list[str]:
