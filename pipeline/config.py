@@ -81,6 +81,11 @@ class ClusterSettings(Settings):
         """Of a device, what a worker may count on; with auto as many share it as fit."""
         return 1.0 if self.gpus_per_worker == "auto" else min(1.0, self.gpus_per_worker or 1.0)
 
+    @property
+    def shares_host(self) -> bool:
+        """Whether several workers may be on one machine."""
+        return self.executor == "ray" and self.workers != 1
+
     @field_validator("gpus_per_worker", mode="before")
     @classmethod
     def _share(cls, value: object) -> object:

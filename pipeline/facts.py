@@ -8,7 +8,7 @@ from typing import Any
 
 from adatsq_pipe.pipeline.captions import origin
 from adatsq_pipe.pipeline.config import RunConfig
-from adatsq_pipe.pipeline.summary import Facts
+from adatsq_pipe.pipeline.summary import CAST_WEIGHTS, Facts
 from adatsq_pipe.stages.allocation.sensitivity import sensitivity_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
@@ -42,7 +42,7 @@ def facts_of(config: RunConfig, run: RunDir, context: Context) -> Facts:
         captions=origin(config.settings[EvaluateSettings], config.settings[ModelSettings].world),
         worst_layer_error=max((value["error"], name) for name, value in layers.items()),
         main_memory=_main_memory(context),
-        disk=_disk(context),
+        disk=_disk(run, context),
     )
 
 
@@ -61,13 +61,16 @@ def _main_memory(context: Context) -> dict[str, int]:
     return {stage: max(found) for stage, found in peaks.items() if any(found)}
 
 
-def _disk(context: Context) -> dict[str, int]:
-    found = {stage: context.manifest(stage).markers().values() for stage in context.fingerprints}
-    return {stage: sum(size for m in markers for size, _ in m.files.values()) for stage, markers in found.items()}
+def _disk(run: RunDir, context: Context) -> dict[str, int]:
+    markers = {stage: context.manifest(stage).markers().values() for stage in context.fingerprints}
+    found = {stage: sum(size for m in own for size, _ in m.files.values()) for stage, own in markers.items()}
+    shared = [size for size in _logged(run, context, "cast").values() if isinstance(size, int)]
+    return found | ({CAST_WEIGHTS: max(shared)} if shared else {})
 
 
 def _logged(run: RunDir, context: Context, fact: str) -> dict[str, object]:
-    """The last entry of the log for `fact` (`memory`: how the model fits; `placement`: workers to a GPU) by stage."""
+    """The last entry of the log for `fact` (`memory`: how the model fits; `placement`: workers to a GPU; `cast`: bytes
+    of the weights that workers shared) by stage."""
     return {
         entry["stage"]: entry[fact]
         for entry in run.log_entries()

@@ -71,6 +71,7 @@ def context_of(config: RunConfig, run: RunDir, model_digest: str = "") -> Contex
         model=ModelRef(path=config.model, digest=model_digest),
         gpu_memory=config.cluster.gpu_memory,
         device_share=config.cluster.device_share,
+        shares_host=config.cluster.shares_host,
     )
 
 

@@ -30,6 +30,7 @@ from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
 from adatsq_pipe.stages.evaluation import reference, rehearsal
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.storage.cast_copy import cast_bytes
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
 from adatsq_pipe.storage.fingerprint import Plain, digest
 from adatsq_pipe.storage.rundir import RunDir
@@ -265,6 +266,8 @@ def _run_stage(
             step.stage.run(context, executor, report)
     finally:
         wall = round(time.perf_counter() - start, 3)
+        if shared := cast_bytes(run.path):
+            facts["cast"] = shared
         run.log({"stage": name, "fingerprint": step.fingerprint, "wall": wall, **facts})
     complete(context, name)
     if name == "capture" and (line := _unusual(context)):

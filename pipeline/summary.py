@@ -15,6 +15,8 @@ SAME_BITS = 0.005
 """Means of bits that differ by less are the same."""
 FILE = "summary.json"
 """Name of the file in the run directory's `report`."""
+CAST_WEIGHTS = "cast weights"
+"""What the table of disk and memory calls the weights that workers shared."""
 PAGE = "report.html"
 """Name of the page there."""
 UNFINISHED = "unfinished.html"
@@ -220,7 +222,7 @@ class Facts:
     main_memory: Mapping[str, int] = field(default_factory=dict)
     """By stage: most bytes of main memory that a worker's process held, mapped files included."""
     disk: Mapping[str, int] = field(default_factory=dict)
-    """By stage: bytes of its units' files."""
+    """By stage: bytes of its units' files. CAST_WEIGHTS: of the weights that workers shared until the run ended."""
     captions: str = ""
     """Where the held-out captions come from, and how many there are of each kind."""
     report: Mapping[str, str] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage import heartbeat
+from adatsq_pipe.storage.cast_copy import CAST
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.files import (
     PARTIAL,
@@ -303,11 +304,12 @@ class RunDir:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove unfinished units, also of stages that have no finished one, unfinished files and copies, and the
-        workers' signs of life."""
+        """Remove unfinished units, also of stages that have no finished one, unfinished files and copies, the weights
+        that workers shared, and the workers' signs of life."""
         for folder in self.path.glob("*/*/attempts"):
             Manifest(folder.parents[1].name, folder.parent).sweep()
         heartbeat.remove_all(self.path, self.remote)
+        shutil.rmtree(self.path / CAST, ignore_errors=True)
         for folder in self.path.glob(f"published/*/*{UNFINISHED}"):
             shutil.rmtree(folder, ignore_errors=True)
         for root, folders, names in os.walk(self.path):

@@ -77,24 +77,36 @@ DTYPES = (
 _RANKS = {f"torch.{line.split()[0]}": (rank, line.split()[1]) for rank, line in enumerate(DTYPES)}
 
 
-def write_safetensors(path: Path, tensors: Weights) -> None:
+LINE = 64
+"""Bytes of a cache line, at which torch's own tensors begin."""
+
+
+def write_safetensors(path: Path, tensors: Weights, *, aligned: bool = False) -> None:
     """Write `tensors` to a safetensors file: byte for byte as `save_file` does, one tensor in memory at a time.
 
-    `save_file` takes tensors that are in memory, all of them. Raises StorageError for a dtype without a name in DTYPES.
+    `save_file` takes tensors that are in memory, all of them. With `aligned`, tensors of whole cache lines come first
+    and begin at one, so that what computes with the mapped file adds up in the same order as with tensors of its own;
+    safetensors has no gaps, so that tensors of other sizes follow as they come. Raises StorageError for a dtype without
+    a name in DTYPES.
     """
     for name, tensor in tensors.items():
         if str(tensor.dtype) not in _RANKS:
             raise StorageError(f"{name} has the dtype {tensor.dtype}, which safetensors files do not hold")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    order = sorted(tensors, key=lambda name: (_RANKS[str(tensors[name].dtype)][0], name.encode()))
+
+    def place(name: str) -> tuple[bool, int, bytes]:
+        tensor = tensors[name]
+        return aligned and tensor.nbytes % LINE != 0, _RANKS[str(tensor.dtype)][0], name.encode()
+
+    order = sorted(tensors, key=place)
     for name in order:
         tensor = tensors[name]
         start, end = end, end + tensor.nbytes
         kind = _RANKS[str(tensor.dtype)][1]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % LINE if aligned else -len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -29,6 +29,8 @@ class Context:
     """GB of the device's memory; 0 = as it says itself."""
     device_share: float = 1.0
     """Share of a device that a worker has."""
+    shares_host: bool = False
+    """Whether other workers of the run may be on the same machine."""
 
     def manifest(self, stage: str) -> Manifest:
         return RunDir.at(self.run).manifest(stage, self.fingerprints[stage])

@@ -83,16 +83,21 @@ class Denoiser:
     """The pipeline in `folder`, ready to record, replay and teleport. Each caption is encoded once.
 
     `call` holds arguments of every pipeline call; with `blockwise`, blocks are on `device` only while they compute.
+    `cast` is a copy of the folder with weights in `dtype`, from which they are loaded.
     Raises StageError if the pipeline does not load or does not accept `call`, NotTaken if it cannot be quantized,
     OutOfMemory if its weights do not fit.
     """
 
-    def __init__(self, folder: str, *, dtype: str, device: str, call: dict[str, Any], blockwise: bool = False) -> None:
+    def __init__(
+        self, folder: str, *, dtype: str, device: str, call: dict[str, Any], blockwise: bool = False,
+        cast: Path | None = None,
+    ) -> None:  # fmt: skip
         index = find_pipeline(Path(folder))
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         try:
-            pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+            read = str(cast or folder)
+            pipe = DiffusionPipeline.from_pretrained(read, dtype=getattr(torch, dtype), local_files_only=True)
         except Exception as error:
             raise StageError(f"{folder} does not load as a diffusers pipeline: {error}") from error
         self.parts: dict[str, nn.Module] = {name: getattr(pipe, name).eval() for name in denoisers(index)}

@@ -10,8 +10,11 @@ from adatsq_pipe.stages.architecture.memory import plan_of, surveyed
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.settings import ComputeSettings, ModelSettings
+from adatsq_pipe.stages.denoiser.castable import kept_in_float32
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.device import require, settle
+from adatsq_pipe.storage.cast_copy import cast_copy, home_of
+from adatsq_pipe.storage.rundir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class ModelRequest:
     """Arguments of every call of the pipeline."""
     blockwise: bool = False
     """Whether blocks are on the device only while they compute."""
+    cast_home: Path | None = None
+    """Where the workers of this machine keep a copy of the weights in `dtype`, which they share; None: they do not."""
 
 
 class ModelSlot:
@@ -41,12 +46,17 @@ class ModelSlot:
         """
         if self._denoiser is None or self._request != request:
             self.clear()
+            cast = None
+            if request.cast_home is not None:
+                kept = kept_in_float32(request.folder, request.dtype)
+                cast = cast_copy(request.folder, request.cast_home, dtype=request.dtype, kept=kept)
             self._denoiser = Denoiser(
                 str(request.folder),
                 dtype=request.dtype,
                 device=request.device,
                 call=dict(request.call),
                 blockwise=request.blockwise,
+                cast=cast,
             )
             self._request = request
         return self._denoiser
@@ -77,12 +87,16 @@ def denoiser_of(
     compute, plan = context.settings[ComputeSettings], plan_of(context, surveyed(context))
     require(compute.device)
     settle(device=compute.device, threads=compute.threads)
+    blockwise, run = plan is not None and plan.blockwise, RunDir.at(context.run)
+    # Elsewhere the weights leave main memory, or nothing would remove the copies of other machines.
+    shares = context.shares_host and (compute.device == "cpu" or blockwise) and run.remote is None
     request = ModelRequest(
         folder=folder or context.model.path,
         dtype=compute.dtype,
         device=compute.device,
         call=context.settings[ModelSettings].call,
-        blockwise=plan is not None and plan.blockwise,
+        blockwise=blockwise,
+        cast_home=home_of(run.path) if shares else None,
     )
     denoiser = SLOT.take(request) if to_change else SLOT.open(request)
     denoiser.micro = micro or MicroBatch()

@@ -28,7 +28,7 @@ def test_the_denoiser_is_opened_as_the_settings_say_and_stays_open_unless_it_is_
     call = {"num_inference_steps": 7}
     context = make_store(tmp_path, compute={"dtype": "bfloat16"}, model={"call": call}).context
     first = denoiser_of(context)
-    options = {"dtype": "bfloat16", "device": "cpu", "call": call, "blockwise": False}
+    options = {"dtype": "bfloat16", "device": "cpu", "call": call, "blockwise": False, "cast": None}
     assert opened == [(str(context.model.path), options)]
     assert denoiser_of(context) is first
     changed = denoiser_of(context, to_change=True)
