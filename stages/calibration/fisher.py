@@ -20,7 +20,7 @@ from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.effects import FisherSettings, is_end_to_end, sweep_units
 from adatsq_pipe.stages.calibration.scores import score_units
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
-from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.methods._recipe import Recipe, at_default
 from adatsq_pipe.storage.fingerprint import Plain
 
 WORKER = WorkerRef(stage="fisher", path="adatsq_pipe.stages.calibration.fisher_worker:Fisher")
@@ -39,13 +39,14 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 def _reads(settings: RunSettings, model: str) -> Plain:
     recipe, found = settings[Recipe], settings.identity(ComputeSettings, FisherSettings)
     if recipe.sensitivity == "trajectory":
-        return {**found, "sensitivity": "trajectory", "rounding": recipe.model_dump(mode="json", include=ROUNDING)}
+        rounding = recipe.model_dump(mode="json", include=ROUNDING - at_default(recipe))
+        return {**found, "sensitivity": "trajectory", "rounding": rounding}
     return {**found, "curvature": True} if recipe.time_search else found
 
 
 ROUNDING = {
-    "transform", "transform_block", "weight_bits", "weight_group", "group_fit", "weight_symmetric", "weight_clip",
-    "conditioning_bits", "conditioning_group", "activation_symmetric", "activation_group",
+    "transform", "transform_block", "rotation_steps", "weight_bits", "weight_group", "group_fit", "weight_symmetric",
+    "weight_clip", "conditioning_bits", "conditioning_group", "activation_symmetric", "activation_group",
 }  # fmt: skip
 """Fields of the recipe that say how a layer is rounded: the effects of rounding depend on them."""
 

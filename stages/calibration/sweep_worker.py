@@ -18,7 +18,9 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.effects import WIDTHS, FisherSettings
+from adatsq_pipe.stages.calibration.rotations import rotations_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE, SweepKey, read_sweep_key
@@ -30,7 +32,7 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.effects import activation_effects, by_sample, weight_effects
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
-from adatsq_pipe.stages.numerics.transform import rotate
+from adatsq_pipe.stages.numerics.transform import rotate, rotate_back, rotate_twice
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.storage import tensors
 
@@ -50,12 +52,26 @@ class Sweep(OutOfMemoryBackoff):
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row.name: linears[row.name] for row in self.survey.layers}
         self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
+        self._find_rotations()
         fits = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
         self.memory = _Memory(sum(layer.weight.nbytes for layer in self.layers.values()) if fits else 0)
         """On a GPU rounding a weight takes little of the time, and its error would take the memory."""
         plan = plan_of(context, self.survey)
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
         self.again = blocks_of(self.denoiser.parts) if again else []
+
+    def _find_rotations(self) -> None:
+        """Those that are stored, of every input once."""
+        found = dict[str, dict[str, Tensor]]()
+        for row in self.survey.layers:
+            rounding = self.rounding[row.name]
+            if rounding.spec.dual:
+                if row.input_of not in found:
+                    rows = (x for _, x in inputs.rows(self.context, row.input_of))
+                    found[row.input_of] = rotations_of(
+                        rows, row.input_of, block=rounding.spec.block, steps=self.recipe.rotation_steps
+                    )
+                rounding.stored = found[row.input_of]
 
     def __call__(self, key: str) -> None:
         with unit_of(self.context, self.stage, key, self.micro) as unit:
@@ -135,13 +151,33 @@ class _Rounding:
         self.place, self.rounded, self.recipe = place, row.rounded, recipe
         self.spec = spec_of(recipe, row)
         self.basis = (self.spec.block, self.spec.regular, self.spec.symmetric_activations, self.spec.activation_group)
+        self.stored = dict[str, Tensor]()
+        """The rotations and the order of channels between them, if the spec has them so."""
         self._grid: Grid | None = None
         self._weight_error: Tensor | None = None
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """`x` [..., in] in the basis of the codes, float32."""
+        if self.stored:
+            return rotate_twice(x.float(), *self._stored_on(x.device))
+        return rotate(x.float(), _rotation(self.spec, x.device))
+
+    def _rotated_back(self, x: Tensor) -> Tensor:
+        if self.stored:
+            return rotate_back(x, *self._stored_on(x.device))
+        return rotate(x, _rotation(self.spec, x.device))  # a Hadamard matrix here is its own inverse
+
+    def _stored_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        self.stored = {name: tensor.to(device) for name, tensor in self.stored.items()}
+        return self.stored["rotations"], self.stored["between"]
 
     def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Effects of rounding the tokens of the input `x`, [rows, widths], by gradient."""
         symmetric, group = self.spec.symmetric_activations, self.spec.activation_group
         basis = _rotation(self.spec, x.device)
+        if self.stored:
+            x, gradients = self._rotated(x), [self._rotated(gradient) for gradient in gradients]
+            basis = torch.ones(1, 1, device=x.device)
         return activation_effects(x, gradients, basis, WIDTHS, symmetric=symmetric, group=group)
 
     def of_weight(self, crossing: Crossing, memory: _Memory) -> Tensor:
@@ -154,10 +190,9 @@ class _Rounding:
         return weight_effects(crossing.x, crossing.output_gradient, error)
 
     def _error(self, weight: Tensor) -> Tensor:
-        """Rounding to nearest less the weight, in the weight's own basis: the rotation is its own inverse. Of weights
-        in bfloat16 the error is too, so that its product costs no more than the layer's own."""
-        basis = _rotation(self.spec, weight.device)
-        weight_OI = rotate(weight.float(), basis)
+        """Rounding to nearest less the weight, in the weight's own basis. Of weights in bfloat16 the error is too, so
+        that its product costs no more than the layer's own."""
+        weight_OI = self._rotated(weight)
         if self._grid is None:
             grid = weight_grid(
                 weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
@@ -166,7 +201,7 @@ class _Rounding:
             self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
         columns = self._grid.columns(weight_OI.shape[1])
         codes = quantize(weight_OI, *columns, self._grid.qmax)
-        error = rotate(dequantize(codes, *columns).sub_(weight_OI), basis)
+        error = self._rotated_back(dequantize(codes, *columns).sub_(weight_OI))
         return error.to(weight.dtype) if weight.dtype == torch.bfloat16 else error
 
 

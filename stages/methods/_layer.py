@@ -95,12 +95,14 @@ def spec_of(recipe: Recipe, row: LayerInfo, *, group: int | None = None, bits: i
             symmetric_activations=recipe.activation_symmetric,
         )  # fmt: skip
     regular = recipe.transform == "regular"
+    block = 1 if recipe.transform == "none" else block_size(row.in_features, recipe.transform_block, regular=regular)
     skipped = bool(recipe.smoothing_skip) and row.name.endswith(recipe.smoothing_skip)
     return LayerSpec(
         weight_bits=bits or recipe.weight_bits,
         group=of_weight,
-        block=1 if recipe.transform == "none" else block_size(row.in_features, recipe.transform_block, regular=regular),
+        block=block,
         regular=regular,
+        dual=recipe.transform == "greedy" and block > 1,
         symmetric_activations=recipe.activation_symmetric,
         activation_group=of_tokens,
         permuted=recipe.permuted,

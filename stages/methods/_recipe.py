@@ -21,11 +21,14 @@ class Recipe(Settings):
     method: str = "endpoint"
     """One of the files of stages/methods."""
 
-    transform: Literal["none", "hadamard", "regular"]
-    """What is applied to activations online and folded into weights offline: nothing, Sylvester's Hadamard matrix, or a
-    regular one, whose columns all have the same sum."""
+    transform: Literal["none", "hadamard", "regular", "greedy"]
+    """What is applied to activations online and folded into weights offline: nothing, Sylvester's Hadamard matrix, a
+    regular one, whose columns all have the same sum, or two rotations that are found from captured inputs by their
+    largest values, with an order of channels between that evens out the blocks."""
     transform_block: int = Field(ge=1)
-    """Largest Hadamard block."""
+    """Largest block of the rotation."""
+    rotation_steps: int = Field(default=256, ge=1, le=10_000)
+    """With transform = "greedy": steps of which the one with the least peak is kept."""
     permuted: bool
     """Put input channels in another order before the rotation."""
     channel_order: Literal["random", "moment"] = "random"
@@ -42,6 +45,9 @@ class Recipe(Settings):
     """How much of a channel's size moves to the weight: 0 nothing, 1 all."""
     smoothing_grid: int = Field(ge=1, le=1_000)
     """Exponents tried for every layer, evenly between 0 and 1, by its output error; 1 = smoothing_alpha alone."""
+    smoothing_error: Literal["weight", "tokens"] = "weight"
+    """The output error that chooses an exponent: of the rounded weight alone, or of rounded tokens too, added up over
+    the captured inputs of all timesteps."""
     smoothing_over: Literal["all", "noisiest", "salience", "momentum"]
     """An input channel's size: its peak over all timesteps, at the noisiest, weighted by Spearman's rho, or averaged
     with a momentum of 0.99."""
@@ -146,6 +152,10 @@ class Recipe(Settings):
             raise ValueError("time_groups chooses its own weight scales; it needs solver rtn, no rank, codebook, group")
         if self.smoothing_fold and (self.permuted or self.smoothing_grid > 1):
             raise ValueError("smoothing_fold is for one exponent and channels in their own order")
+        if self.smoothing_error == "tokens" and self.smoothing == "none":
+            raise ValueError("smoothing_error = 'tokens' chooses a smoothing exponent; it needs smoothing")
+        if self.transform == "greedy" and (self.smoothing_fold or self.channel_order == "moment"):
+            raise ValueError("transform = 'greedy' needs smoothing_fold = false and channel_order = 'random'")
         if self.channel_order == "moment" and (not self.permuted or self.smoothing != "none"):
             raise ValueError("channel_order = 'moment' is for permuted = true and no smoothing")
         if self.number_format != "int" and (self.codebook or self.rank or self.time_groups or self.solver != "rtn"):
@@ -176,12 +186,17 @@ class Recipe(Settings):
 
 
 LATER = (
-    "channel_order", "clip_bins", "magnitude_penalty", "number_format", "shift_groups", "shift_momentum",
-    "smoothing_layers",
+    "channel_order", "clip_bins", "magnitude_penalty", "number_format", "rotation_steps", "shift_groups",
+    "shift_momentum", "smoothing_error", "smoothing_layers",
 )  # fmt: skip
 """Fields that a run made before they existed does not name: at their defaults they leave its identity as it was."""
 NOT_OF_WEIGHTS = ("method", "sensitivity", "temporal", "allocation", "activation_bits", "end_steps")
 """Fields that the solved weights do not depend on (`temporal` only through the Hessian)."""
+
+
+def at_default(recipe: Recipe) -> set[str]:
+    """Those of LATER that a recipe has at their defaults."""
+    return {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
 
 
 def methods() -> list[str]:

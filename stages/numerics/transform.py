@@ -1,9 +1,9 @@
-"""Block Hadamard rotation: applied to activations on the fly, folded into weights offline.
+"""Block rotation: applied to activations on the fly, folded into weights offline.
 
 Source: QuaRot (2404.00456), sec. 3. Q is block-diagonal: the input width is cut into equal blocks of a power of two,
 and each is a Hadamard matrix over sqrt(block), symmetric and its own inverse: x W^T = (x Q) (W Q)^T. Sylvester's matrix
 adds a block's channels up in its first column; a regular one (ConvRot, 2512.03673), whose columns all have the same
-sum, has no such column.
+sum, has no such column. Two rotations of other matrices, with an order of channels between, are DuQuant's (2406.01721).
 """
 
 from __future__ import annotations
@@ -76,6 +76,27 @@ def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
         torch.sub(first, second, alpha=2, out=second)
         width //= 2
     return out.view(x.shape)
+
+
+def rotate_twice(x: Tensor, rotations_2BB: Tensor, order_I: Tensor) -> Tensor:
+    """`x` [..., in] with every block multiplied by the first of two orthogonal matrices (of the dtype of `x`), its
+    channels then put in `order_I` [in], and every block multiplied by the second. The dtype is kept."""
+    first, second = rotations_2BB.unbind()
+    return _by_blocks(_by_blocks(x, first).index_select(-1, order_I), second)
+
+
+def rotate_back(x: Tensor, rotations_2BB: Tensor, order_I: Tensor) -> Tensor:
+    """The inverse of `rotate_twice`, which is also its transpose."""
+    first, second = rotations_2BB.mT.unbind()
+    x = _by_blocks(x, second)
+    return _by_blocks(torch.empty_like(x).index_copy_(-1, order_I.long(), x), first)
+
+
+def _by_blocks(x: Tensor, matrix_BB: Tensor) -> Tensor:
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BF16_ON_CPU:
+        return _by_blocks(x.float(), matrix_BB.float()).to(x.dtype)
+    rotated: Tensor = x.unflatten(-1, (-1, len(matrix_BB))) @ matrix_BB
+    return rotated.flatten(-2)
 
 
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:

@@ -84,6 +84,13 @@ def values_of(coded: QuantizedWeight, width: int) -> Tensor:
     return dequantize(coded.tensors["codes"], scale, zero)
 
 
+def beside_branch(coded: QuantizedWeight, w_OI: Tensor) -> Tensor:
+    """What the codes of a weight stand for: `w_OI` (float32 [out, in]) without its low-rank branch, if it has one."""
+    if "up" not in coded.tensors:
+        return w_OI
+    return (w_OI.double() - coded.tensors["up"].double() @ coded.tensors["down"].double()).float()
+
+
 def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
     """Every row of `w_OI` (float32 [out, in]) on `lloyd.gaussian_codebook(bits)` times its root mean square.
 

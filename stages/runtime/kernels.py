@@ -294,7 +294,7 @@ def packed_linear(layer: QuantizedLinear, x: Tensor) -> Tensor:
 
 def _codes_of_input(layer: QuantizedLinear, x: Tensor) -> TokenCodes:
     """The input of a layer, transformed and rounded; the kernel rotates where it can."""
-    fused = layer.spec.block >= 16 and x.dtype.itemsize == 2
+    fused = layer.spec.block >= 16 and not layer.spec.dual and x.dtype.itemsize == 2
     ready = layer.permute_and_smooth(x) if fused else layer.transform(x)
     h_BB = layer.rotation(x) if fused else None
     return token_codes(ready, h_BB, qmax=2.0**layer.bits - 1, symmetric=layer.spec.symmetric_activations)

@@ -28,7 +28,7 @@ from adatsq_pipe.stages.numerics.grid import (
 from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
-from adatsq_pipe.stages.numerics.transform import rotate
+from adatsq_pipe.stages.numerics.transform import rotate, rotate_back, rotate_twice
 from adatsq_pipe.stages.runtime.rounding import RoundedInput, round_by_rows
 from adatsq_pipe.stages.runtime.shared import SharedInput
 from adatsq_pipe.stages.runtime.spec import LayerSpec, StoredTensors
@@ -109,6 +109,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         self.has_own_input = bool(
             spec.permuted
             or spec.smoothed
+            or spec.dual
             or spec.rank
             or spec.time_groups
             or spec.activation_codebook
@@ -213,12 +214,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         weight = self.weight_as(torch.float32)
         if self.spec.rank:
             weight = weight + self.up.float() @ self.down.float()
-        if self.spec.block > 1:
-            weight = rotate(weight, self.spec.rotation(dtype=torch.float32, device=weight.device))
-        if self.spec.smoothed:
-            weight = weight * self.smooth.float()
-        if self.spec.permuted:
-            weight = torch.empty_like(weight).index_copy_(1, self.order.long(), weight)
+        weight = self.transform_back(weight)
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
@@ -253,7 +249,22 @@ class QuantizedLinear(nn.Module, StoredTensors):
     def transform(self, x: Tensor) -> Tensor:
         """An input [..., in] shifted, permuted, smoothed and rotated: in the basis in which it is rounded."""
         x = self.permute_and_smooth(x)
+        if self.spec.dual:
+            return rotate_twice(x, self.rotations.to(x.dtype), self.between)
         return rotate(x, self.rotation(x)) if self.spec.block > 1 else x
+
+    def transform_back(self, x: Tensor) -> Tensor:
+        """The transpose of `transform`: from rows [..., in] of the weight, or a gradient, in that basis to those of the
+        untransformed input."""
+        if self.spec.dual:
+            x = rotate_back(x, self.rotations.to(x.dtype), self.between)
+        elif self.spec.block > 1:
+            x = rotate(x, self.rotation(x))  # symmetric: its transpose is itself
+        if self.spec.smoothed:
+            x = x * self.smooth.to(x.dtype)
+        if self.spec.permuted:
+            x = torch.empty_like(x).index_copy_(-1, self.order.long(), x)
+        return x
 
     def _round(self, x: Tensor, *, as_codes: bool) -> tuple[Tensor, Tensor | None]:
         """A transformed input [..., in] at the step's bits: (values, None), or with `as_codes` (codes, scale) where a

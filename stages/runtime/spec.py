@@ -34,8 +34,8 @@ class StoredTensors:
     """The stored tensors of a quantized linear, each declared once: type, shape, dtype and when it is there.
 
     Axes: `out` and `in` features, `packed` bytes of a row of codes, `groups` of input channels (or 1), `blocks` of
-    a float format, `steps` of the policy, `time_groups`, `clip_bins`, `shift_groups`, `rank`, and the `values` of a
-    codebook, 2^weight_bits.
+    a float format, `steps` of the policy, two `rotations` of a `block`, `time_groups`, `clip_bins`, `shift_groups`,
+    `rank`, and the `values` of a codebook, 2^weight_bits.
     """
 
     codes: Annotated[Tensor, Stored(("out", "packed"), torch.uint8)]
@@ -51,6 +51,9 @@ class StoredTensors:
     zero: Annotated[Tensor, Stored(("out", "groups"), torch.uint8, unless="codebook")]
     order: Annotated[Tensor, Stored(("in",), torch.int32, "permuted")]
     """Channel i of the transformed input is channel `order[i]` of the input."""
+    rotations: Annotated[Tensor, Stored(("rotations", "block", "block"), torch.float32, "dual")]
+    between: Annotated[Tensor, Stored(("in",), torch.int32, "dual")]
+    """The two rotations of every block, and the order of channels between them (`transform.rotate_twice`)."""
     smooth: Annotated[Tensor, Stored(("in",), torch.bfloat16, "smoothed")]
     """What the input's channels are multiplied by, in their new order."""
     down: Annotated[Tensor, Stored(("rank", "in"), torch.bfloat16, "rank")]
@@ -99,6 +102,8 @@ class LayerSpec:
     """Weights and tokens are four-bit floats in blocks with scales of their own (`numerics.float4`)."""
     regular: bool = False
     """The rotation's matrix is a regular Hadamard matrix, whose blocks are powers of four, instead of Sylvester's."""
+    dual: bool = False
+    """The rotation is two stored ones with an order of channels between, instead of a Hadamard matrix."""
     permuted: bool = False
     """Input channels are reordered first."""
     smoothed: bool = False
@@ -144,6 +149,8 @@ class LayerSpec:
             raise ValueError(
                 f"{self.number_format} rounds tokens in its own blocks; no activation_group, no time_groups"
             )
+        if self.dual and (self.regular or self.block == 1):
+            raise ValueError("dual has rotations of its own, of blocks of 2 or more; not regular")
         if self.regular and self.block.bit_length() % 2 == 0:
             raise ValueError(f"a regular rotation's block of {self.block} is no power of four")
 
@@ -175,6 +182,8 @@ class LayerSpec:
             "groups": in_features // self.group if self.group else 1,
             "values": 2**self.weight_bits,
             "blocks": in_features // BLOCKS[self.number_format] if self.number_format else 0,
+            "rotations": 2,
+            "block": self.block,
             "rank": self.rank,
             "steps": steps,
             "time_groups": self.time_groups,

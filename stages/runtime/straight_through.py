@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from adatsq_pipe.stages.numerics.transform import rotate
-
 if TYPE_CHECKING:
     from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 
@@ -49,11 +47,4 @@ def input_gradient(layer: QuantizedLinear, grad: Tensor) -> Tensor:
             found += grad[..., part] @ layer.weight_rows(part, grad.dtype)
     if layer.spec.rank:
         found = found + grad @ layer.up.to(grad.dtype) @ layer.down.to(grad.dtype)
-    if layer.spec.block > 1:
-        # The rotation is symmetric: its transpose is itself.
-        found = rotate(found, layer.rotation(found))
-    if layer.spec.smoothed:
-        found = found * layer.smooth.to(found.dtype)
-    if layer.spec.permuted:
-        found = torch.empty_like(found).index_copy_(-1, layer.order.long(), found)
-    return found
+    return layer.transform_back(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
-from adatsq_pipe.stages.calibration import inputs
+from adatsq_pipe.stages.calibration import inputs, rotations
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
@@ -26,8 +26,8 @@ _STRIP = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """`tensors` as the layer stores them (order, smooth), and the rotation. `folded` [in] is what the layer
-    before multiplies the input's channels by."""
+    """`tensors` as the layer stores them (order, smooth, rotations with the order between), and the block of the
+    rotation. `folded` [in] is what the layer before multiplies the input's channels by."""
 
     tensors: dict[str, Tensor]
     block: int
@@ -42,7 +42,7 @@ class Basis:
             x = x[:, self.tensors["order"].long()]
         if "smooth" in self.tensors:
             x = x * self.tensors["smooth"].to(x.dtype)
-        return transform.rotate(x, self._rotation(x))
+        return self._rotated(x)
 
     def of_weight(self, w_OI: Tensor) -> Tensor:
         """A weight in this basis, float32."""
@@ -53,12 +53,13 @@ class Basis:
             w = w[:, self.tensors["order"].long()]
         if "smooth" in self.tensors:
             w = w / self.tensors["smooth"].double()
-        return transform.rotate(w, self._rotation(w)).float()
+        return self._rotated(w).float()
 
     def of_gram(self, gram_II: Tensor) -> Tensor:
         """The inputs' Gram matrix in this basis, float64. `gram_II` stays as it is.
 
-        The result is made in its own memory; a second matrix is held only while channels are put in order.
+        The result is made in its own memory; a second matrix is held only while channels are put in order, or rotated
+        twice.
         """
         gram = gram_II.to(torch.float64, copy=True)
         if self.folded is not None:
@@ -70,7 +71,14 @@ class Basis:
                 rows.copy_(rows[:, order])
         if "smooth" in self.tensors:
             _scale(gram, self.tensors["smooth"])
+        if "rotations" in self.tensors:
+            return self._rotated(self._rotated(gram).T).T
         return transform.rotate_gram(gram, self._rotation(gram))
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        if "rotations" in self.tensors:
+            return transform.rotate_twice(x, self.tensors["rotations"].to(x.dtype), self.tensors["between"])
+        return transform.rotate(x, self._rotation(x))
 
     def _rotation(self, like: Tensor) -> Tensor:
         return transform.hadamard(self.block, dtype=like.dtype, device=like.device, regular=self.regular)
@@ -99,17 +107,25 @@ def bases(recipe: Recipe, found_in: LayerInputs, spec: LayerSpec, w_OI: Tensor) 
     if spec.permuted:
         w = w[:, fixed["order"].long()]
     if not spec.smoothed:
-        return [Basis(tensors=fixed, block=spec.block, regular=spec.regular)]
+        return [_rotating(recipe, found_in, spec, fixed)]
     size = channel_sizes(recipe, found_in.peaks(), w_OI)
     size = size[fixed["order"].long()] if spec.permuted else size
     if recipe.smoothing == "migration":
         factors = [smoothing.whole_factors(size, int(len(size) * share)) for share in OUTLIERS]
     else:
         factors = [smoothing.smoothquant(size, w, alpha=alpha) for alpha in exponents(recipe)]
-    return [
-        Basis(tensors={**fixed, "smooth": (1 / factor).bfloat16()}, block=spec.block, regular=spec.regular)
-        for factor in factors
-    ]
+    return [_rotating(recipe, found_in, spec, {**fixed, "smooth": (1 / factor).bfloat16()}) for factor in factors]
+
+
+def _rotating(recipe: Recipe, found_in: LayerInputs, spec: LayerSpec, fixed: dict[str, Tensor]) -> Basis:
+    """The basis that rotates inputs as a spec has it after `fixed`."""
+    if not spec.dual:
+        return Basis(tensors=fixed, block=spec.block, regular=spec.regular)
+    before = Basis(tensors=fixed, block=1)
+    rows = (before.of_rows(x).cpu() for _, x in found_in)
+    found = rotations.rotations_of(rows, found_in.row.input_of, block=spec.block, steps=recipe.rotation_steps)
+    on_device = {name: tensor.to(found_in.device) for name, tensor in found.items()}
+    return Basis(tensors={**fixed, **on_device}, block=spec.block)
 
 
 def order_by_moment(found_in: LayerInputs, w_OI: Tensor) -> Tensor:
@@ -133,13 +149,21 @@ def rounded_error(
     grid = grid_of(w)
     columns = grid.columns(w.shape[1])
     rounded = dequantize(quantize(w, *columns, grid.qmax), *columns)
+    return error_with_tokens(found_in, basis, w, rounded, recipe, spec)
+
+
+def error_with_tokens(
+    found_in: LayerInputs, basis: Basis, w_OI: Tensor, values_OI: Tensor, recipe: Recipe, spec: LayerSpec
+) -> float:
+    """The squared error of x_q V^T as a stand-in for x W^T, over a layer's sampled inputs at all steps: `w_OI` and
+    its rounded `values_OI` are in the basis, tokens are rounded to the recipe's activation bits."""
     total = 0.0
     for _, rows in found_in:
         x = basis.of_rows(rows)
         tokens = fake_quantize_tokens(
             x, 2.0**recipe.activation_bits - 1, symmetric=spec.symmetric_activations, group=spec.activation_group
         )
-        total += float((tokens @ rounded.T - x @ w.T).double().square().sum())
+        total += float((tokens @ values_OI.T - x @ w_OI.T).double().square().sum())
     return total
 
 

@@ -22,7 +22,7 @@ from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import fan_out
 from adatsq_pipe.stages.calibration.survey import survey_of
-from adatsq_pipe.stages.methods._recipe import LATER, NOT_OF_WEIGHTS, Recipe
+from adatsq_pipe.stages.methods._recipe import NOT_OF_WEIGHTS, Recipe, at_default
 from adatsq_pipe.storage.fingerprint import Plain
 
 
@@ -87,13 +87,14 @@ def _count(context: Context) -> int:
 
 def _reads(settings: RunSettings, model: str) -> Plain:
     recipe = settings[Recipe]
-    without_meaning = {name for name in LATER if getattr(recipe, name) == Recipe.model_fields[name].default}
+    without_meaning = at_default(recipe)
     without_meaning |= set() if recipe.time_groups else {"time_search"}
     if not recipe.weight_budget:
         without_meaning.add("weight_budget")
     weights = recipe.model_dump(mode="json", exclude={*NOT_OF_WEIGHTS, *without_meaning})
-    rounded = recipe.time_groups or recipe.group_search or recipe.clip_bins or recipe.channel_order == "moment"
-    if rounded or recipe.smoothing == "migration":
+    by_tokens = recipe.channel_order == "moment" or recipe.smoothing == "migration"
+    by_tokens = by_tokens or recipe.smoothing_error == "tokens"
+    if recipe.time_groups or recipe.group_search or recipe.clip_bins or by_tokens:
         weights["activation_bits"] = recipe.activation_bits
     if recipe.regions:
         weights["gelu"] = "both"  # else results that knew the exact form alone would be reused

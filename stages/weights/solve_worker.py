@@ -25,7 +25,7 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import clipping, gptq, magnitude, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Factor, Solution
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
@@ -116,8 +116,8 @@ class Solve:
         with unit.timed("algebra"):
             own = offered[0]
             if len(offered) > 1:
-                errors = [self._basis_error(found_in, spec, each, weight_OI, grid_of) for each in offered]
-                own = offered[min(range(len(errors)), key=lambda i: errors[i])]
+                errors = [self._error_in(found_in, spec, each, weight_OI, grid_of) for each in offered]
+                own = offered[errors.index(min(errors))]
             if recipe.channel_order == "moment" and spec.permuted:
                 own, spec = self._ordered(found_in, spec, own, weight_OI, grid_of)
             w, calibrated = own.of_weight(weight_OI), self._inputs(row, own, found_in)
@@ -159,15 +159,20 @@ class Solve:
         assert found_in.shift is not None
         return replace(spec, shift_groups=len(found_in.shift.value_GI)), found_in
 
-    def _basis_error(
+    def _error_in(
         self, found_in: LayerInputs, spec: LayerSpec, basis: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
     ) -> float:
-        """By what the bases that a recipe offers are compared: the output error of the rounded weight, and of rounded
-        tokens too where outlier channels migrate."""
-        if self.recipe.smoothing == "migration":
-            return input_transform.rounded_error(found_in, basis, w_OI, grid_of, self.recipe, spec)
-        gram = self._inputs(found_in.row, basis, found_in).gram_II
-        return weight.on_grid(basis.of_weight(w_OI), gram, grid_of, rank=spec.rank).error
+        """The output error in a basis, which chooses between those offered: of the rounded weight, and of rounded
+        tokens too where outlier channels migrate or the recipe says so."""
+        recipe = self.recipe
+        if recipe.smoothing == "migration":
+            return input_transform.rounded_error(found_in, basis, w_OI, grid_of, recipe, spec)
+        w, gram = basis.of_weight(w_OI), self._inputs(found_in.row, basis, found_in).gram_II
+        coded = weight.on_grid(w, gram, grid_of, rank=spec.rank)
+        if recipe.smoothing_error == "weight":
+            return coded.error
+        meant, values = weight.beside_branch(coded, w), weight.values_of(coded, w.shape[1])
+        return input_transform.error_with_tokens(found_in, basis, meant, values, recipe, spec)
 
     def _ordered(
         self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
@@ -240,11 +245,7 @@ class Solve:
     ) -> LayerSpec:
         """Put the clipping ratio of every bin of timesteps beside the weight; the spec with the bins that there are."""
         place = timegroups.step_groups(survey_of(self.context).steps, spec.clip_bins)
-        meant, scale = w, coded.tensors["scale"].float().unsqueeze(2)
-        if spec.rank:
-            meant = (w.double() - coded.tensors["up"].double() @ coded.tensors["down"].double()).float()
-        codes = coded.tensors["codes"].unflatten(1, (scale.shape[1], -1))
-        values = dequantize(codes, scale, coded.tensors["zero"].float().unsqueeze(2)).flatten(1)
+        meant, values = weight.beside_branch(coded, w), weight.values_of(coded, w.shape[1])
         ratios, _ = clipping.best_ratios(
             self._by_bin(found_in, own, place), meant, values,
             bits=self.recipe.activation_bits, symmetric=spec.symmetric_activations, group=spec.activation_group,

@@ -166,6 +166,21 @@ PARTS: dict[str, dict[str, Any]] = {
         "shift_groups": 1,
         "shift_momentum": 0.95,
     },
+    "duquant": {
+        "transform": "greedy",
+        "transform_block": 128,
+        "smoothing": "smoothquant",
+        "smoothing_alpha": 0.6,
+        "weight_clip": True,
+    },
+    "ditas": {
+        "smoothing": "smoothquant",
+        "smoothing_grid": 21,
+        "smoothing_error": "tokens",
+        "rank": 32,
+        "rank_rounds": 10,
+        "weight_group": 32,
+    },
     "nvfp4": {"number_format": "nvfp4"},
     "mxfp4": {"number_format": "mxfp4"},
     "adatsq": {
@@ -255,6 +270,11 @@ def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
         (["search.width=two"], r"search\.width: .*valid integer.* \(got 'two'\)"),
         (["recipe.method=quark"], r"unknown recipe\.method 'quark'; choose from adatsq, "),
         (["recipe.method=tq_dit", "recipe.allocation=trellis"], r"needs allocation = 'uniform'"),
+        (["recipe.smoothing=smoothquant", "recipe.smoothing_error=tokens"], r"trajectory' .* needs no smoothing, rank"),
+        (["recipe.method=rtn", "recipe.smoothing_error=tokens"], r"'tokens' chooses a smoothing exponent; it needs"),
+        (["recipe.method=ptq4dit", "recipe.transform=greedy"], r"'greedy' needs smoothing_fold = false and channel"),
+        (["recipe.method=permuquant", "recipe.transform=greedy"], r"'greedy' needs .* channel_order = 'random'"),
+        (["recipe.rotation_steps=0"], r"recipe\.rotation_steps: .*greater than or equal to 1 \(got 0\)"),
         (["data.inputs=[{}]"], r"data\.inputs comes from a manifest; name it: --set data\.prompts_file=FILE\.jsonl"),
         (["cluster.executor=slurm"], r"cluster\.executor: .*'ray' or 'inline'"),
         (

@@ -35,12 +35,13 @@ DATA_FREE: dict[str, tuple[object, ...]] = {
     "solver": ("rtn",), "smoothing": ("none",), "rank": (0,), "temporal": (False,), "weight_budget": (0.0,),
     "group_search": ((),), "time_groups": (0,), "clip_bins": (0,), "allocation": ("uniform", "first_last"),
     "channel_order": ("random",), "magnitude_penalty": (0.0,), "shift_groups": (0,),
+    "transform": ("none", "hadamard", "regular"),
 }  # fmt: skip
 """Fields that use captured inputs, with their values that use none."""
 WITHOUT_DATA = {
-    "method", "number_format", "transform", "transform_block", "permuted", "codebook", "smoothing_alpha",
-    "smoothing_grid", "smoothing_over", "smoothing_skip", "smoothing_layers", "smoothing_fold", "rank_rounds",
-    "sensitivity",
+    "method", "number_format", "transform_block", "rotation_steps", "smoothing_error", "permuted", "codebook",
+    "smoothing_alpha", "smoothing_grid", "smoothing_over", "smoothing_skip", "smoothing_layers", "smoothing_fold",
+    "rank_rounds", "sensitivity",
     "weight_bits", "weight_group", "group_fit", "weight_symmetric", "weight_clip", "conditioning_bits",
     "conditioning_group", "activation_symmetric", "activation_group", "time_search", "regions", "activation_bits",
     "end_steps", "shift_momentum",

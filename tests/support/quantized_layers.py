@@ -21,6 +21,7 @@ PARTS: list[dict[str, Any]] = [
     {"group": 8},
     {"block": 8},
     {"block": 16, "regular": True},
+    {"block": 8, "dual": True, "permuted": True, "smoothed": True},
     {"symmetric_activations": True},
     {"activation_group": 8},
     {"permuted": True, "block": 8},
@@ -33,6 +34,7 @@ PARTS: list[dict[str, Any]] = [
     {"number_format": "nvfp4", "codebook": True, "weight_bits": 4},
     {"shift_groups": 2},
     {"shift_groups": 2, "permuted": True, "smoothed": True, "block": 8, "rank": 2, "activation_group": 8},
+    {"shift_groups": 2, "dual": True, "block": 8, "smoothed": True},
     {"group": 16, "block": 16, "smoothed": True, "rank": 1, "permuted": True, "activation_group": 8},
 ]
 """Every part of a LayerSpec, alone and together, for layers of a multiple of 16 inputs."""
@@ -63,6 +65,9 @@ def random_tensors(spec: LayerSpec, width: int, out: int, seed: int) -> dict[str
     if spec.shift_groups:
         tensors["shift_group"] = torch.tensor([0, 1, 1], dtype=torch.uint8)
         tensors["shift"] = (2 * tensors["shift"].float() - 1).bfloat16()
+    if spec.dual:
+        tensors["rotations"] = torch.linalg.qr(torch.randn(2, spec.block, spec.block, generator=random)).Q
+        tensors["between"] = torch.randperm(width, generator=random).int()
     if spec.time_groups:
         tensors["time_group"] = torch.tensor([0, 1, 1], dtype=torch.uint8)
         tensors["step_scale"] = torch.linspace(0.2, 0.4, spec.time_groups)
@@ -110,6 +115,10 @@ def transformed_by_hand(spec: LayerSpec, tensors: dict[str, Tensor], x_NI: Tenso
         x = torch.stack([x[:, int(channel)] for channel in tensors["order"]], 1)
     if spec.smoothed:
         x = x * tensors["smooth"].double()
+    if spec.dual:
+        first, second = (torch.block_diag(*[turn] * (width // spec.block)) for turn in tensors["rotations"].double())
+        x = x @ first
+        return torch.stack([x[:, int(channel)] for channel in tensors["between"]], 1) @ second
     turn = hadamard(spec.block, dtype=torch.float64)
     if spec.regular:
         turn = torch.ones(1, 1, dtype=torch.float64)

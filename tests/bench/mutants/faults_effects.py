@@ -38,7 +38,7 @@ FAULTS = [
     *faults(
         "stages/calibration/fisher.py",
         "tests/stages/calibration/test_fisher_stage.py",
-        (', "rounding": recipe.model_dump(mode="json", include=ROUNDING)', ""),
+        (', "rounding": rounding', ""),
         ("return 1 + len(sweep_units(context))", "return len(sweep_units(context))"),
     ),
     *faults(

@@ -88,6 +88,13 @@ FAULTS = [
         ("rotate(rotate(gram_II, h_BB).T, h_BB).T", "rotate(gram_II, h_BB)"),
     ),
     *faults(
+        "stages/numerics/greedy.py",
+        f"{NUMERICS}greedy.py",
+        ("rounds[1::2].flip(1)", "rounds[1::2]"),
+        ("if peaks.max() < least:", "if True:"),
+        ("whole @ step, parts", "step @ whole, parts"),
+    ),
+    *faults(
         "stages/numerics/gram.py",
         f"{NUMERICS}gram.py tests/stages/calibration/test_hessian.py",
         ("w.item() / len(x)", "w.item()"),

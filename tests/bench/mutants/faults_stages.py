@@ -69,7 +69,8 @@ FAULTS = [
     *faults(
         "stages/weights/solve_worker.py",
         SOLVE,
-        ("tried[i].error)]", "-tried[i].error)]"),
+        ("errors.index(min(errors))", "errors.index(max(errors))"),
+        ('smoothing_error == "weight"', 'smoothing_error != "weight"'),
         ("rows[place[step]].append", "rows[0 * place[step] + len(rows) - 1].append"),
         ("recipe.regions and timegroups", "not recipe.regions and timegroups"),
         ("found.scale_OG.bfloat16().float())", "found.scale_OG)"),

@@ -20,6 +20,8 @@ def _reads(method: str, **recipe: object) -> object:
     [
         ({"weight_bits": 3, "weight_budget": 4.0}, True),
         ({"transform_block": 32}, True),
+        ({"transform": "greedy"}, True),
+        ({"transform": "greedy", "rotation_steps": 9}, True),
         ({"activation_symmetric": True}, True),
         ({"weight_clip": False}, True),
         ({"conditioning_bits": 8}, True),

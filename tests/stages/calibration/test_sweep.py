@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from adatsq_pipe.stages.calibration.effects import WIDTHS, effects_of, is_end_to
 from adatsq_pipe.stages.calibration.scores import fisher_scores
 from adatsq_pipe.stages.calibration.sweep_worker import Sweep
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE
+from adatsq_pipe.stages.numerics.greedy import dual_rotation
 from tests.stages.calibration.test_fisher import _captured, _net
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
@@ -47,9 +49,9 @@ def _unrolled(net: TwoLayers, prompt: str, seed: int, guided: bool) -> tuple[lis
     return calls, x
 
 
-def _weight_error(w: Tensor, *, rotate: bool) -> Tensor:
+def _weight_error(w: Tensor, turn: Tensor) -> Tensor:
     """Rounding to nearest at 4 bits less the weight, in the basis of the codes."""
-    w = slow_math.rotated(w, 16) if rotate else w.double()
+    w = w.double() @ turn
     scale, zero = slow_math.grid(w, 4, clip=True)
     return slow_math.values(slow_math.codes_of(w, scale, zero, 4), scale, zero).double() - w
 
@@ -64,13 +66,29 @@ def _store(folder: Path, denoiser: TwoLayerDenoiser, patch: pytest.MonkeyPatch, 
     return store
 
 
-@pytest.mark.parametrize("guided", [False, True], ids=["one call a step", "two calls a step"])
-@pytest.mark.parametrize("size", [None, 1], ids=["whole batches", "one sample at a time"])
+def _turn(store: MadeStore, greedy: bool) -> Tensor:
+    """What rows of the layers' input are multiplied by, [16, 16]."""
+    if not greedy:
+        return slow_math.hadamard(16)
+    store.write_activations()
+    rows = torch.cat([store.rows[FIRST][:, calls].flatten(0, -2) for calls in range(len(store.calls))])
+    turns, order = dual_rotation(rows, block=8, steps=256, seed=zlib.crc32(FIRST.encode()))
+    first, second = (torch.block_diag(turn, turn) for turn in turns.double())
+    return first[:, order.long()] @ second
+
+
+@pytest.mark.parametrize(
+    ("guided", "size", "greedy"),
+    [(False, None, False), (True, None, False), (False, 1, False), (True, 1, False), (False, None, True)],
+    ids=["one call a step", "two calls a step", "one sample at a time", "two calls, one sample", "greedy rotations"],
+)
 def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, size: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, size: int | None, greedy: bool
 ) -> None:
     denoiser = TwoLayerDenoiser(guided=guided)
-    store, net = _store(tmp_path, denoiser, monkeypatch), _net(denoiser)
+    recipe = {"transform": "greedy", "transform_block": 8} if greedy else {}
+    store, net = _store(tmp_path, denoiser, monkeypatch, **recipe), _net(denoiser)
+    turn, still = _turn(store, greedy), torch.eye(8, dtype=torch.float64)
     worker = Sweep(store.context)
     worker.micro.size = size
     worker.denoiser.micro = worker.micro
@@ -81,7 +99,7 @@ def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
     assert found.activations.shape == (8, STEPS, 3, len(WIDTHS)) and found.weights.shape == (8, STEPS, 3)
     prompts, at = store.context.settings[DataSettings].prompts, 0
     weights = {name: dict(net.named_parameters())[f"{name}.weight"].detach() for name in SHAPES}
-    errors = {name: _weight_error(weights[name], rotate=name != MODULATION) for name in SHAPES}
+    errors = {name: _weight_error(weights[name], still if name == MODULATION else turn) for name in SHAPES}
     for batch in range(2):
         for draw in range(2):
             directions = _direction(store, batch, draw, 2)
@@ -96,11 +114,11 @@ def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
                         of_weight, of_tokens = 0.0, np.zeros(len(WIDTHS))
                         for call, added in here:
                             g, x = added[name].grad.double(), call.inputs()[name].double()
-                            turned = x.detach() if name == MODULATION else slow_math.rotated(x.detach(), 16)
+                            turned = x.detach() if name == MODULATION else x.detach() @ turn
                             of_weight += float((g * (turned.detach() @ errors[name].T)).sum())
                             if name == MODULATION:
                                 continue
-                            towards = slow_math.rotated(g @ weights[name].double(), 16)
+                            towards = g @ weights[name].double() @ turn
                             for k, bits in enumerate(WIDTHS):
                                 rounded = slow_math.token_rounded(turned, bits)
                                 of_tokens[k] += float((towards * (rounded - turned)).sum())

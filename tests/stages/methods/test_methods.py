@@ -16,6 +16,8 @@ from tests.whole import harness
 
 _NARROW = ("recipe.rank=4", "recipe.weight_group=16", "recipe.activation_group=16")
 SMALLER = {
+    "ditas": ("recipe.rank=4", "recipe.weight_group=16", "recipe.smoothing_grid=3"),
+    "duquant": ("recipe.rotation_steps=4",),
     "permuquant": ("recipe.weight_group=16", "recipe.activation_group=16"),
     "svdquant": _NARROW,
     "timestep_svdquant": _NARROW,

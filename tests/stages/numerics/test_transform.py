@@ -16,7 +16,6 @@ def test_rotation_is_its_own_inverse_and_folds_into_weights(width: int, block: i
     rotated = transform.rotate(x, h)
     assert torch.allclose(transform.rotate(rotated, h), x)
     assert torch.allclose(rotated @ transform.rotate(w, h).T, x @ w.T)
-    assert torch.allclose(transform.rotate_gram(x.T @ x, h), rotated.T @ rotated)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
@@ -103,3 +102,22 @@ def test_a_gram_matrix_is_rotated_in_its_own_memory(
     found = transform.rotate_gram(gram, h)
     assert found.data_ptr() == place
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_rotations_are_the_exact_ones_rounded(
+    fit: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 channels: a product in factors would take the matrix for Sylvester's."""
+    monkeypatch.setattr(transform, "BF16_ON_CPU", fit)
+    random = torch.Generator().manual_seed(0)
+    turns = torch.linalg.qr(torch.randn(2, 64, 64, generator=random, dtype=torch.float64)).Q
+    order, x = torch.randperm(128, generator=random), torch.randn(3, 5, 128, generator=random, dtype=torch.float64)
+    first, second = (torch.block_diag(turn, turn) for turn in turns)
+    exact = (x @ first)[..., order] @ second
+    got = transform.rotate_twice(x.to(dtype), turns.to(dtype), order.int())
+    back = transform.rotate_back(got, turns.to(dtype), order.int())
+    near = 0.06 if dtype == torch.bfloat16 else 1e-5
+    assert got.dtype == back.dtype == dtype
+    assert torch.allclose(got.double(), exact, atol=near) and torch.allclose(back.double(), x, atol=2 * near)

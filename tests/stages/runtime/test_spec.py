@@ -79,6 +79,8 @@ def test_json_holds_what_has_no_default_and_what_differs_from_it() -> None:
         ({"number_format": "mxfp4", "codebook": True, "activation_group": 8}, "its own blocks"),
         ({"block": 8, "regular": True}, "block of 8 is no power of four"),
         ({"block": 2, "regular": True}, "block of 2 is no power of four"),
+        ({"block": 16, "regular": True, "dual": True}, "not regular"),
+        ({"block": 1, "dual": True}, "blocks of 2 or more"),
         ({"activation_group": 8, "time_groups": 2}, "one scale for all"),
         ({"regions": True}, "needs time_groups"),
         ({"activation_codebook": True, "activation_group": 8}, "no group"),

@@ -24,12 +24,18 @@ random = torch.Generator().manual_seed(5)
 ORDER = torch.randperm(16, generator=random).int()
 SMOOTH = torch.rand(16, generator=random).add(0.5).bfloat16()
 FOLDED = torch.rand(16, generator=random, dtype=torch.float64).add(0.5)
+ROTATIONS = torch.linalg.qr(torch.randn(2, 8, 8, generator=random)).Q
+BETWEEN = torch.randperm(16, generator=random).int()
 BASES = {
     "nothing": Basis(tensors={}, block=1),
     "order": Basis(tensors={"order": ORDER}, block=1),
     "smooth": Basis(tensors={"smooth": SMOOTH}, block=1),
     "rotation": Basis(tensors={}, block=8),
     "regular rotation": Basis(tensors={}, block=16, regular=True),
+    "two rotations": Basis(tensors={"rotations": ROTATIONS, "between": BETWEEN}, block=8),
+    "order, smooth, two rotations": Basis(
+        tensors={"order": ORDER, "smooth": SMOOTH, "rotations": ROTATIONS, "between": BETWEEN}, block=8
+    ),
     "folded": Basis(tensors={}, block=4, folded=FOLDED),
     "all": Basis(tensors={"order": ORDER, "smooth": SMOOTH}, block=16, folded=FOLDED),
 }

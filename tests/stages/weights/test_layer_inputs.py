@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch.nn import functional
 
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings
+from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.numerics import greedy
 from adatsq_pipe.stages.runtime.linear import QuantizedLinear
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings
@@ -84,7 +87,14 @@ def test_each_group_of_steps_subtracts_the_mean_of_its_midpoints(
     assert (left.amax(0) + left.amin(0)).abs().max() < 0.1 < _by_step(store)[2].abs().max()
 
 
-@pytest.mark.parametrize("recipe", [{"method": "htg", "smoothing_layers": "all", "shift_groups": 2}, {"method": "rtn"}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"method": "htg", "smoothing_layers": "all"},
+        {"method": "rtn"},
+        {"method": "duquant", "transform_block": 8, "rotation_steps": 16},
+    ],
+)
 def test_shift_and_scale_leave_the_full_precision_output_as_it_is_at_every_step(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +133,37 @@ def test_gptq_minimises_the_output_error_of_the_shifted_input(tmp_path: Path, mo
     assert (stored["codes"].double() == codes).double().mean() > 0.99
     held = slow_math.values(stored["codes"].float(), scale, zero)
     assert marker.value["error"] == pytest.approx(slow_math.error(store.weights[FIRST], held, gram), rel=1e-3)
+
+
+def test_greedy_rotations_are_those_of_the_shifted_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"method": "duquant", "transform_block": 8, "rotation_steps": 16, "smoothing": "none", "shift_groups": 3}
+    store, marker, stored = _solved(tmp_path, monkeypatch, recipe)
+    x = torch.cat([x - stored["shift"][step].float() for step, x in enumerate(_by_step(store))])
+    source = next(row.input_of for row in survey_of(store.context).layers if row.name == FIRST)
+    wanted, between = greedy.dual_rotation(x, block=8, steps=16, seed=zlib.crc32(source.encode()))
+    assert marker.value["spec"]["dual"] and marker.value["spec"]["shift_groups"] == 3
+    torch.testing.assert_close(stored["rotations"], wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(stored["between"], between)
+
+
+def test_rounded_tokens_of_the_shifted_input_choose_the_exponent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"method": "rtn", "smoothing": "smoothquant", "smoothing_grid": 3, "smoothing_error": "tokens"}
+    store, _, stored = _solved(tmp_path, monkeypatch, {**recipe, "activation_bits": 3, "shift_groups": 3})
+    shifted = [x - stored["shift"][step].float() for step, x in enumerate(_by_step(store))]
+    peaks, w = torch.cat(shifted).abs().amax(0).double(), store.weights[FIRST].double()
+    errors, smooths = [], []
+    for alpha in (0, 0.5, 1):
+        by = (w.abs().amax(0) ** (1 - alpha) / peaks**alpha).bfloat16().double()
+        scaled = (w / by).float()
+        scale, zero = slow_math.grid(scaled, 4)
+        held = slow_math.values(slow_math.codes_of(scaled, scale, zero, 4), scale, zero)
+        tokens = [slow_math.token_rounded(x.double() * by, 3) for x in shifted]
+        parts = [(q @ held.T - x.double() @ w.T).square().sum() for q, x in zip(tokens, shifted, strict=True)]
+        errors.append(float(sum(parts)))
+        smooths.append(by)
+    torch.testing.assert_close(stored["smooth"].double(), smooths[errors.index(min(errors))], rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,75 @@ def test_of_several_exponents_the_one_of_least_error_is_taken(tmp_path: Path, mo
     assert marker.value["error"] == pytest.approx(errors[best], rel=1e-4)
 
 
+def test_ditas_takes_peaks_and_output_errors_with_rounded_tokens_over_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outliers(store: MadeStore) -> None:
+        factor = torch.ones(16)
+        factor[[2, 9]] = 12.0
+        store.rows = {**store.rows, FIRST: store.rows[FIRST] * factor}
+        store.peaks = {**store.peaks, FIRST: store.peaks[FIRST] * factor}
+
+    recipe = {"method": "ditas", "rank": 2, "rank_rounds": 1, "weight_group": 8, "smoothing_grid": 5}
+    store, _ = _solved(tmp_path, monkeypatch, {**recipe, "activation_bits": 3}, change=outliers)
+    by_weight, _ = _solved(tmp_path / "weight", monkeypatch, {**recipe, "smoothing_error": "weight"}, change=outliers)
+    w, peaks = store.weights[FIRST], torch.zeros(16)
+    batches, steps = store.peaks[FIRST].shape[:2]
+    for step in range(steps):
+        for batch in range(batches):
+            peaks = torch.stack([max(a, b) for a, b in zip(peaks, store.peaks[FIRST][batch, step], strict=True)])
+    errors, smooths = [], []
+    for alpha in (0, 0.25, 0.5, 0.75, 1):
+        smooth = _smooth(peaks, w, alpha)
+        scaled = w.double() / smooth
+        u, s, v = torch.linalg.svd(scaled, full_matrices=False)
+        low = (u[:, :2] * s[:2].sqrt()).bfloat16().double() @ (s[:2].sqrt()[:, None] * v[:2]).bfloat16().double()
+        left = (scaled - low).float()
+        scale, zero = slow_math.grid(left, 4, group=8)
+        columns = [part.repeat_interleave(8, 1) for part in (scale, zero)]
+        held = slow_math.values(slow_math.codes_of(left, *columns, 4), scale, zero)
+        total = 0.0
+        for step in range(steps):
+            x = store.rows[FIRST][:, step].flatten(0, 1).double() * smooth
+            total += float((slow_math.token_rounded(x, 3) @ held.T + x @ low.T - x @ scaled.T).square().sum())
+        errors.append(total)
+        smooths.append(smooth)
+    best = errors.index(min(errors))
+    assert torch.equal(_unit(store)[1]["smooth"].double(), smooths[best])
+    assert not torch.equal(_unit(by_weight)[1]["smooth"].double(), smooths[best]), "the weight alone chooses another"
+
+
+def test_duquant_turns_the_smoothed_rows_and_the_weight_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"method": "duquant", "transform_block": 8, "rotation_steps": 32, "weight_clip": False}
+    store, _ = _solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
+    turns = []
+    for name in (FIRST, SECOND):
+        marker, stored = _unit(store, name)
+        smooth = _smooth(store.peaks[FIRST].amax((0, 1)), store.weights[name], 0.6)
+        assert torch.equal(stored["smooth"].double(), smooth)
+        first, second = (torch.block_diag(turn, turn) for turn in stored["rotations"].double())
+        turn = first[:, stored["between"].long()] @ second
+        assert torch.allclose(turn @ turn.T, torch.eye(16, dtype=torch.float64), atol=1e-6)
+        x = torch.cat([store.rows[FIRST][:, step].flatten(0, 1) for step in range(3)]).double() * smooth
+        assert float((x @ turn).abs().max()) < float((x @ first).abs().max()) < float(x.abs().max())
+        w = ((store.weights[name].double() / smooth) @ turn).float()
+        held = _assert_nearest(stored, w, 4)
+        gram = turn.T @ (store.grams[name].double() * smooth * smooth.unsqueeze(1)) @ turn
+        assert marker.value["error"] == pytest.approx(slow_math.error(w, held, gram), rel=1e-3)
+        assert marker.value["spec"]["dual"] and marker.value["spec"]["block"] == 8
+        turns.append(turn)
+    assert not torch.allclose(*turns), "each layer's factors turn its input differently"
+
+
+def test_greedy_rotations_without_smoothing_are_those_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"method": "duquant", "transform_block": 4, "smoothing": "none"}
+    store, _ = _solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
+    one, two = (_unit(store, name)[1] for name in (FIRST, SECOND))
+    assert torch.equal(one["rotations"], two["rotations"]) and torch.equal(one["between"], two["between"])
+
+
 def test_the_branch_is_the_truncated_svd_and_codes_are_what_it_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
