@@ -22,7 +22,10 @@ Measured = dict[str, dict[str, dict[str, float]]]
 
 
 def measured(command: str, model: Path, run: Path, stage: str, sets: tuple[str, ...]) -> dict[str, float]:
-    """CPU seconds and the most memory, bytes, of the command that runs a stage. Exits as it does, if it fails."""
+    """CPU seconds and the most memory, bytes, of the command that runs a stage. Exits as it does, if it fails.
+
+    Linux counts the memory of this process at the child's start too, so a small one has to call.
+    """
     words = [command, "run", "--run-dir", str(run), "--model", str(model), "--executor", "inline", "--stages", stage]
     words += [word for each in ("compute.threads=1", *sets) for word in ("--set", each)]
     child = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -35,7 +35,7 @@ def _refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> 
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
-    _refused(harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 1, "model_index.json")
+    _refused(harness.run("run", "--run-dir", str(tmp_path / "r"), "--model", str(tmp_path)), 2, "model_index.json")
     assert not (tmp_path / "r").exists()
 
 
@@ -204,7 +204,7 @@ def test_status_reads_files_alone(captured: Path) -> None:
         (("scenes/flux-def", "--prompt", "a circle", "--out", "x.png"), 2, ("did you mean 'scenes/flux-dev'",)),
         (("--prompt", "a circle", "--out", "x.mov3"), 2, (".mov3", "use .png")),
         (("--prompt", "a circle", "--out", "/nowhere/x.png"), 2, ("/nowhere", "create it first")),
-        (("/nowhere", "--prompt", "a circle", "--out", "x.png"), 1, ("/nowhere is not a folder",)),
+        (("/nowhere", "--prompt", "a circle", "--out", "x.png"), 2, ("/nowhere is not a folder",)),
     ],
 )
 def test_sample(arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:

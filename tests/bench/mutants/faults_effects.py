@@ -21,8 +21,8 @@ FAULTS = [
     *faults(
         "stages/numerics/effects.py",
         CALIBRATION,
-        ("found[1:], gradients[1:]", "found[1:], gradients[:-1]"),
-        ("effects.append(-_by_row(", "effects.append(_by_row("),
+        ("found[:, place].T for place", "found[:, 0].T for place"),
+        ("found[..., rows] -= torch", "found[..., rows] += torch"),
         ("[sample % of for sample in samples]", "[0 for sample in samples]"),
     ),
     *faults(
@@ -33,7 +33,7 @@ FAULTS = [
         ("(self.settings.seed, at.draw, at.batch)", "(self.settings.seed, at.batch, at.draw)"),
         ("grid.scale_OG.bfloat16().float()", "grid.scale_OG * 1.01"),
         ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
-        ("rounding.rotated(crossing.input_gradient)", "crossing.input_gradient"),
+        ("one.gradient for one in shared", "shared[0].gradient for one in shared"),
     ),
     *faults(
         "stages/calibration/fisher.py",

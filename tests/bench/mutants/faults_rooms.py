@@ -45,10 +45,9 @@ FAULTS = [
     *faults(
         "pipeline/plan.py",
         f"{PIPELINE}plan.py",
-        ("complete = not damaged and", "complete ="),
-        ("set(marker.value) <= set(sound)", "True"),
+        ("complete=marked and not damaged", "complete=marked"),
         ("if others and not units else []", "if others else []"),
-        ("done=len(units) - len(damaged)", "done=len(units)"),
+        ("done=len(sound)", "done=len(units)"),
         ("[name for name in names if name in chosen]", "chosen"),
         ("names[names.index(first) : names.index(last) + 1]", "names[names.index(first) : names.index(last)]"),
         ('"version": stage.version,', ""),

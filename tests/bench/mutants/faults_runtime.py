@@ -11,7 +11,7 @@ FAULTS = [
         ("layer.set_step(step, policy)", "layer.set_step((step + 1) % len(policy), policy)"),
         ("or layer.bits != policy[step]:", "or False:"),
         ("if step != self._step:", "if self._step is None:"),
-        ("if first or layer.spec.time_groups or", "if first or"),
+        ("if first or len(layer.step_buffers) > 1 or", "if first or"),
         ("for layer in self._layers[:1]:", "for layer in self._layers[:0]:"),
         ("        layer.bits = bits\n        drop_shared_input(layer)", "        layer.bits = bits"),
         ("if len(rounded) == 1 else None", "if rounded else None"),

@@ -84,7 +84,7 @@ FAULTS = [
         f"{STORAGE}weights.py",
         ("for name in sorted(tensors)}", "for name in tensors}"),
         ("max_shard_size=SHARD_BYTES", "max_shard_size=2 * SHARD_BYTES"),
-        ("(_RANKS[str(tensors[name].dtype)][0], name.encode())", "name.encode()"),
+        ("_RANKS[str(tensor.dtype)][0], name.encode()", "0, name.encode()"),
     ),
     *faults(
         "storage/model_files.py",
