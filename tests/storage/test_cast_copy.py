@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,19 @@ def test_shards_keep_their_names_and_hold_cast_numbers(source: Path, tmp_path: P
     ), "what is stored so already is a link"
     assert (copy / "other/diffusion_pytorch_model.safetensors").is_symlink(), "what is not to be cast too"
     assert (copy / "model_index.json").read_bytes() == (source / "model_index.json").read_bytes()
+
+
+def test_other_weights_of_the_same_size_get_a_copy_of_their_own(source: Path, tmp_path: Path) -> None:
+    def cast() -> torch.Tensor:
+        copy = cast_copy(source, tmp_path / "home", dtype="bfloat16", kept=KEPT)
+        assert copy is not None
+        return load_file(copy / "transformer" / path.name)["b"]
+
+    path = next((source / "transformer").glob("*-00002-of-*.safetensors"))
+    before, when = cast(), path.stat().st_mtime_ns
+    save_file({"norm.w": torch.zeros(16), "b": torch.full((64,), 2.0)}, path, {"format": "pt"})
+    os.utime(path, ns=(when + 10**9, when + 10**9))
+    assert not torch.equal(before, cast()) and torch.equal(cast(), torch.full((64,), 2.0).bfloat16())
 
 
 def test_tensors_of_whole_lines_begin_at_one(source: Path, tmp_path: Path) -> None:
