@@ -17,11 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adatsq_pipe.pipeline.config import BUILT_IN, RunConfig, kinds, preset_tables, sampling
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.kind_quality import score_figure
 from adatsq_pipe.pipeline.origin import Origin, origin_of, task_of
 from adatsq_pipe.pipeline.pictures import drawn
 from adatsq_pipe.pipeline.summary import Facts, Mean, Summary
 from adatsq_pipe.pipeline.toml_tables import as_sets
 from adatsq_pipe.pipeline.versions import versions
+from adatsq_pipe.stages.base.compression import resized
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import DataSettings, ModelSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
@@ -51,7 +53,8 @@ def card(config: RunConfig, context: Context, summary: Summary) -> str:
         loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"size": _size, "interval": _interval, "fenced": fenced, "cell": _cell}
+    environment.filters |= {"size": _size, "resized": resized, "interval": _interval, "score": score_figure}
+    environment.filters |= {"fenced": fenced, "cell": _cell}
     head = front_matter(origin, task_of(origin, clips=clips, images=images), summary)
     return environment.get_template("card.md.jinja").render(
         text=summary.text_encoders,
@@ -167,9 +170,7 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _interval(mean: Mean | Mapping[str, float], digits: int) -> str:
+def _interval(value: Mean, digits: int) -> str:
     """A mean with its 95 % interval, which a single caption does not have."""
-    value, error = (
-        (mean.mean, mean.standard_error) if isinstance(mean, Mean) else (mean["mean"], mean["standard_error"])
-    )
-    return f"{value:.{digits}f} ± {1.96 * error:.{digits}f}" if error else f"{value:.{digits}f}"
+    error = value.standard_error
+    return f"{value.mean:.{digits}f} ± {1.96 * error:.{digits}f}" if error else f"{value.mean:.{digits}f}"

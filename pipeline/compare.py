@@ -16,6 +16,7 @@ from adatsq_pipe.pipeline.compare_table import cells, columns, write
 from adatsq_pipe.pipeline.comparison import Comparison, LeftOut
 from adatsq_pipe.pipeline.config import RunConfig, preset_tables
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.kind_quality import score_figure
 from adatsq_pipe.pipeline.paired import paired_columns, with_gains
 from adatsq_pipe.pipeline.samples import samples
 from adatsq_pipe.pipeline.summary import Summary
@@ -147,11 +148,10 @@ def measured(row: Row, summary: Summary, pictures: Sequence[tables.Row]) -> tabl
     for name, metric in quality.metrics.items():
         values[name], values[f"{name}_interval"] = metric.quantized.mean, metric.quantized.interval
         values[f"{name}_full_precision"] = metric.full_precision.mean if metric.full_precision else None
-    for name, part in (("score", "quantized"), ("full_precision_score", "full_precision")):
-        values[name] = scores[part]["total"]["mean"] if scores else None
-        values[f"{name}_interval"] = half(scores[part]["total"]["standard_error"]) if scores else None
-    values["score_difference"] = scores["difference"]["mean"] if scores else None
-    values["score_difference_interval"] = half(scores["difference"]["standard_error"]) if scores else None
+    parts = {"score": "quantized", "full_precision_score": "full_precision", "score_difference": "difference"}
+    for name, part in parts.items():
+        found = score_figure(scores, part) if scores else None
+        values[name], values[f"{name}_interval"] = (found.mean, found.interval) if found else (None, None)
     spent = [summary.seconds[stage] for stage in CALIBRATION]
     values["calibration_seconds"] = sum(part[kind] for part in spent for kind in ("model", "algebra", "overhead"))
     values["captions"], values["seeds"], values["fingerprint"] = (

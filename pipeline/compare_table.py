@@ -45,7 +45,7 @@ COLUMNS = (
     "method",
     "weights",
     "activations",
-    "smaller",
+    "compression",
     "latent gain, dB",
     "latent error",
     "PSNR, dB",
@@ -129,7 +129,8 @@ def markdown(results: Sequence[tables.Row], refused: Sequence[LeftOut], model: s
         score = f"; full precision matches the prompt in {first['full_precision_score']:.2f}" if first["score"] else ""
         lines += [
             f"{first['captions']} held-out captions x {first['seeds']} paired seeds, 95 % intervals{score}. "
-            "Latent errors are geometric means over draws, relative to full precision; PSNR is to full precision.",
+            "Latent errors are geometric means over draws, relative to full precision; PSNR is to full precision. "
+            "Compression is of the quantized layers, against bfloat16.",
             "",
         ]
     for bits in dict.fromkeys(row["bits"] for row in results):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 METRICS = {"lpips": ("LPIPS", 3), "clip": ("CLIP score", 2)}
 """Name of an optional metric for people, and digits after the point."""
@@ -52,6 +53,27 @@ class KindQuality:
     """The same minus that of the full-precision pictures of the same seeds."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """The optional metrics that were asked for."""
+
+
+def score_figure(scores: Mapping[str, Any], part: str) -> Figure:
+    """Of a summary's `asked_for`, the mean over tasks of a `part`: "full_precision", "quantized" or "difference".
+
+    A task with one caption has no error, so then the mean has none either.
+    """
+    total = scores[part] if part == "difference" else scores[part]["total"]
+    known = all(task["captions"] > 1 for task in scores["quantized"]["tasks"].values())
+    return Figure(mean=total["mean"], interval=1.96 * total["standard_error"] if known else None)
+
+
+def score_line(scores: Mapping[str, Any]) -> str:
+    """The means over tasks of both models and of their difference, in one line."""
+    full, quantized = (score_figure(scores, part).shown(3, "+-") for part in ("full_precision", "quantized"))
+    difference = score_figure(scores, "difference")
+    sign = "" if difference.mean < 0 else "+"
+    return (
+        f"pictures that show what the caption asks for: full precision {full}, quantized {quantized}, "
+        f"paired difference {sign}{difference.shown(3, '+-')}"
+    )
 
 
 def metric_text(name: str, mean: float, interval: float | None) -> str:

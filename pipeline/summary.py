@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from adatsq_pipe.pipeline.kind_quality import KindQuality, Metric
+from adatsq_pipe.stages.base.compression import resized, transformer_line
 
 SAME_BITS = 0.005
 """Means of bits that differ by less are the same."""
@@ -100,8 +101,12 @@ class Size:
     transformer_bytes_bf16: int
     transformer_bytes: int
     layer_ratio: float
-    """How many times smaller."""
+    """How many times smaller; below 1 larger."""
     transformer_ratio: float
+
+    def line(self) -> str:
+        """Both ratios in words."""
+        return transformer_line(self.transformer_ratio, self.layer_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +182,7 @@ class TextEncoders:
         worst = max((one.relative_error for one in self.embeddings), default=0.0)
         names = ", ".join(encoder.name for encoder in self.encoders)
         return (
-            f"text encoders: {names} at {self.bits} bits, {self.ratio:.2f} times smaller; embeddings are "
+            f"text encoders: {names} at {self.bits} bits, {resized(self.ratio, ' times')}; embeddings are "
             f"{100 * worst:.2g} % off at most; with the full-precision transformer {self.psnr.mean:.1f} dB"
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,13 +25,14 @@ from adatsq_pipe.pipeline.commands.shell import (
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.devices import check_device
 from adatsq_pipe.pipeline.errors import ConfigError
-from adatsq_pipe.pipeline.kind_quality import line, metric_line
+from adatsq_pipe.pipeline.kind_quality import line, metric_line, score_line
 from adatsq_pipe.pipeline.plan import Step
 from adatsq_pipe.pipeline.request import check_model, kept_request, load_to_run, read_request, write_request
 from adatsq_pipe.pipeline.resolved import as_plain, as_toml, resolved
 from adatsq_pipe.pipeline.summary import PAGE, read_summary
 from adatsq_pipe.pipeline.toml_tables import parse_set
 from adatsq_pipe.stages.allocation.points import AssembleSettings
+from adatsq_pipe.stages.base.compression import resized
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.stage import STAGES
@@ -142,7 +142,7 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
     click.echo(
         f"{bits.weights_with_scales:.2f}-bit weights, {bits.activations_mean:.2f}-bit activations "
         f"({bits.activations_mac_weighted:.2f} weighted by MACs), "
-        f"quantized layers {size.layer_ratio:.2f}x smaller; PSNR to full precision "
+        f"quantized layers {resized(size.layer_ratio)}; PSNR to full precision "
         f"{quality.psnr.mean:.1f} dB on {quality.captions} captions x {quality.seeds} seeds"
     )
     if bits.ran_otherwise:
@@ -162,7 +162,7 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
         f"sensitivity of the {summary.facts.sensitivity}; layers' weights: {counts} (mean {bits.weights_mean:.2f})"
     )
     if scores := quality.asked_for:
-        click.echo("pictures that show what the caption asks for: " + _scores(scores))
+        click.echo(score_line(scores))
     if space := summary.facts.space():
         click.echo(space)
     click.echo(f"model     {place.display('model')}")
@@ -181,15 +181,3 @@ def _print_summary(config: RunConfig, place: RunDir) -> None:
             f"next      adatsq-pipe run --run-dir {place.display()} --set search.budget=3.6   "
             "(another budget, same weights)"
         )
-
-
-def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Totals over the tasks, with 95 % intervals."""
-    parts = [
-        f"{name} {scores[key]['total']['mean']:.3f} +- {1.96 * scores[key]['total']['standard_error']:.3f}"
-        for name, key in (("full precision", "full_precision"), ("quantized", "quantized"))
-    ]
-    difference = scores["difference"]
-    return (
-        f"{', '.join(parts)}, paired difference {difference['mean']:+.3f} +- {1.96 * difference['standard_error']:.3f}"
-    )

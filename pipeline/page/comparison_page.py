@@ -27,7 +27,7 @@ FORMATS = {
     "latent gain, dB": "+.2f", "gain ±": ".2f", "latent error": ".3g", "PSNR, dB": ".1f", "PSNR ±": ".1f",
     "median PSNR, dB": ".1f", "SSIM": ".3f", "LPIPS": ".3f", "CLIP score": ".2f", "prompt match": ".2f",
     "match ±": ".2f", "match - full precision": "+.2f", "difference ±": ".2f", "weights": ".2f",
-    "activations": ".2f", "effective bits": ".2f", "smaller": ".2f", "calibration, s": ".0f",
+    "activations": ".2f", "effective bits": ".2f", "compression": ".2f", "calibration, s": ".0f",
 }  # fmt: skip
 """How the columns of the methods' table are shown."""
 

@@ -96,10 +96,10 @@ def _encoders(found: TextEncoders | None) -> Table:
         for e in (found.encoders if found else ())
     ]  # fmt: skip
     columns = (
-        "encoder", "class", "parameters", "in codes, %", "bytes in bfloat16", "bytes", "times smaller", "weight error",
+        "encoder", "class", "parameters", "in codes, %", "bytes in bfloat16", "bytes", "compression", "weight error",
         "could not be quantized",
     )  # fmt: skip
-    formats = {"in codes, %": ".1f", "times smaller": ".2f", "weight error": ".4f"}
+    formats = {"in codes, %": ".1f", "compression": ".2f", "weight error": ".4f"}
     return Table(name="encoders", columns=columns, rows=rows, formats=formats)
 
 

@@ -18,6 +18,7 @@ from adatsq_pipe.pipeline.page.charts import Chart
 from adatsq_pipe.pipeline.page.images import GAIN, Pair
 from adatsq_pipe.pipeline.page.tables import Table
 from adatsq_pipe.pipeline.summary import PAGE, Summary
+from adatsq_pipe.stages.base.compression import resized
 from adatsq_pipe.storage.tables import Row
 
 EMBEDDED_BYTES = 3_500_000
@@ -83,7 +84,7 @@ def html(
         loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"method": name_of, "measured": measured}
+    environment.filters |= {"method": name_of, "measured": measured, "resized": resized}
     figures = {
         name: {"title": c.title, "description": c.description, "figure": script(c.figure.to_json())}
         for name, c in charts.items()

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from adatsq_pipe.stages.allocation.points import point_of
+from adatsq_pipe.stages.base.compression import resized, transformer_line
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.text.packed_folder import PackedEncoder, packed_encoders
@@ -24,7 +25,7 @@ Made by adatsq-pipe from `{name}` ({pipeline}) with the recipe `{method}`. {lice
 
 - weights: {weight_bits:.2f} bits on average with scales and zero points, {layers} layers
 - activations: {mean_bits:.2f} bits on average over timesteps and layers, {mac_bits:.2f} weighted by MACs
-- transformer: {ratio:.2f} times smaller than in bfloat16 (its quantized layers {layer_ratio:.2f} times)
+- transformer: {transformer}
 {encoders}
 {loading}"""
 
@@ -60,14 +61,16 @@ def card(context: Context, sizes: Mapping[str, Any]) -> str:
         weight_bits=sizes["weight_bits"],
         mean_bits=point.mean_bits,
         mac_bits=point.mac_weighted_bits,
-        ratio=sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
-        layer_ratio=sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
+        transformer=transformer_line(
+            sizes["transformer_bytes_bf16"] / sizes["transformer_bytes"],
+            sizes["layer_bytes_bf16"] / sizes["layer_bytes"],
+        ),
     )
 
 
 def _line(encoder: PackedEncoder) -> str:
     return (
-        f"- {encoder.name} ({encoder.kind}): {encoder.bytes_bf16 / encoder.bytes:.2f} times smaller than in bfloat16, "
+        f"- {encoder.name} ({encoder.kind}): {resized(encoder.bytes_bf16 / encoder.bytes, ' times')} than in bfloat16, "
         "by its weights alone\n"
     )
 
