@@ -52,6 +52,16 @@ def cast_bytes(run: Path) -> int:
     return found
 
 
+def copy_bytes(source: Path, *, dtype: str, kept: Mapping[str, Sequence[str]]) -> int:
+    """Bytes of the weights that `cast_copy` would write; 0 if a copy is of no use or cannot be made."""
+    import torch  # `run` names the folder before any worker is there
+
+    try:
+        return _size(_cast(source, getattr(torch, dtype), kept))
+    except (OSError, StorageError):
+        return 0
+
+
 def cast_copy(source: Path, home: Path, *, dtype: str, kept: Mapping[str, Sequence[str]]) -> Path | None:
     """The copy below `home` of the pipeline at `source`, made now unless it is there, with weights in `dtype`.
 
@@ -74,9 +84,8 @@ def cast_copy(source: Path, home: Path, *, dtype: str, kept: Mapping[str, Sequen
         folder = home / digest(what)[:16]
         if folder.is_dir():
             return folder
-        cast = {name: found for name, found in _cast(source, target, kept).items() if found}
-        size = sum(tensor.nbytes for tensors in cast.values() for tensor in tensors.values())
-        if size < SMALLEST:
+        cast = _cast(source, target, kept)
+        if not (size := _size(cast)):
             return None
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / ".lock"):
@@ -90,7 +99,7 @@ def cast_copy(source: Path, home: Path, *, dtype: str, kept: Mapping[str, Sequen
 
 
 def _cast(source: Path, target: torch.dtype, kept: Mapping[str, Sequence[str]]) -> dict[str, dict[str, LazyTensor]]:
-    """By file of weights: all of its tensors, cast when they are loaded; empty for a file that has none to cast."""
+    """By file of weights that has tensors to cast: all of its tensors, cast when they are loaded."""
     found: dict[str, dict[str, LazyTensor]] = {}
     for component in components(source).values():
         if component.name not in kept or not all(name.endswith(".safetensors") for name in component.weights):
@@ -98,9 +107,15 @@ def _cast(source: Path, target: torch.dtype, kept: Mapping[str, Sequence[str]]) 
         for name in component.weights:
             stored = lazy_tensors(source / name)
             stays = {n for n, t in stored.items() if _stays(n, t.dtype, target, kept[component.name])}
-            cast = {n: t if n in stays else _as(t, target) for n, t in stored.items()}
-            found[name] = cast if len(stays) < len(stored) else {}
+            if len(stays) < len(stored):
+                found[name] = {n: t if n in stays else _as(t, target) for n, t in stored.items()}
     return found
+
+
+def _size(cast: Mapping[str, Mapping[str, LazyTensor]]) -> int:
+    """Bytes of a copy with these files; 0 where it is not worth a copy."""
+    size = sum(tensor.nbytes for tensors in cast.values() for tensor in tensors.values())
+    return size if size >= SMALLEST else 0
 
 
 def _stays(name: str, stored: torch.dtype, target: torch.dtype, parts: Sequence[str]) -> bool:

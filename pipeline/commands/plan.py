@@ -113,6 +113,8 @@ def text(found: Estimate) -> str:
         "of a worker at most, in main memory; main memory in all is of all workers"
     )  # fmt: skip
     notes = [*found.notes, f"the assembled folder takes {shown(found.folder)} of the disk", f"memory: {where}"]
+    if found.cast:
+        notes.append(f"workers share cast weights: {shown(found.cast)} of disk on each machine until the run ends")
     notes += [] if timed else ["no hours: name a --device (and --gpus), or --measure on this machine"]
     lines = [*notes, *(f"assumed: {line}" for line in found.assumed)]
     return "\n\n".join((aligned(head), aligned(rows), "\n".join(f"  {line}" for line in lines)))

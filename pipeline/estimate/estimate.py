@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from adatsq_pipe.pipeline.config import ClusterSettings, RunConfig
+from adatsq_pipe.pipeline.estimate.cast import cast_of, has_weights
 from adatsq_pipe.pipeline.estimate.devices import LINK, PRODUCTS, TRAFFIC, Device, device_of
 from adatsq_pipe.pipeline.estimate.disk import assembled_of, disk_of
 from adatsq_pipe.pipeline.estimate.hours import Speed, of_device, on_workers, seconds_of
@@ -66,6 +67,8 @@ class Estimate:
     stages: Sequence[StageEstimate]
     folder: int
     """Bytes of the assembled folder, which is part of the disk's."""
+    cast: int
+    """Bytes of the cast weights that the workers of a machine share until the run ends, part of the disk's too."""
     workers: int
     device: str
     """The named device, "this machine" where it was measured, or ""."""
@@ -77,7 +80,8 @@ class Estimate:
 
     @property
     def disk(self) -> int:
-        return sum(stage.disk for stage in self.stages)
+        """Bytes at most: what the stages leave, and the cast weights before the run ends."""
+        return sum(stage.disk for stage in self.stages) + self.cast
 
     @property
     def memory(self) -> int:
@@ -149,6 +153,8 @@ def estimate(
                 wall_seconds=None if seconds is None else on_workers(name, seconds, waves, workers),
             )
         )
+    shares = config.cluster.shares_host and workers > 1 and (room is None or placed["capture"].blockwise)
+    cast = cast_of(outlook) if shares else 0
     text = text_outlook(outlook)
     if text is not None:
         stages = _with_text(outlook, stages, text, placed, speed, workers)
@@ -161,11 +167,12 @@ def estimate(
         call=_call(outlook),
         stages=stages,
         folder=assembled_of(outlook) - (text.saved if text else 0),
+        cast=cast,
         workers=workers,
         device=device.lower() or ("this machine" if measure else ""),
         device_memory=room,
         notes=[*_notes(outlook, placed, room), *text_lines(outlook, text)],
-        assumed=[*outlook.assumed, *_assumed(outlook, named, room, measure)],
+        assumed=[*outlook.assumed, *_assumed(outlook, named, room, measure, shares=shares)],
     )
 
 
@@ -253,8 +260,15 @@ def _call(outlook: Outlook) -> str:
     return f"{size}, {at.steps} steps{divided}{guided}; latents {latents}{words}"
 
 
-def _assumed(outlook: Outlook, named: Device | None, room: int | None, measure: bool) -> list[str]:
+def _assumed(
+    outlook: Outlook, named: Device | None, room: int | None, measure: bool, *, shares: bool
+) -> list[str]:  # fmt: skip
     found, compute = [], outlook.settings[ComputeSettings]
+    if shares and not has_weights(outlook):
+        found.append(
+            f"the weights are stored in {compute.dtype}; else workers share a copy of them in it, "
+            f"{shown(outlook.weights)} of disk on each machine until the run ends"
+        )
     if outlook.geometry.text:
         found.append(f"captions are as long as the call allows, {outlook.geometry.text} tokens; shorter ones take less")
     if outlook.recipe.sensitivity == "trajectory":
