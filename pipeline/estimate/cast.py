@@ -27,4 +27,3 @@ def cast_of(outlook: Outlook) -> int:
         codes = {encoder.name for encoder in encoders_of(subject.path) if not encoder.left}
     again = {name: parts for name, parts in kept.items() if name not in {*subject.denoisers, *codes}}
     return sum(copy_bytes(subject.path, dtype=dtype, kept=each) for each in (kept, again))
-

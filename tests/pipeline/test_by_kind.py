@@ -24,9 +24,9 @@ from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage import tables
 from adatsq_pipe.storage.rundir import RunDir
-from tests.pipeline import test_report as made
 from tests.pipeline.test_prompts import _load
 from tests.pipeline.test_report_texts import written
+from tests.support import made_run as made
 
 ROWS = [
     {"prompt": "a", "kind": "hands"},
@@ -160,9 +160,9 @@ def test_figures_of_a_kind_are_means_and_intervals_over_its_captions() -> None:
 def test_the_summary_has_the_kinds_and_is_written_again_when_they_change_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = made._store
+    original = made.store
     asked: dict[str, Any] = {"prompts": ["a", "b"], "seeds": 2, "kinds": ["k", "$x$ <b>"]}
-    monkeypatch.setattr(made, "_store", lambda folder, **more: original(folder, evaluate=asked, **more))
+    monkeypatch.setattr(made, "store", lambda folder, **more: original(folder, evaluate=asked, **more))
     run, said = written(tmp_path, monkeypatch)
     found = read_summary(run.report)
     assert said == [] and [(each.kind, each.captions, each.pictures) for each in found.quality.by_kind] == [
@@ -174,17 +174,17 @@ def test_the_summary_has_the_kinds_and_is_written_again_when_they_change_alone(
     assert '<td data-value="$x$ &lt;b&gt;">' in text and "2 from evaluate.prompts (k 1, $x$ &lt;b&gt; 1)" in text
     store = original(tmp_path / "other", evaluate={**asked, "kinds": ["k", "k"]})
     context = made.replace(store.context, run=run.uri)
-    steps: Any = [made._Step("assemble", True, "a"), made._Step("evaluate", True, context.fingerprints["evaluate"])]
+    steps: Any = [made.Step("assemble", True, "a"), made.Step("evaluate", True, context.fingerprints["evaluate"])]
     for _ in range(2):
         stamp = (run.report / report.FILE).stat().st_mtime_ns
-        assert report.write(made._config(store), run, steps, context)
+        assert report.write(made.config(store), run, steps, context)
     assert [each.kind for each in read_summary(run.report).quality.by_kind] == ["k"]
     assert (run.report / report.FILE).stat().st_mtime_ns == stamp, "the second time it stands"
 
 
 def test_the_worst_come_first_then_every_kind_whatever_it_is_called(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"prompts": ["a", "b"], "seeds": 2, "kinds": ["captions", "the worst"]}
-    context = made._drawn(made._store(tmp_path, evaluate=asked))
+    context = made.drawn(made.store(tmp_path, evaluate=asked))
     pairs = images.write_pictures(context, tmp_path)
     groups = [(g.title, [v.pair.row["latent_error"] for v in g.views]) for g in render._groups(pairs, tmp_path)]
     assert groups == [("the worst", [0.05, 0.04, 0.02]), ("captions", [0.01])]
@@ -273,19 +273,19 @@ def test_metrics_are_a_stage_of_their_own_that_depends_on_the_clip_model_s_bytes
 
 
 def test_the_report_shows_the_metrics_once_they_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = made._store
+    original = made.store
     asked: dict[str, Any] = {"prompts": ["a", "b"], "seeds": 2, "metrics": ["lpips"]}
-    monkeypatch.setattr(made, "_store", lambda folder, **more: original(folder, evaluate=asked, **more))
+    monkeypatch.setattr(made, "store", lambda folder, **more: original(folder, evaluate=asked, **more))
 
     def scored(folder: Path, *, seed: int = 0) -> Any:
         store = original(folder, evaluate=asked)
         store.context.fingerprints["perceptual"] = "9" * 64  # type: ignore[index]
         for unit, values in (("000", (0.1, 0.4)), ("001", (0.3, 0.2))):
             place = {"scores.parquet": [{"lpips": value} for value in values]}
-            made._commit(store.context, "perceptual", f"scores/{unit}", files=place)
+            made.commit(store.context, "perceptual", f"scores/{unit}", files=place)
         return store
 
-    monkeypatch.setattr(made, "_store", scored)
+    monkeypatch.setattr(made, "store", scored)
     run, said = written(tmp_path, monkeypatch)
     found = read_summary(run.report)
     assert said == [] and found.additions and found.quality.metrics["lpips"].quantized.mean == pytest.approx(0.25)

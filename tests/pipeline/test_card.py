@@ -23,7 +23,7 @@ from adatsq_pipe.pipeline.origin import Origin, origin_of, task_of
 from adatsq_pipe.stages.export.formats.self_contained import _card
 from adatsq_pipe.stages.export.model_card import LOADING
 from adatsq_pipe.storage.rundir import RunDir
-from tests.pipeline import test_report as made
+from tests.support import made_run as made
 
 LICENCE = {"license": "other", "license_name": "flux-1-dev", "license_link": "LICENSE.md", "language": ["en"]}
 
@@ -40,8 +40,8 @@ class Made:
     """A made-up finished run whose assembled folder has weights, and its card."""
 
     def __init__(self, folder: Path, model: str = "model", card: dict[str, Any] | None = None, **request: Any) -> None:
-        store = made._store(folder, model={"call": {"height": 32, "guidance_scale": 3.5}})
-        context = made._drawn(store)
+        store = made.store(folder, model={"call": {"height": 32, "guidance_scale": 3.5}})
+        context = made.drawn(store)
         source = folder_of(folder / model, card)
         self.context = replace(context, model=replace(context.model, path=source))
         manifest = context.manifest("assemble")
@@ -55,7 +55,7 @@ class Made:
         self.weights = b"the weights of the transformer"
         (unit / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(self.weights)
         manifest.commit("model", value=sizes)
-        self.config: RunConfig = replace(made._config(store), model=source, request=request)
+        self.config: RunConfig = replace(made.config(store), model=source, request=request)
         self.summary = report.summarize(self.config, RunDir.at(context.run), self.context)
         self.text = cards.card(self.config, self.context, self.summary)
         _, head, self.body = self.text.split("---\n", 2)
@@ -90,9 +90,9 @@ def test_nothing_is_claimed_of_an_original_that_says_nothing(tmp_path: Path) -> 
 
 def test_the_figures_are_the_runs_with_95_percent_intervals(tmp_path: Path) -> None:
     found = Made(tmp_path)
-    half = 1.96 * made._error_of_mean(made.PSNR)
+    half = 1.96 * made.error_of_mean(made.PSNR)
     assert f"| PSNR of pictures, dB | {sum(made.PSNR) / 4:.1f} ± {half:.1f} | 30.0 |" in found.body
-    errors = 1.96 * made._error_of_mean(made.ERRORS)
+    errors = 1.96 * made.error_of_mean(made.ERRORS)
     assert f"| error of latents, relative | {sum(made.ERRORS) / 4:.4f} ± {errors:.4f} | 0.0500 |" in found.body
     assert "on 2 held-out captions x 2 seeds" in found.body and "matches the prompt" not in found.body
     assert "- weights: 4.38 bits on average with scales and zero points, 3 layers" in found.body

@@ -15,7 +15,7 @@ from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.rundir import RunDir
-from tests.pipeline import test_report as made
+from tests.support import made_run as made
 from tests.support.drawn import pixels
 
 NO_FONT = "\U0010fffd\U0010fffe"
@@ -28,7 +28,7 @@ CAPTIONS = [
 
 def with_captions(monkeypatch: pytest.MonkeyPatch, *captions: str) -> None:
     """Have the made-up run's four pictures have these captions in turn."""
-    original = made._samples
+    original = made.samples
 
     def samples(numbers: list[int]) -> dict[str, Any]:
         files = original(numbers)
@@ -36,7 +36,7 @@ def with_captions(monkeypatch: pytest.MonkeyPatch, *captions: str) -> None:
             row["prompt"] = captions[number % len(captions)]
         return files
 
-    monkeypatch.setattr(made, "_samples", samples)
+    monkeypatch.setattr(made, "samples", samples)
 
 
 @pytest.mark.filterwarnings("error:Glyph:UserWarning")
@@ -44,7 +44,7 @@ def with_captions(monkeypatch: pytest.MonkeyPatch, *captions: str) -> None:
 def test_no_caption_and_no_title_ends_the_pictures(start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A glyph that is missing, which would be drawn as a box, is an error here."""
     with_captions(monkeypatch, *CAPTIONS[start : start + 4])
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     for title in CAPTIONS[start : start + 4]:
         pictures.draw(context, tmp_path / "side.png", title)
         assert pixels(tmp_path / "side.png").shape[0] > 100
@@ -55,7 +55,7 @@ def test_a_dollar_sign_is_a_dollar_sign(tmp_path: Path, monkeypatch: pytest.Monk
     drawn = list[Any]()
     for caption in ("$a$", "$a"):
         with_captions(monkeypatch, caption)
-        pictures.draw(made._drawn(made._store(tmp_path / caption)), tmp_path / "side.png", "title")
+        pictures.draw(made.drawn(made.store(tmp_path / caption)), tmp_path / "side.png", "title")
         drawn.append(pixels(tmp_path / "side.png"))
     below = slice(int(drawn[0].shape[0] * 0.9), None)
     assert not np.array_equal(drawn[0][below], drawn[1][below])
@@ -66,7 +66,7 @@ def test_captions_that_no_font_has_stand_in_a_text_beside_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_captions(monkeypatch, "a cat", NO_FONT, "a dog", f"a {NO_FONT}")
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     line = pictures.draw(context, tmp_path / "side.png", "title")
     assert line == (
         "no installed font has the characters of 2 of the 4 captions: they have numbers in the picture, and stand in "
@@ -77,14 +77,14 @@ def test_captions_that_no_font_has_stand_in_a_text_beside_the_picture(
 
 def test_captions_that_a_font_has_need_no_text_and_an_old_one_goes(tmp_path: Path) -> None:
     (tmp_path / "side.txt").write_text("old")
-    assert pictures.draw(made._drawn(made._store(tmp_path)), tmp_path / "side.png", "title") == ""
+    assert pictures.draw(made.drawn(made.store(tmp_path)), tmp_path / "side.png", "title") == ""
     assert not (tmp_path / "side.txt").exists()
 
 
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, list[str]]:
     """A run whose report was written, and what was said."""
-    store, said = made._store(tmp_path), list[str]()
-    context, run = made._drawn(store), RunDir.at(store.context.run)
+    store, said = made.store(tmp_path), list[str]()
+    context, run = made.drawn(store), RunDir.at(store.context.run)
     manifest = context.manifest("assemble")
     sizes = manifest.read("model").value
     manifest.discard("model")
@@ -92,10 +92,10 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDir, li
     manifest.commit("model", value=sizes)
     monkeypatch.setattr(report, "card", lambda *_: "one\n![plot](policy.png)\n![sheet](sheet.png)\ntwo\n")
     steps: Any = [
-        made._Step("assemble", True, "a"),
-        made._Step("evaluate", True, context.fingerprints["evaluate"]),
+        made.Step("assemble", True, "a"),
+        made.Step("evaluate", True, context.fingerprints["evaluate"]),
     ]
-    assert report.write(made._config(store), run, steps, context, said.append)
+    assert report.write(made.config(store), run, steps, context, said.append)
     return run, said
 
 

@@ -15,7 +15,7 @@ from adatsq_pipe.pipeline.page.render import html
 from adatsq_pipe.pipeline.summary import Summary
 from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.storage.rundir import RunDir
-from tests.pipeline import test_report as made
+from tests.support import made_run as made
 
 
 def _sample(entry: int, task: str, right: list[bool], reference: list[bool]) -> dict[str, Any]:
@@ -30,13 +30,13 @@ TASK_OF_ONE = [*TWO, _sample(2, "two", [True], [True])]
 
 
 def _summary(folder: Path) -> Summary:
-    store = made._store(folder)
-    return report.summarize(made._config(store), RunDir.at(store.context.run), store.context)
+    store = made.store(folder)
+    return report.summarize(made.config(store), RunDir.at(store.context.run), store.context)
 
 
 def _said(summary: Summary, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(command, "read_summary", lambda _: summary)
-    command._print_summary(made._config(made.make_store(folder / "other")), RunDir(folder))
+    command._print_summary(made.config(made.make_store(folder / "other")), RunDir(folder))
     return capsys.readouterr().out
 
 

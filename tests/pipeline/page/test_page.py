@@ -18,8 +18,8 @@ from adatsq_pipe.pipeline.page.tables import Table, shown
 from adatsq_pipe.pipeline.pictures import drawn
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.storage.rundir import RunDir
-from tests.pipeline import test_report as made
 from tests.pipeline.test_report_texts import NO_FONT, with_captions, written
+from tests.support import made_run as made
 from tests.support.made_store import make_store
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $_$ & \u82b1"
@@ -45,7 +45,7 @@ def test_names_of_files_are_plain_and_captions_that_differ_have_names_that_diffe
 
 
 def test_pictures_are_written_at_full_size_with_their_difference(tmp_path: Path) -> None:
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     pairs = images.write_pictures(context, tmp_path)
     every = list(drawn(context))
     assert len(pairs) == len(every) == 4 and pairs[3].full.endswith("caption-3-10-fp.gif"), "two are clips"
@@ -60,7 +60,7 @@ def test_pictures_are_written_at_full_size_with_their_difference(tmp_path: Path)
 
 
 def test_pictures_of_an_earlier_report_are_gone(tmp_path: Path) -> None:
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     (tmp_path / images.FOLDER).mkdir()
     (tmp_path / images.FOLDER / "old.png").write_text("")
     images.write_pictures(context, tmp_path)
@@ -98,7 +98,7 @@ def test_the_heat_maps_have_a_cell_for_every_layer_and_step(tmp_path: Path) -> N
 
 
 def test_the_front_names_the_command_that_picks_each_point(tmp_path: Path) -> None:
-    store = made._store(tmp_path, recipe={"method": "endpoint"})
+    store = made.store(tmp_path, recipe={"method": "endpoint"})
     manifest = store.manifest("search")
     front = {"mean_bits": 4.25, "mac_weighted_bits": 4.1, "rollout_error": 0.001, "front": 2, "policy": store.bits}
     own = [b for row in store.bits for b in row if b < 16]
@@ -107,7 +107,7 @@ def test_the_front_names_the_command_that_picks_each_point(tmp_path: Path) -> No
         for mean, error, bits in ((4.25, 0.001, own), (3.5, None, [3, 4, 3, 4, 3, 4]))
     ]
     manifest.discard("front")
-    made._commit(store.context, "search", "front", value=front, files={"front.parquet": rows})
+    made.commit(store.context, "search", "front", value=front, files={"front.parquet": rows})
     chart = charts.front_chart(store.context, "runs/mine")
     line, star = chart.figure.data
     assert list(line.x) == [3.5, 4.25] and list(line.y) == pytest.approx([20.0, 30.0])
@@ -133,14 +133,14 @@ def test_the_page_needs_nothing_but_itself_and_shows_captions_literally(
 
 
 def test_the_worst_come_first(tmp_path: Path) -> None:
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     groups = render._groups(images.write_pictures(context, tmp_path), tmp_path)
     shown_errors = {group.title: [view.pair.row["latent_error"] for view in group.views] for group in groups}
     assert shown_errors == {"the worst": [0.05, 0.04, 0.02], "captions": [0.01]}
 
 
 def test_pictures_beyond_the_room_are_files_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = made._drawn(made._store(tmp_path))
+    context = made.drawn(made.store(tmp_path))
     pairs = images.write_pictures(context, tmp_path)
     sizes = [sum((tmp_path / p).stat().st_size for p in (x.full, x.quantized, x.difference)) for x in pairs]
     monkeypatch.setattr(render, "EMBEDDED_BYTES", sizes[1] * 4 // 3)
