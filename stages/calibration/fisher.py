@@ -39,7 +39,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 def _reads(settings: RunSettings, model: str) -> Plain:
     recipe, found = settings[Recipe], settings.identity(ComputeSettings, FisherSettings)
     if recipe.sensitivity == "trajectory":
-        rounding = recipe.model_dump(mode="json", include=ROUNDING - at_default(recipe))
+        rounding = recipe.model_dump(mode="json", include=(ROUNDING | _input_parts(recipe)) - at_default(recipe))
         return {**found, "sensitivity": "trajectory", "rounding": rounding}
     return {**found, "curvature": True} if recipe.time_search else found
 
@@ -49,6 +49,21 @@ ROUNDING = {
     "weight_clip", "conditioning_bits", "conditioning_group", "activation_symmetric", "activation_group",
 }  # fmt: skip
 """Fields of the recipe that say how a layer is rounded: the effects of rounding depend on them."""
+
+
+def _input_parts(recipe: Recipe) -> set[str]:
+    """Fields that say what a layer's input passes through before it is rounded, of the parts that the recipe has."""
+    found = set[str]()
+    if recipe.permuted:
+        found |= {"permuted", "channel_order"}
+    if recipe.smoothing != "none":
+        found |= {"smoothing", "smoothing_alpha", "smoothing_grid", "smoothing_error", "smoothing_over"}
+        found |= {"smoothing_skip", "smoothing_layers"}
+    if recipe.shift_groups:
+        found |= {"shift_groups", "shift_momentum", "smoothing_layers"}
+    if recipe.channel_order == "moment" or recipe.smoothing == "migration" or recipe.smoothing_error == "tokens":
+        found.add("activation_bits")  # tokens rounded to so many bits choose
+    return found
 
 
 def _expected(context: Context) -> int | None:

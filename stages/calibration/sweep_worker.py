@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,11 +14,11 @@ from adatsq_pipe.stages.architecture.memory import plan_of
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
-from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import unit_of
-from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.effects import WIDTHS, FisherSettings
-from adatsq_pipe.stages.calibration.rotations import rotations_of
+from adatsq_pipe.stages.calibration.input_transform import Basis, bases, best_basis
+from adatsq_pipe.stages.calibration.layer_inputs import LayerInputs, rounded_inputs
+from adatsq_pipe.stages.calibration.layer_rounding import LayerRounding
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import DIFFERENTIABLE, SweepKey, read_sweep_key
@@ -28,12 +26,8 @@ from adatsq_pipe.stages.denoiser.adjoint import Crossing, obstacle, sweep
 from adatsq_pipe.stages.denoiser.block_offload import blocks_of
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
-from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics.effects import activation_effects, by_sample, weight_effects
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
-from adatsq_pipe.stages.numerics.transform import rotate, rotate_back, rotate_twice
-from adatsq_pipe.stages.runtime.spec import LayerSpec
+from adatsq_pipe.stages.numerics.effects import by_sample
 from adatsq_pipe.storage import tensors
 
 
@@ -51,8 +45,8 @@ class Sweep(OutOfMemoryBackoff):
         self.survey = survey_of(context)
         linears = quantizable_linears(self.denoiser.transformer)
         self.layers = {row.name: linears[row.name] for row in self.survey.layers}
-        self.rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
-        self._find_rotations()
+        self.rounding = {row.name: LayerRounding(self.recipe, i, row) for i, row in enumerate(self.survey.layers)}
+        self._find_bases()
         fits = self.denoiser.offload is None and str(self.denoiser.device) == "cpu"
         self.memory = _Memory(sum(layer.weight.nbytes for layer in self.layers.values()) if fits else 0)
         """On a GPU rounding a weight takes little of the time, and its error would take the memory."""
@@ -60,18 +54,23 @@ class Sweep(OutOfMemoryBackoff):
         again = self.settings.gradient_checkpointing or (plan is not None and plan.recomputed)
         self.again = blocks_of(self.denoiser.parts) if again else []
 
-    def _find_rotations(self) -> None:
-        """Those that are stored, of every input once."""
-        found = dict[str, dict[str, Tensor]]()
+    def _find_bases(self) -> None:
+        """The basis and the shift of every layer that has more than a Hadamard matrix, as solve finds them; rotations
+        that rest on an input alone, once an input."""
+        found = dict[str, Basis]()
         for row in self.survey.layers:
             rounding = self.rounding[row.name]
-            if rounding.spec.dual:
+            spec = rounding.spec
+            if spec.permuted or spec.smoothed or spec.shift_groups:
+                weight = self.layers[row.name].weight.detach().to(self.denoiser.device).float()
+                found_in, spec = rounded_inputs(self.context, self.recipe, row, spec, self.denoiser.device)
+                basis, _ = best_basis(self.recipe, found_in, spec, weight)
+                rounding.use(basis, found_in.shift)
+            elif spec.dual:
                 if row.input_of not in found:
-                    rows = (x for _, x in inputs.rows(self.context, row.input_of))
-                    found[row.input_of] = rotations_of(
-                        rows, row.input_of, block=rounding.spec.block, steps=self.recipe.rotation_steps
-                    )
-                rounding.stored = found[row.input_of]
+                    found_in = LayerInputs(context=self.context, row=row, device="cpu")
+                    found[row.input_of] = bases(self.recipe, found_in, spec, self.layers[row.name].weight.detach())[0]
+                rounding.use(found[row.input_of], None)
 
     def __call__(self, key: str) -> None:
         with unit_of(self.context, self.stage, key, self.micro) as unit:
@@ -97,7 +96,9 @@ class Sweep(OutOfMemoryBackoff):
         @torch.no_grad()
         def finish() -> None:
             if shared:
-                of_activations = shared[0].rounding.of_tokens(shared[0].x, [one.gradient for one in shared])
+                of_activations = shared[0].rounding.of_tokens(
+                    shared[0].x, [one.gradient for one in shared], shared[0].step
+                )
                 for one, effects in zip(shared, of_activations, strict=True):
                     found = by_sample(effects, one.samples, captions).cpu()
                     activations[:, one.step, one.rounding.place] += found
@@ -105,7 +106,7 @@ class Sweep(OutOfMemoryBackoff):
 
         def see(crossing: Crossing) -> None:
             rounding, step = self.rounding[crossing.layer], crossing.call.step
-            of_weight = rounding.of_weight(crossing, self.memory)
+            of_weight = rounding.of_weight(crossing, self.memory.take)
             weights[:, step, rounding.place] += by_sample(of_weight, crossing.samples, captions).cpu()
             if not rounding.rounded:
                 return
@@ -144,77 +145,11 @@ class _Memory:
         return fits
 
 
-class _Rounding:
-    """How a recipe rounds one layer: the basis, the grid of the weight, the grids of tokens."""
-
-    def __init__(self, recipe: Recipe, place: int, row: LayerInfo) -> None:
-        self.place, self.rounded, self.recipe = place, row.rounded, recipe
-        self.spec = spec_of(recipe, row)
-        self.basis = (self.spec.block, self.spec.regular, self.spec.symmetric_activations, self.spec.activation_group)
-        self.stored = dict[str, Tensor]()
-        """The rotations and the order of channels between them, if the spec has them so."""
-        self._grid: Grid | None = None
-        self._weight_error: Tensor | None = None
-
-    def _rotated(self, x: Tensor) -> Tensor:
-        """`x` [..., in] in the basis of the codes, float32."""
-        if self.stored:
-            return rotate_twice(x.float(), *self._stored_on(x.device))
-        return rotate(x.float(), _rotation(self.spec, x.device))
-
-    def _rotated_back(self, x: Tensor) -> Tensor:
-        if self.stored:
-            return rotate_back(x, *self._stored_on(x.device))
-        return rotate(x, _rotation(self.spec, x.device))  # a Hadamard matrix here is its own inverse
-
-    def _stored_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        self.stored = {name: tensor.to(device) for name, tensor in self.stored.items()}
-        return self.stored["rotations"], self.stored["between"]
-
-    def of_tokens(self, x: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Effects of rounding the tokens of the input `x`, [rows, widths], by gradient."""
-        symmetric, group = self.spec.symmetric_activations, self.spec.activation_group
-        basis = _rotation(self.spec, x.device)
-        if self.stored:
-            x, gradients = self._rotated(x), [self._rotated(gradient) for gradient in gradients]
-            basis = torch.ones(1, 1, device=x.device)
-        return activation_effects(x, gradients, basis, WIDTHS, symmetric=symmetric, group=group)
-
-    def of_weight(self, crossing: Crossing, memory: _Memory) -> Tensor:
-        """Effects of rounding the weight, [rows]."""
-        error = self._weight_error
-        if error is None:
-            error = self._error(crossing.weight)
-            if memory.take(error.nbytes):
-                self._weight_error = error
-        return weight_effects(crossing.x, crossing.output_gradient, error)
-
-    def _error(self, weight: Tensor) -> Tensor:
-        """Rounding to nearest less the weight, in the weight's own basis. Of weights in bfloat16 the error is too, so
-        that its product costs no more than the layer's own."""
-        weight_OI = self._rotated(weight)
-        if self._grid is None:
-            grid = weight_grid(
-                weight_OI, bits=self.spec.weight_bits, group=self.spec.group,
-                symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
-            )  # fmt: skip
-            self._grid = replace(grid, scale_OG=grid.scale_OG.bfloat16().float())
-        columns = self._grid.columns(weight_OI.shape[1])
-        codes = quantize(weight_OI, *columns, self._grid.qmax)
-        error = self._rotated_back(dequantize(codes, *columns).sub_(weight_OI))
-        return error.to(weight.dtype) if weight.dtype == torch.bfloat16 else error
-
-
-@functools.cache
-def _rotation(spec: LayerSpec, device: torch.device) -> Tensor:
-    return spec.rotation(dtype=torch.float32, device=device)
-
-
 @dataclass(frozen=True)
 class _Pass:
     """A crossing of a layer whose tokens are rounded; `gradient` is the input's."""
 
-    rounding: _Rounding
+    rounding: LayerRounding
     step: int
     samples: range
     x: Tensor
@@ -224,4 +159,4 @@ class _Pass:
         """Whether both layers have one input, rounded alike."""
         a, b = self.x, other.x
         same = a.data_ptr() == b.data_ptr() and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
-        return same and self.rounding.basis == other.rounding.basis
+        return same and self.rounding.key == other.rounding.key

@@ -176,12 +176,18 @@ class Recipe(Settings):
             )
         if self.weight_budget and not 2 <= self.weight_budget <= 8:
             raise ValueError(f"weight_budget is {self.weight_budget:g}; it is 0 or lies in 2..8")
-        if self.sensitivity == "trajectory" and (self.smoothing != "none" or self.rank or self.codebook):
+        if self.sensitivity == "trajectory" and (self.rank or self.codebook or self.time_groups or self.group_search):
             raise ValueError(
-                "sensitivity = 'trajectory' rounds to nearest on a grid; it needs no smoothing, rank, codebook"
+                "sensitivity = 'trajectory' rounds to nearest on a grid; it needs no rank, codebook, time_groups or "
+                "group_search"
             )
-        if self.sensitivity == "trajectory" and (self.permuted or self.time_groups or self.group_search):
-            raise ValueError("sensitivity = 'trajectory' needs no permuted channels, time_groups or group_search")
+        if self.sensitivity == "trajectory" and self.smoothing_fold:
+            raise ValueError("sensitivity = 'trajectory' smooths a layer's input; it needs smoothing_fold = false")
+        if self.sensitivity == "trajectory" and self.smoothing_grid > 1 and self.smoothing_error == "weight":
+            raise ValueError(
+                "sensitivity = 'trajectory' comes before the Gram matrices that choose an exponent by the weight's "
+                "error; it needs smoothing_error = 'tokens' or smoothing_grid = 1"
+            )
         return self
 
 

@@ -17,6 +17,9 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.base.units import Unit, unit_of
+from adatsq_pipe.stages.calibration import input_transform
+from adatsq_pipe.stages.calibration.input_transform import Basis
+from adatsq_pipe.stages.calibration.layer_inputs import LayerInputs, rounded_inputs
 from adatsq_pipe.stages.calibration.scores import curvature_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.unit_keys import gram_unit
@@ -25,12 +28,10 @@ from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import clipping, gptq, magnitude, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Factor, Solution
-from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
 from adatsq_pipe.stages.runtime.spec import LayerSpec
-from adatsq_pipe.stages.weights import bit_widths, group_search, input_transform
-from adatsq_pipe.stages.weights.input_transform import Basis
-from adatsq_pipe.stages.weights.layer_inputs import LayerInputs
+from adatsq_pipe.stages.weights import bit_widths, group_search
 from adatsq_pipe.stages.weights.solve import BITS, CHOICE, SolveSettings, _searched, sharers
 from adatsq_pipe.storage import tensors
 
@@ -102,24 +103,19 @@ class Solve:
 
     def _solve(self, name: str, unit: Unit) -> None:
         row, recipe = self.rows[name], self.recipe
-        spec, found_in = self._shifted(row, self._spec(row))
+        found_in, spec = rounded_inputs(self.context, recipe, row, self._spec(row), self.device)
         weight_OI = self._weight(name)
         shifts = {} if found_in.shift is None else found_in.shift.tensors(weight_OI)
         weight_OI, bias = self._producing(name, weight_OI)
         folded = self._folded(name)
-        if folded is None:
-            offered = input_transform.bases(recipe, found_in, spec, weight_OI)
-        else:
-            spec = replace(spec, smoothed=False)
-            offered = [input_transform.Basis(tensors={}, block=spec.block, regular=spec.regular, folded=folded)]
-        grid_of = partial(self._grid, spec)
+        grid_of = partial(input_transform.stored_grid, recipe, spec)
         with unit.timed("algebra"):
-            own = offered[0]
-            if len(offered) > 1:
-                errors = [self._error_in(found_in, spec, each, weight_OI, grid_of) for each in offered]
-                own = offered[errors.index(min(errors))]
-            if recipe.channel_order == "moment" and spec.permuted:
-                own, spec = self._ordered(found_in, spec, own, weight_OI, grid_of)
+            if folded is None:
+                error_in = partial(self._error_in, found_in, spec, weight_OI, grid_of)
+                own, spec = input_transform.best_basis(recipe, found_in, spec, weight_OI, error_in)
+            else:
+                spec = replace(spec, smoothed=False)
+                own = Basis(tensors={}, block=spec.block, regular=spec.regular, folded=folded)
             w, calibrated = own.of_weight(weight_OI), self._inputs(row, own, found_in)
             gram = calibrated.gram_II
             solver = partial(self._gptq, name, calibrated) if recipe.solver == "gptq" else None
@@ -144,23 +140,8 @@ class Solve:
             "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
         }
 
-    def _shifted(self, row: LayerInfo, spec: LayerSpec) -> tuple[LayerSpec, LayerInputs]:
-        """The spec without the smoothing and the shift that the recipe does not give to a layer of such inputs, and the
-        inputs, shifted where it does."""
-        found_in = LayerInputs(context=self.context, row=row, device=self.device)
-        if not row.rounded:
-            return spec, found_in
-        wanted = self.recipe.smoothing_layers
-        if wanted != "all" and found_in.after_gelu() != (wanted == "gelu"):
-            return replace(spec, smoothed=False, shift_groups=0), found_in
-        if not spec.shift_groups:
-            return spec, found_in
-        found_in = found_in.shifted(self.recipe)
-        assert found_in.shift is not None
-        return replace(spec, shift_groups=len(found_in.shift.value_GI)), found_in
-
     def _error_in(
-        self, found_in: LayerInputs, spec: LayerSpec, basis: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
+        self, found_in: LayerInputs, spec: LayerSpec, w_OI: Tensor, grid_of: Callable[[Tensor], Grid], basis: Basis
     ) -> float:
         """The output error in a basis, which chooses between those offered: of the rounded weight, and of rounded
         tokens too where outlier channels migrate or the recipe says so."""
@@ -173,16 +154,6 @@ class Solve:
             return coded.error
         meant, values = weight.beside_branch(coded, w), weight.values_of(coded, w.shape[1])
         return input_transform.error_with_tokens(found_in, basis, meant, values, recipe, spec)
-
-    def _ordered(
-        self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w_OI: Tensor, grid_of: Callable[[Tensor], Grid]
-    ) -> tuple[Basis, LayerSpec]:
-        """The basis in the new order of channels and its spec, or those in the old one if that errs no more."""
-        old = Basis(tensors={}, block=own.block, regular=own.regular)
-        new_error, old_error = (
-            input_transform.rounded_error(found_in, each, w_OI, grid_of, self.recipe, spec) for each in (own, old)
-        )
-        return (own, spec) if new_error < old_error else (old, replace(spec, permuted=False))
 
     def _factor(self, fold: Fold) -> Tensor:
         """What a fold multiplies the channels of its consumers' input by."""
@@ -201,14 +172,6 @@ class Solve:
             w_OI, bias = fold.rows(w_OI, bias, self._factor(fold))
         return w_OI, {"bias": bias.detach().float()} if own and bias is not None else {}
 
-    def _grid(self, spec: LayerSpec, w: Tensor) -> Grid:
-        """The grid as the checkpoint will hold it: scales in bfloat16. The solve then makes up for their rounding."""
-        found = weight_grid(
-            w, bits=spec.weight_bits, group=spec.group,
-            symmetric=self.recipe.weight_symmetric, clip=self.recipe.weight_clip,
-        )  # fmt: skip
-        return replace(found, scale_OG=found.scale_OG.bfloat16().float())
-
     def _by_time(
         self, found_in: LayerInputs, spec: LayerSpec, own: Basis, w: Tensor, gram: Tensor
     ) -> tuple[QuantizedWeight, LayerSpec]:
@@ -219,7 +182,7 @@ class Solve:
         joined = self._by_bin(found_in, own, place)
         regions = recipe.regions and timegroups.is_gelu_output(joined)
         spec = replace(spec, time_groups=groups, regions=regions)
-        start, bits = self._grid(spec, w), recipe.activation_bits
+        start, bits = input_transform.stored_grid(recipe, spec, w), recipe.activation_bits
         if recipe.time_search:
             curvature = torch.from_numpy(curvature_of(self.context, found_in.row.name)).to(w.device)
             weights = torch.zeros(groups, len(w), dtype=torch.float64, device=w.device)

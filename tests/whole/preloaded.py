@@ -11,13 +11,13 @@ OURS = {
     "pipeline.commands": "inspect remote",
     "stages": "runtime",
     "stages.allocation": "decoupled_worker rollout search",
-    "stages.calibration": "capture_worker fisher_worker hessian_worker",
+    "stages.calibration": "capture_worker fisher_worker hessian_worker input_transform",
     "stages.denoiser": "denoiser sample",
     "stages.evaluation": "evaluate_worker floor_worker reference_worker",
     "stages.export": "assemble_worker",
     "stages.numerics": "beam gptq grid lowrank metrics packing policy sensitivity weight",
     "stages.scenes.world": "detector metrics scorer",
-    "stages.weights": "input_transform solve_worker",
+    "stages.weights": "solve_worker",
     "storage": "arrays checkpoint tables tensors",
 }
 

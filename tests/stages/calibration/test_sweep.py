@@ -66,29 +66,67 @@ def _store(folder: Path, denoiser: TwoLayerDenoiser, patch: pytest.MonkeyPatch, 
     return store
 
 
-def _turn(store: MadeStore, greedy: bool) -> Tensor:
-    """What rows of the layers' input are multiplied by, [16, 16]."""
-    if not greedy:
-        return slow_math.hadamard(16)
-    store.write_activations()
-    rows = torch.cat([store.rows[FIRST][:, calls].flatten(0, -2) for calls in range(len(store.calls))])
-    turns, order = dual_rotation(rows, block=8, steps=256, seed=zlib.crc32(FIRST.encode()))
-    first, second = (torch.block_diag(turn, turn) for turn in turns.double())
-    return first[:, order.long()] @ second
+Turn = tuple[Tensor, Tensor, Tensor]
+"""What is subtracted from a layer's input at each step, [steps, in], what it is multiplied by then, [in, in], and what
+the weight is multiplied by, the transposed inverse."""
+GREEDY = {"transform": "greedy", "transform_block": 8}
+ORDERED = {"permuted": True, "smoothing": "smoothquant"}
+SHIFTED = {"shift_groups": STEPS}
+
+
+def _turn(store: MadeStore, name: str, w: Tensor, recipe: dict[str, Any]) -> Turn:
+    still, eye = torch.zeros(STEPS, 16, dtype=torch.float64), torch.eye(16, dtype=torch.float64)
+    if name == MODULATION:
+        return still[:, :8], eye[:8, :8], eye[:8, :8]
+    places = [[call for call, at in enumerate(store.calls) if at == step] for step in range(STEPS)]
+    steps = [store.rows[FIRST][:, calls].flatten(0, -2) for calls in places]
+    if recipe == GREEDY:
+        turns, order = dual_rotation(torch.cat(steps), block=8, steps=256, seed=zlib.crc32(FIRST.encode()))
+        first, second = (torch.block_diag(turn, turn) for turn in turns.double())
+        return still, first[:, order.long()] @ second, first[:, order.long()] @ second
+    shift, peaks = still, store.peaks[FIRST].flatten(0, -2).amax(0)
+    if "shift_groups" in recipe:
+        shift = torch.stack([(x.amax(0) + x.amin(0)) / 2 for x in steps]).bfloat16().double()
+        peaks = torch.stack([(x - z).abs().amax(0) for x, z in zip(steps, shift.float(), strict=True)]).amax(0)
+    into, of_weight = eye, eye
+    if "permuted" in recipe:
+        order = np.random.default_rng(list(name.encode())).permutation(16)
+        smooth = (w.double().abs().amax(0) / peaks.double()).sqrt().bfloat16().double()[order]
+        into, of_weight = eye[:, order] * smooth, eye[:, order] / smooth
+    return shift, into @ slow_math.hadamard(16), of_weight @ slow_math.hadamard(16)
 
 
 @pytest.mark.parametrize(
-    ("guided", "size", "greedy"),
-    [(False, None, False), (True, None, False), (False, 1, False), (True, 1, False), (False, None, True)],
-    ids=["one call a step", "two calls a step", "one sample at a time", "two calls, one sample", "greedy rotations"],
+    ("guided", "size", "recipe"),
+    [
+        (False, None, {}),
+        (True, None, {}),
+        (False, 1, {}),
+        (True, 1, {}),
+        (False, None, GREEDY),
+        (False, None, SHIFTED),
+        (False, None, ORDERED),
+        (True, 1, ORDERED | SHIFTED),
+    ],
+    ids=[
+        "one call a step",
+        "two calls a step",
+        "one sample at a time",
+        "two calls, one sample",
+        "greedy rotations",
+        "a shift by step",
+        "ordered and smoothed",
+        "two calls, one sample, shifted, ordered and smoothed",
+    ],
 )
 def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, size: int | None, greedy: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool, size: int | None, recipe: dict[str, Any]
 ) -> None:
     denoiser = TwoLayerDenoiser(guided=guided)
-    recipe = {"transform": "greedy", "transform_block": 8} if greedy else {}
     store, net = _store(tmp_path, denoiser, monkeypatch, **recipe), _net(denoiser)
-    turn, still = _turn(store, greedy), torch.eye(8, dtype=torch.float64)
+    weights = {name: dict(net.named_parameters())[f"{name}.weight"].detach() for name in SHAPES}
+    store.write_activations()
+    turns = {name: _turn(store, name, weights[name], recipe) for name in SHAPES}
     worker = Sweep(store.context)
     worker.micro.size = size
     worker.denoiser.micro = worker.micro
@@ -98,8 +136,7 @@ def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
     found = effects_of(store.context)
     assert found.activations.shape == (8, STEPS, 3, len(WIDTHS)) and found.weights.shape == (8, STEPS, 3)
     prompts, at = store.context.settings[DataSettings].prompts, 0
-    weights = {name: dict(net.named_parameters())[f"{name}.weight"].detach() for name in SHAPES}
-    errors = {name: _weight_error(weights[name], still if name == MODULATION else turn) for name in SHAPES}
+    errors = {name: _weight_error(weights[name], turns[name][2]) for name in SHAPES}
     for batch in range(2):
         for draw in range(2):
             directions = _direction(store, batch, draw, 2)
@@ -114,11 +151,12 @@ def test_stored_effects_are_those_of_autograd_through_the_unrolled_loop(
                         of_weight, of_tokens = 0.0, np.zeros(len(WIDTHS))
                         for call, added in here:
                             g, x = added[name].grad.double(), call.inputs()[name].double()
-                            turned = x.detach() if name == MODULATION else x.detach() @ turn
+                            shift, into, of_weights = turns[name]
+                            turned = (x.detach() - shift[step]) @ into
                             of_weight += float((g * (turned.detach() @ errors[name].T)).sum())
                             if name == MODULATION:
                                 continue
-                            towards = g @ weights[name].double() @ turn
+                            towards = g @ weights[name].double() @ of_weights
                             for k, bits in enumerate(WIDTHS):
                                 rounded = slow_math.token_rounded(turned, bits)
                                 of_tokens[k] += float((towards * (rounded - turned)).sum())

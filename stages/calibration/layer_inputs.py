@@ -14,6 +14,7 @@ from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import gram, shift, timegroups
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 BATCHES = 8
 """Batches whose midpoints a shift with momentum follows: each has every eighth row of all timesteps."""
@@ -93,3 +94,21 @@ class LayerInputs:
         for step, group in zip(self.steps, own, strict=True):
             place[step] = group
         return replace(self, shift=Shift(place=place, value_GI=value.bfloat16()))
+
+
+def rounded_inputs(
+    context: Context, recipe: Recipe, row: LayerInfo, spec: LayerSpec, device: torch.device | str
+) -> tuple[LayerInputs, LayerSpec]:
+    """The inputs of a layer, shifted where the recipe shifts it, and its spec without the smoothing and the shift that
+    the recipe does not give to a layer of such inputs."""
+    found_in = LayerInputs(context=context, row=row, device=device)
+    if not row.rounded:
+        return found_in, spec
+    wanted = recipe.smoothing_layers
+    if wanted != "all" and found_in.after_gelu() != (wanted == "gelu"):
+        return found_in, replace(spec, smoothed=False, shift_groups=0)
+    if not spec.shift_groups:
+        return found_in, spec
+    found_in = found_in.shifted(recipe)
+    assert found_in.shift is not None
+    return found_in, replace(spec, shift_groups=len(found_in.shift.value_GI))

@@ -11,9 +11,9 @@ from torch import nn
 
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.resident import take_peak
+from adatsq_pipe.stages.calibration.input_transform import Basis, channel_sizes, exponents
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.methods._recipe import resolve
-from adatsq_pipe.stages.weights.input_transform import Basis, channel_sizes, exponents
 from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
 from tests.support import slow_math

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration import inputs, rotations
+from adatsq_pipe.stages.calibration.layer_inputs import LayerInputs
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize, weight_grid
 from adatsq_pipe.stages.runtime.spec import LayerSpec
-from adatsq_pipe.stages.weights.layer_inputs import LayerInputs
 
 OUTLIERS = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of a layer's channels that migration tries as outliers."""
@@ -126,6 +126,39 @@ def _rotating(recipe: Recipe, found_in: LayerInputs, spec: LayerSpec, fixed: dic
     found = rotations.rotations_of(rows, found_in.row.input_of, block=spec.block, steps=recipe.rotation_steps)
     on_device = {name: tensor.to(found_in.device) for name, tensor in found.items()}
     return Basis(tensors={**fixed, **on_device}, block=spec.block)
+
+
+def best_basis(
+    recipe: Recipe,
+    found_in: LayerInputs,
+    spec: LayerSpec,
+    w_OI: Tensor,
+    error_in: Callable[[Basis], float] | None = None,
+) -> tuple[Basis, LayerSpec]:
+    """The basis in which a layer's output errs least of those that a recipe offers, and the spec with what it has.
+
+    `error_in` says how much it errs, without which tokens and weight are rounded to nearest. An order by moments is
+    left out where the channels' own errs no more.
+    """
+
+    def nearest(basis: Basis) -> float:
+        return rounded_error(found_in, basis, w_OI, lambda w: stored_grid(recipe, spec, w), recipe, spec)
+
+    offered = bases(recipe, found_in, spec, w_OI)
+    own = min(offered, key=error_in or nearest) if len(offered) > 1 else offered[0]
+    if recipe.channel_order == "moment" and spec.permuted:
+        old = Basis(tensors={}, block=own.block, regular=own.regular)
+        if nearest(own) >= nearest(old):
+            return old, replace(spec, permuted=False)
+    return own, spec
+
+
+def stored_grid(recipe: Recipe, spec: LayerSpec, w_OI: Tensor) -> Grid:
+    """The grid of a weight in its basis as the checkpoint holds it: scales in bfloat16."""
+    found = weight_grid(
+        w_OI, bits=spec.weight_bits, group=spec.group, symmetric=recipe.weight_symmetric, clip=recipe.weight_clip
+    )
+    return replace(found, scale_OG=found.scale_OG.bfloat16().float())
 
 
 def order_by_moment(found_in: LayerInputs, w_OI: Tensor) -> Tensor:
