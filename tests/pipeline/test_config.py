@@ -271,7 +271,7 @@ def test_sets_of_one_table_are_merged_and_the_last_wins() -> None:
         (["recipe.method=quark"], r"unknown recipe\.method 'quark'; choose from adatsq, "),
         (["recipe.method=tq_dit", "recipe.allocation=trellis"], r"needs allocation = 'uniform'"),
         (["recipe.rank=2"], r"trajectory' .* needs no rank, codebook, time_groups or group_search"),
-        (["recipe.smoothing=smoothquant", "recipe.smoothing_fold=true"], r"trajectory' .* needs smoothing_fold = false"),
+        (["recipe.smoothing=smoothquant", "recipe.smoothing_fold=true"], r"trajectory' .* smoothing_fold = false"),
         (["recipe.smoothing=smoothquant", "recipe.smoothing_grid=3"], r"needs smoothing_error = 'tokens' or"),
         (["recipe.method=rtn", "recipe.smoothing_error=tokens"], r"'tokens' chooses a smoothing exponent; it needs"),
         (["recipe.method=ptq4dit", "recipe.transform=greedy"], r"'greedy' needs smoothing_fold = false and channel"),
