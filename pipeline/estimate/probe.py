@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration.effects import WIDTHS
-from adatsq_pipe.stages.calibration.sweep_worker import _Memory, _Rounding
+from adatsq_pipe.stages.calibration.layer_rounding import LayerRounding
+from adatsq_pipe.stages.calibration.sweep_worker import _Memory
 from adatsq_pipe.stages.denoiser.adjoint import Crossing, _Adjoint, _float_leaves, _with_leaves
 from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
 from adatsq_pipe.stages.denoiser.hooks import RowSampler
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics.effects import weight_effects
 from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
@@ -61,12 +61,12 @@ class Probe:
     """Whether the sweep's worker has room for the weights' rounding errors (as it does on a CPU)."""
     output: Any = None
     """Of a forward pass."""
-    _rounding: dict[str, _Rounding] = field(default_factory=dict)
+    _rounding: dict[str, LayerRounding] = field(default_factory=dict)
     _memory: _Memory = field(default_factory=lambda: _Memory(0))
 
     def __post_init__(self) -> None:
         self.module.requires_grad_(False)
-        self._rounding = {row.name: _Rounding(self.recipe, i, row) for i, row in enumerate(self.rows)}
+        self._rounding = {row.name: LayerRounding(self.recipe, i, row) for i, row in enumerate(self.rows)}
         for row in self.rows:  # the clipping ratio is searched once for a worker, not at each call
             self._rounding[row.name]._grid = weight_grid(
                 self._linear(row).weight.float(),
@@ -123,17 +123,12 @@ class Probe:
     def _swept(self, crossing: Crossing) -> None:
         """What the sweep does at a layer."""
         rounding, row = self._rounding[crossing.layer], self._row(crossing.layer)
-        error = rounding._weight_error
-        if error is None:
-            error = rounding._error(crossing.weight)
-            if self._memory.take(error.nbytes):
-                rounding._weight_error = error
-        weight_effects(crossing.x, crossing.output_gradient, error)
+        rounding.of_weight(crossing, self._memory.take)
         if not row.rounded:
             return
         gradient = crossing.input_gradient
         if row.owns_input:
-            rounding.of_tokens(crossing.x.detach(), [gradient])
+            rounding.of_tokens(crossing.x.detach(), [gradient], step=crossing.call.step)
         else:  # a shared input is rounded once; each layer has a product of its own with every width's error
             turned = rotate(gradient.float(), rounding.spec.rotation(dtype=torch.float32, device=gradient.device))
             for _ in WIDTHS:
