@@ -19,11 +19,13 @@ def smaller_weight(w_OI: Tensor, gram_II: Tensor, *, penalty: float, rounds: int
     `gram_II` [in, in] is X^T X. `penalty` is a share: a row's `a` is it times the row's l1 norm and the largest
     eigenvalue of `gram_II`, so that 0 keeps the weight and 1 takes an uncorrelated input's to 0.
     """
-    start = w_OI.double()
-    largest = _largest_eigenvalue(gram_II.double())
-    if not penalty or not largest > 0:
+    if not penalty:
         return w_OI
-    gram = gram_II.double() / largest
+    start, gram = w_OI.double(), gram_II.double()
+    largest = _largest_eigenvalue(gram)
+    if not largest > 0:
+        return w_OI
+    gram = gram / largest
     radius = penalty * start.abs().sum(1)
     v = start
     for _ in range(rounds):

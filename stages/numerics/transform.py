@@ -15,8 +15,8 @@ BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkld
 """Whether this CPU multiplies bfloat16 matrices natively; others take several times as long as for float32."""
 _MULTIPLIED = 32
 """The block that a CPU multiplies by; larger blocks follow by sums and differences, which take less time."""
-_STRIP = 2**26
-"""Bytes of the rows of a matrix that are rotated at a time in its place."""
+_STRIP = 64
+"""Rows of a matrix that are rotated at a time in its place, in the cache."""
 _TILE = 1024
 """Side of the squares that are exchanged where a matrix is transposed in its place."""
 
@@ -62,7 +62,7 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
 def _in_factors(x: Tensor) -> bool:
     """Whether sums in place take less time, and neither a compiler nor a gradient forbids them."""
     forbidden = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not forbidden
+    return x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not forbidden
 
 
 def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
@@ -102,19 +102,18 @@ def _by_blocks(x: Tensor, matrix_BB: Tensor) -> Tensor:
 def rotate_gram(gram_II: Tensor, h_BB: Tensor) -> Tensor:
     """Q^T G Q: the Gram matrix of rotated inputs, in the memory of `gram_II` [in, in], which it overwrites.
 
-    On a CPU a strip is held besides it, elsewhere one copy. The result is stored column by column.
+    On a CPU a few rows are held besides it, elsewhere one copy. `gram_II` is symmetric.
     """
     if h_BB.shape[0] == 1:
         return gram_II
-    width = len(gram_II)
     # A CPU adds up a row alike whatever its neighbours; a GPU may not.
-    size = max(64, _STRIP // (gram_II.itemsize * width)) if gram_II.device.type == "cpu" else width
+    size = _STRIP if gram_II.device.type == "cpu" else len(gram_II)
     for rows in gram_II.split(size):
         rows.copy_(rotate(rows, h_BB))
-    for columns in gram_II.split(size, 1):
-        columns.copy_(rotate(columns.T, h_BB).T)
     _transpose(gram_II)
-    return gram_II.T
+    for rows in gram_II.split(size):
+        rows.copy_(rotate(rows, h_BB))
+    return gram_II
 
 
 def _transpose(matrix: Tensor) -> None:
