@@ -27,14 +27,19 @@ from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+    from adatsq_pipe.cluster.worker_template import WorkerTemplate
+
 
 class RayExecutor:
     """Runs tasks on a local Ray or a cluster, for the run that `run` names. Raises ClusterUnreachable.
 
-    What runs the search imports `modules` while it waits for it, so that the workers do not wait for the imports.
+    What runs the search imports `modules` while it waits for it, so that the workers do not wait for the imports. On a
+    Ray of this machine workers are copies of `template`, if there is one; the executor closes it.
     """
 
-    def __init__(self, resources: Resources, run: str, modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, resources: Resources, run: str, modules: Sequence[str] = (), template: WorkerTemplate | None = None
+    ) -> None:
         self._run, self._modules = run, tuple(modules)
         self._coordinator: Coordinator | None = None
         self._search_prepared = False
@@ -43,7 +48,9 @@ class RayExecutor:
         self._here = resources.address == "local"
         """Whether Ray ends with this process."""
         with ExitStack() as opened:
-            connect(resources, opened.enter_context(session_folder()) if self._here else None)
+            if template is not None:
+                opened.callback(template.close)
+            connect(resources, opened.enter_context(session_folder()) if self._here else None, template)
             self._opened = opened.pop_all()
         self._actor_class = ray.remote(WorkerActor).options(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_restarts=-1
@@ -119,16 +126,16 @@ def _import_all(modules: Sequence[str]) -> None:
         importlib.import_module(module)
 
 
-def connect(resources: Resources, folder: str | None = None) -> None:
+def connect(resources: Resources, folder: str | None = None, template: WorkerTemplate | None = None) -> None:
     """Start a Ray on this machine, or join the one at `resources.address`. Raises ClusterUnreachable.
 
-    A local Ray keeps its session in `folder` [default: where Ray puts it].
+    A local Ray keeps its session in `folder` [default: where Ray puts it], and its workers are copies of `template`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if resources.address == "local":
-        _start(resources, folder)
+        _start(resources, folder, template)
         return
     _probe(resources.address)
     try:
@@ -146,7 +153,10 @@ def gpus_of(address: str) -> int:
         ray.shutdown()
 
 
-def _start(resources: Resources, folder: str | None) -> None:
+def _start(resources: Resources, folder: str | None, template: WorkerTemplate | None) -> None:
+    if template is not None:
+        # Workers that Ray starts before it is asked for any would be new processes, which nothing uses.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     try:
         ray.init(
             address="local",
@@ -157,6 +167,7 @@ def _start(resources: Resources, folder: str | None) -> None:
             log_to_driver=False,
             logging_level="error",
             **({"_temp_dir": folder} if folder else {}),
+            **({"runtime_env": {"py_executable": template.py_executable}} if template else {}),
         )
     except (OSError, ValueError, RuntimeError, TimeoutError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

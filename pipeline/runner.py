@@ -16,6 +16,7 @@ from typing import Protocol
 from adatsq_pipe.cluster import loopback
 from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
+from adatsq_pipe.cluster.worker_template import WorkerTemplate
 from adatsq_pipe.pipeline import captions, devices, placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -42,6 +43,13 @@ DRAWN_BESIDE = ("capture", "fisher", "assemble")
 """Stages beside which idle workers draw the reference: their workers hold the full-precision model, or none."""
 SEARCH_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
 """Modules that a search needs. The process that runs it imports them beforehand, so that no worker waits for them."""
+
+WORKER_MODULES = (
+    "adatsq_pipe.stages.evaluation.rehearsal_worker",
+    "adatsq_pipe.stages.calibration.capture_worker",
+    "adatsq_pipe.stages.calibration.fisher_worker",
+)
+"""Modules that workers need whatever the recipe and the model. Copies of a process that has imported them begin so."""
 
 REPORT_MODULES = ("adatsq_pipe.pipeline.report", "adatsq_pipe.pipeline.page.content", "pyarrow.dataset", "zarr")
 """Modules that the report of a finished run needs, by name: a run with nothing to do, and `status`, import none."""
@@ -125,14 +133,17 @@ class Executors:
         cluster = self.config.cluster
         if cluster.executor == "inline":
             return InlineExecutor()
+        template = None
         if cluster.address == "local":
             loopback.bind()
+            if self.config.settings[ComputeSettings].device == "cpu":
+                template = WorkerTemplate.start(WORKER_MODULES, cluster.cpus_per_worker)
         from adatsq_pipe.cluster.ray_executor import RayExecutor  # imports Ray, after loopback has set it up
 
         options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**options, gpus_per_worker=self.share)
         # It passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
-        return RayExecutor(resources, digest(self.run.uri)[:12], SEARCH_MODULES)  # type: ignore[return-value]
+        return RayExecutor(resources, digest(self.run.uri)[:12], SEARCH_MODULES, template)  # type: ignore[return-value]
 
     def stop(self) -> None:
         self.stopping = True

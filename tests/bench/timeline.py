@@ -26,6 +26,7 @@ MARK = "ADATSQ_TIMELINE"
 KINDS = {
     "gcs_server": "ray", "monitor.py": "ray", "dashboard": "ray", "runtime_env": "ray", "raylet/raylet": "ray",
     "process_reaper": "ray", "ray::": "worker", "default_worker": "worker", "setup_worker": "worker",
+    "worker_template": "template",
 }  # fmt: skip
 """Kind of process, by what its command line contains."""
 
@@ -82,13 +83,14 @@ class Sampler:
 
 
 def columns_of(sampler: Sampler) -> list[str]:
-    """The driver, the workers that did something, and Ray's own processes; `ray` has the workers that did nothing."""
+    """The driver, the template of the workers, the workers that did something, and Ray's own processes; `ray` has the
+    workers that did nothing."""
     total: dict[str, float] = defaultdict(float)
     for _, spent in sampler.samples:
         for column, seconds in spent.items():
             total[column] += seconds
     workers = sorted(column for column in total if column.startswith("worker") and total[column] > 3)
-    return ["driver", *workers, "ray"]
+    return ["driver", "template", *workers, "ray"]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
