@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,21 +72,29 @@ def on_scheduler_step(scheduler: Any, callback: Callable[[], None]) -> Iterator[
 
 
 def cache_prompt_encoding(pipe: Any) -> None:
-    """Have `pipe.encode_prompt`, if there is one, encode each set of plain arguments once."""
+    """Have `pipe.encode_prompt`, if there is one, encode each set of plain arguments once.
+
+    What takes its place knows the pipeline weakly: a pipeline that is let go of is gone at once, with its weights.
+    """
     real = getattr(pipe, "encode_prompt", None)
     if real is None:
         return
+    method: Callable[[], Any] = weakref.WeakMethod(real) if inspect.ismethod(real) else lambda: real
     encoded: dict[str, object] = {}
 
     @functools.wraps(real)
     def encode_prompt(*args: object, **kwargs: object) -> object:
+        encode = method()  # the pipeline holds this function, so it is there
         if not is_plain([args, kwargs]):
-            return real(*args, **kwargs)
+            return encode(*args, **kwargs)
         key = repr((args, sorted(kwargs.items())))
         if key not in encoded:
-            encoded[key] = real(*args, **kwargs)
+            encoded[key] = encode(*args, **kwargs)
         return encoded[key]
 
+    if inspect.ismethod(real):
+        vars(encode_prompt)["__signature__"] = inspect.signature(real)
+        del vars(encode_prompt)["__wrapped__"]  # the method, which holds the pipeline
     pipe.encode_prompt = encode_prompt
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import inspect
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.denoiser.pipeline_call import (
     advice,
+    cache_prompt_encoding,
     check_timesteps,
     describe,
     join_latents,
@@ -45,6 +48,45 @@ def test_a_loop_that_goes_back_to_noise_is_refused() -> None:
     check_timesteps([9, 9, 5, 1])
     with pytest.raises(StageError, match=r"up and down over a run \(9, 5, 9, 5\)"):
         check_timesteps([9, 5, 9, 5])
+
+
+class Encoder:
+    """A pipeline that counts what it encodes."""
+
+    def __init__(self) -> None:
+        self.encoded: list[object] = []
+
+    def encode_prompt(self, prompt: object, *, twice: bool = False) -> object:
+        self.encoded.append(prompt)
+        return [prompt] * (1 + twice)
+
+
+def test_a_plain_prompt_is_encoded_once_and_the_arguments_stay_known() -> None:
+    pipe, before = Encoder(), inspect.signature(Encoder().encode_prompt)
+    cache_prompt_encoding(pipe)
+    assert (
+        pipe.encode_prompt("a") == pipe.encode_prompt("a") == ["a"] and pipe.encode_prompt("a", twice=True) == ["a"] * 2
+    )
+    tensor = torch.ones(1)
+    assert pipe.encode_prompt(tensor) == pipe.encode_prompt(tensor)
+    assert pipe.encoded == ["a", "a", tensor, tensor]
+    assert inspect.signature(pipe.encode_prompt) == before
+    cache_prompt_encoding(pipe)
+    assert pipe.encode_prompt("b") == pipe.encode_prompt("b") == ["b"] and pipe.encoded[-2:] == [tensor, "b"]
+
+
+def test_a_pipeline_that_is_let_go_of_is_gone_at_once() -> None:
+    """Else its weights stay beside those of the next one until the collector of cycles runs."""
+    pipe = Encoder()
+    cache_prompt_encoding(pipe)
+    pipe.encode_prompt("a")
+    seen = weakref.ref(pipe)
+    gc.disable()
+    try:
+        del pipe
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def _pipeline(folder: Path, source: str) -> Any:
