@@ -20,6 +20,7 @@ from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.kind_quality import score_figure
 from adatsq_pipe.pipeline.origin import Origin, origin_of, task_of
 from adatsq_pipe.pipeline.pictures import drawn
+from adatsq_pipe.pipeline.plots.ahead import POLICY
 from adatsq_pipe.pipeline.summary import Facts, Mean, Summary
 from adatsq_pipe.pipeline.toml_tables import as_sets
 from adatsq_pipe.pipeline.versions import versions
@@ -33,8 +34,8 @@ from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.stages.weights.widths import weight_widths
 from adatsq_pipe.storage.model_files import components
 
-POLICY, SHEET = "policy.png", "sheet.png"
-"""Pictures of the card, which lie beside it."""
+SHEET = "sheet.png"
+"""A picture of the card, which lies beside it, as POLICY does."""
 SHOWN = 4
 """Captions on the sheet."""
 LISTED = 48

@@ -67,7 +67,9 @@ def quantize(model: str | Path, run_dir: str | Path, *, preset: str | None = Non
                     list(STAGES),
                     executors,
                     screen,
-                    conclude=lambda steps, context: report.write(config, place, steps, context, screen.say),
+                    conclude=lambda steps, context: report.write(
+                        config, place, steps, context, screen.say, plots=executors.ahead
+                    ),
                 )
         finally:
             executors.close()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from adatsq_pipe.pipeline import finished, pictures
 from adatsq_pipe.pipeline.by_kind import by_kind, grouped, metrics_of
-from adatsq_pipe.pipeline.card import POLICY, SHEET, SHOWN, card
+from adatsq_pipe.pipeline.card import SHEET, SHOWN, card
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.costs import capture_cost, search_cost, seconds
 from adatsq_pipe.pipeline.facts import facts_of
 from adatsq_pipe.pipeline.notes import Notes
 from adatsq_pipe.pipeline.plan import Step
-from adatsq_pipe.pipeline.plots import front, policy, weight_bits
+from adatsq_pipe.pipeline.plots import ahead, front
 from adatsq_pipe.pipeline.plots import steps as by_step
+from adatsq_pipe.pipeline.plots.ahead import POLICY, WEIGHT_BITS, PlotsAhead
 from adatsq_pipe.pipeline.samples import bits_run, quantized_units, read_rows, samples
 from adatsq_pipe.pipeline.summary import FILE, PAGE, UNFINISHED, Bits, Mean, PerStep, Quality, SearchCost, Size, Summary
 from adatsq_pipe.pipeline.text_encoders import text_encoders_of
@@ -30,7 +32,6 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.evaluation import perceptual
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
-from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.scenes.world import metrics
 from adatsq_pipe.stages.text import effect, text_encoder
 from adatsq_pipe.stages.weights.widths import weight_widths
@@ -42,8 +43,8 @@ from adatsq_pipe.storage.published import PublishedModel
 from adatsq_pipe.storage.rundir import RunDir
 from adatsq_pipe.storage.tables import Row
 
-FRONT, WEIGHT_BITS = "front.png", "weight_bits.png"
-"""Names of the plots that only some recipes have."""
+FRONT = "front.png"
+"""Name of the plot that only some recipes have, as WEIGHT_BITS."""
 SIDE_BY_SIDE, STEPS = "side_by_side.png", "steps.png"
 FILES = (FILE, SIDE_BY_SIDE, "side_by_side.txt", SHEET, "sheet.txt", POLICY, STEPS, FRONT, WEIGHT_BITS, PAGE)
 """What a report may consist of."""
@@ -65,11 +66,13 @@ def write(
     say: Callable[[str], object] = lambda line: None,
     *,
     again: bool = False,
+    plots: PlotsAhead | None = None,
 ) -> bool:
     """Write the report unless it stands already for this very run, or in any case. False if evaluate has not finished,
     or another stage that measures.
 
-    A plot that fails is left out: `say` gets a line on it, and the summary has it. Raises DamagedUnit.
+    `plots` has those that were drawn already, if any. A plot that fails is left out: `say` gets a line on it, and the
+    summary has it. Raises DamagedUnit.
     """
     done = {step.stage.name: step for step in steps}
     if not all(done[name].complete for name in LAST if name in done):
@@ -81,7 +84,7 @@ def write(
     run.report.mkdir(exist_ok=True)
     notes = Notes()
     summary = summarize(config, run, context, notes)
-    _plot(run.report, context, summary, notes)
+    _plot(run.report, context, summary, notes, plots.of(context) if plots else {})
     from adatsq_pipe.pipeline.page.content import write_page  # imports plotly, which a run with nothing to do needs not
 
     write_page(config, run, context, summary, notes)
@@ -110,23 +113,24 @@ def _verify(context: Context) -> None:
             context.read(stage, unit)
 
 
-def _plot(folder: Path, context: Context, summary: Summary, notes: Notes) -> None:
-    """The plots. Those that fail, or say nothing of this recipe, are removed where an earlier report has left them."""
+def _plot(folder: Path, context: Context, summary: Summary, notes: Notes, drawn: Mapping[str, bytes]) -> None:
+    """The plots; of those in `drawn` the file is there already. Those that fail, or say nothing of this recipe, are
+    removed where an earlier report has left them."""
     for name in (*FILES[1:], UNFINISHED):
         (folder / name).unlink(missing_ok=True)
     drawings: dict[str, Callable[[], object]] = {
         SIDE_BY_SIDE: lambda: pictures.draw(context, folder / SIDE_BY_SIDE, summary.title),
         SHEET: lambda: pictures.draw(context, folder / SHEET, summary.title, count=SHOWN, inches=3.4) and None,
-        POLICY: lambda: policy.draw(context, folder / POLICY),
+        **{name: partial(draw, folder / name) for name, draw in ahead.drawings(context).items()},
         STEPS: lambda: by_step.draw(summary.quality.per_step, folder / STEPS),
     }
     if front.has_front(context):
         drawings[FRONT] = lambda: front.draw(context, folder / FRONT)
-    if context.settings[Recipe].weight_budget:
-        drawings[WEIGHT_BITS] = lambda: weight_bits.draw(weight_widths(context), folder / WEIGHT_BITS)
     for name, drawing in drawings.items():
         with notes.of(name):
-            if line := drawing():
+            if name in drawn:
+                (folder / name).write_bytes(drawn[name])
+            elif line := drawing():
                 notes[name] = str(line)
             continue
         (folder / name).unlink(missing_ok=True)

@@ -5,7 +5,6 @@ The executor is made when the first unit is missing, and not before: a run with 
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from adatsq_pipe.pipeline import captions, devices, placement
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan, stages_of, with_optional
-from adatsq_pipe.pipeline.plots.figures import pyplot
+from adatsq_pipe.pipeline.plots.ahead import PlotsAhead
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
@@ -50,9 +49,6 @@ WORKER_MODULES = (
     "adatsq_pipe.stages.calibration.fisher_worker",
 )
 """Modules that workers need whatever the recipe and the model. Copies of a process that has imported them begin so."""
-
-REPORT_MODULES = ("adatsq_pipe.pipeline.report", "adatsq_pipe.pipeline.page.content", "pyarrow.dataset", "zarr")
-"""Modules that the report of a finished run needs, by name: a run with nothing to do, and `status`, import none."""
 
 
 class Screen(Protocol):
@@ -94,6 +90,8 @@ class Executors:
     """Whether the screen showed what the run computes on."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
+    ahead: PlotsAhead | None = None
+    """Plots of the report that are drawn while stages run."""
 
     def get(self, share: float | None = None) -> RunExecutor:
         """The executor, whose workers hold that share of a GPU each [default: whatever they hold now]; a new one
@@ -195,6 +193,9 @@ def execute(
         except DamagedUnit as error:
             screen.say(f"{error}: it is withdrawn and done again")
             steps, context = plan(config, run, extra)
+            if executors.ahead is not None:
+                executors.ahead.of(context)
+                executors.ahead = None  # it may have drawn what was damaged
             context.manifest(error.stage).withdraw(error.unit)
             stages = [s.stage.name for s in steps if s.stage.name in (*stages, error.stage)]
             ran = True
@@ -224,7 +225,7 @@ def _once(
                     f"stage {name} needs {', '.join(lacking)}, which is not done; add it: --stages {lacking[0]}..{name}"
                 )
             if name == "assemble" and "evaluate" in stages:
-                threading.Thread(target=_draws_soon, daemon=True).start()
+                executors.ahead = PlotsAhead(context)  # the one stage that is a single unit leaves a core idle
             _run_stage(step, steps, stages, context, run, executors, screen)
             ran = True
         if name == "assemble" and publish:
@@ -320,13 +321,6 @@ def _memory(stage: str, context: Context, executors: Executors, screen: Screen) 
         executors.memory_line = line
         screen.say(line)
     return {"memory": plan.plain() if plan else memory.UNKNOWN}
-
-
-def _draws_soon() -> None:
-    """Import what the report is made with, beside the one stage that is a single unit and leaves a core idle."""
-    pyplot()
-    for module in REPORT_MODULES:
-        importlib.import_module(module)
 
 
 def _placed(stage: str, context: Context, config: RunConfig) -> placement.Placement | None:

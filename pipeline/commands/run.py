@@ -112,7 +112,7 @@ def run_locked(
             if steps[-1].complete and (wrong := finished.damage(place, context.fingerprints)):
                 screen.say(f"what the run published is damaged ({wrong}): it is written again")
             with executors.closing():
-                written = report.write(config, place, steps, context, screen.say)
+                written = report.write(config, place, steps, context, screen.say, plots=executors.ahead)
 
         _, _, ran = runner.execute(config, place, list(chosen), executors, screen, conclude=conclude)
         return ran, written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -34,9 +35,9 @@ def pyplot() -> ModuleType:
     return module
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, file: Path | BytesIO) -> None:
     """Write the figure as PNG and forget it."""
-    figure.savefig(path, dpi=100)
+    figure.savefig(file, dpi=100)
     pyplot().close(figure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ DECADES = 6
 """The map's colours reach so many powers of ten below its largest value."""
 
 
-def draw(context: Context, path: Path) -> None:
-    """Draw log10 of the sensitivities and the activation bits to `path`; layers that are never rounded are left out."""
+def draw(context: Context, file: Path | BytesIO) -> None:
+    """Draw log10 of the sensitivities and the activation bits to `file`; layers that are never rounded are left out."""
     plt = pyplot()
     bits = np.array(policy_of(context).bits).T
     rounded_layers = [place for place, row in enumerate(bits) if row.min() < WEIGHT_ONLY]
@@ -58,4 +59,4 @@ def draw(context: Context, path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     name_layers(left, names)
     right.tick_params(axis="y", length=0)
-    save(figure, path)
+    save(figure, file)

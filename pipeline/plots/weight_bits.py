@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from adatsq_pipe.pipeline.plots.figures import height_of, name_layers, pyplot, save
@@ -11,8 +12,8 @@ WIDEST = 8
 """Most bits that a weight can have."""
 
 
-def draw(widths: WeightWidths, path: Path) -> None:
-    """Draw a bar for each layer whose input is rounded, and the mean over parameters, to `path`."""
+def draw(widths: WeightWidths, file: Path | BytesIO) -> None:
+    """Draw a bar for each layer whose input is rounded, and the mean over parameters, to `file`."""
     plt = pyplot()
     names, bits = list(widths.bits), list(widths.bits.values())
     figure, axis = plt.subplots(figsize=(6.5, height_of(len(names))), layout="constrained")
@@ -25,4 +26,4 @@ def draw(widths: WeightWidths, path: Path) -> None:
     axis.set_xlabel("weight bits")
     axis.set_title(f"mean over parameters {widths.mean:.2f} bits (dotted)", fontsize=10)
     name_layers(axis, names)
-    save(figure, path)
+    save(figure, file)

@@ -107,7 +107,7 @@ class Made:
             return self.executor
 
         loaded = self.config()
-        executors: Any = SimpleNamespace(get=get, config=loaded, memory_line="", device_shown=True)
+        executors: Any = SimpleNamespace(get=get, config=loaded, memory_line="", device_shown=True, ahead=None)
         steps, context, ran = runner.execute(
             loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish, conclude=conclude
         )
@@ -292,7 +292,9 @@ def test_a_stage_beside_the_ordinary_ones_is_run_resumed_and_repaired_as_they_ar
         context.manifest("extra").commit("only")
 
     extra = replace(made._stage("second"), name="extra", run=work)
-    executors: Any = SimpleNamespace(get=lambda share: made.executor, config=loaded, said="", device_shown=True)
+    executors: Any = SimpleNamespace(
+        get=lambda share: made.executor, config=loaded, said="", device_shown=True, ahead=None
+    )
 
     def execute() -> tuple[list[str], bool]:
         steps, context, ran = runner.execute(

@@ -12,6 +12,7 @@ import pytest
 
 from adatsq_pipe.pipeline import pictures, report
 from adatsq_pipe.pipeline.notes import Notes
+from adatsq_pipe.pipeline.plots import policy
 from adatsq_pipe.pipeline.plots.figures import pyplot
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.rundir import RunDir
@@ -107,7 +108,7 @@ def test_a_plot_that_fails_is_one_line_and_the_run_is_done(
         next(a for a in arguments if isinstance(a, Path)).write_bytes(b"half a picture")
         raise ValueError("no\n  room")
 
-    module = {"side_by_side.png": pictures, "policy.png": report.policy, "steps.png": report.by_step}[plot]
+    module = {"side_by_side.png": pictures, "policy.png": policy, "steps.png": report.by_step}[plot]
     monkeypatch.setattr(module, "draw", fails)
     run, said = written(tmp_path, monkeypatch)
     failed = [plot, "sheet.png"] if plot == "side_by_side.png" else [plot]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adatsq_pipe.pipeline import placement
+from adatsq_pipe.pipeline import placement, runner
 from adatsq_pipe.pipeline.config import RunConfig, load
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.runner import Executors, _placed, _unusual
@@ -15,6 +15,7 @@ from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE, VECTORS
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.run_settings import ModelRef, RunSettings
+from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.made_store import make_store
 
@@ -47,6 +48,32 @@ def test_another_share_closes_the_executor_and_makes_one(monkeypatch: pytest.Mon
     executors.stop()
     second: Any = executors.get(0.5)
     assert first.closed and (second.share, second.stopped) == (0.5, True)
+
+
+def test_plots_of_units_that_were_found_damaged_are_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They may show what was damaged. What draws them has ended before the units are done again."""
+    store, asked = make_store(tmp_path), list[str]()
+    executors = _executors(_config(), monkeypatch, tmp_path)
+    monkeypatch.setattr(runner, "_once", lambda *_: True)
+    monkeypatch.setattr(runner, "plan", lambda *_: ([], store.context))
+
+    class Plots:
+        def of(self, context: Context) -> dict[str, bytes]:
+            asked.append("ended")
+            return {}
+
+    def conclude(steps: object, context: Context) -> None:
+        asked.append("plots" if executors.ahead else "none")
+        if executors.ahead:
+            raise DamagedUnit("search", "front", "it does not have the digest")
+
+    class Silent:
+        def say(self, line: str) -> None: ...
+
+    executors.ahead = Plots()  # type: ignore[assignment]
+    screen: Any = Silent()
+    runner.execute(_config(), RunDir(tmp_path), [], executors, screen, conclude=conclude)
+    assert asked == ["plots", "ended", "none"]
 
 
 def test_a_share_set_by_hand_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_the_page_of_what_was_finished_before_stays_and_a_finished_report_takes_
     (run.report / "report.html").write_text("before")
     _page(store, "capture")
     assert (run.report / "report.html").read_text() == "before"
-    report._plot(run.report, store.context, report.summarize(made.config(store), run, store.context), report.Notes())
+    report._plot(
+        run.report, store.context, report.summarize(made.config(store), run, store.context), report.Notes(), {}
+    )
     assert not (run.report / "unfinished.html").exists()
 
 
