@@ -40,6 +40,7 @@ from adatsq_pipe.stages.denoiser.pipeline_call import (
     pictures_of,
     undecorated_call,
 )
+from adatsq_pipe.stages.denoiser.signatures import keep_signatures
 from adatsq_pipe.stages.denoiser.stand_in import LoopStopped, StandIn
 from adatsq_pipe.stages.denoiser.step_clock import StepClock
 from adatsq_pipe.stages.denoiser.stored_names import check_names
@@ -120,7 +121,10 @@ class Denoiser:
         source = call_source(type(self.pipe).__name__)
         self._decodes_often = source is not None and source.decodes_often
         self._condition = self._condition_argument()
+        self._arguments = dict[str, list[str]]()
+        """The names of a component's arguments, once they were needed: to read them takes longer than a small layer."""
         cache_prompt_encoding(self.pipe)
+        keep_signatures(self.transformer)
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False)
@@ -354,6 +358,8 @@ class Denoiser:
 
     def _sample(self, forward: Callable[..., Output], call: Call) -> Any:
         """The noisy sample among a call's arguments: a tensor [samples, ...], or a list of one tensor per sample."""
-        names = list(inspect.signature(forward).parameters)
+        names = self._arguments.get(call.part)
+        if names is None:
+            names = self._arguments[call.part] = list(inspect.signature(forward).parameters)
         place = names.index(sample_name(self.parts[call.part]) or names[0])
         return call.args[place] if place < len(call.args) else call.kwargs[names[place]]

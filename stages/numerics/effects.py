@@ -31,9 +31,10 @@ def activation_effects(
     found = torch.zeros(len(widths), len(gradients), len(x_NI), dtype=torch.float64, device=x_NI.device)
     tokens = [_tokens(x) for x in (x_NI, *gradients)]
     for rows, part in _chunks(tokens[0].shape, all_at_once=x_NI.device.type != "cpu"):
-        turned = rotate(torch.stack([one[rows, part].float() for one in tokens]), h_BB)
-        errors = token_errors(turned[0], widths, symmetric=symmetric, group=group)
-        found[..., rows] -= torch.stack([_row_products(turned[1:], error) for error in errors])
+        x, *turned = (rotate(one[rows, part].float(), h_BB) for one in tokens)
+        turned, products = _matrix_of_one_row(turned), torch.empty_like(x)
+        errors = token_errors(x, widths, symmetric=symmetric, group=group)
+        found[..., rows] -= torch.stack([_row_products(turned, error, products) for error in errors]).double()
     return [found[:, place].T for place in range(len(gradients))]
 
 
@@ -48,7 +49,8 @@ def weight_effects(x_NI: Tensor, gradient_NO: Tensor, error_OI: Tensor) -> Tenso
     )
     found = torch.zeros(len(x_NI), dtype=torch.float64, device=x_NI.device)
     for rows, part in _chunks(changed.shape, all_at_once=x_NI.device.type != "cpu"):
-        found[rows] += _row_products(gradient[rows, part].float().unsqueeze(0), changed[rows, part].float())[0]
+        own = changed[rows, part].float()
+        found[rows] += _row_products(_matrix_of_one_row([gradient[rows, part].float()]), own, own)[0].double()
     return found
 
 
@@ -72,12 +74,22 @@ def _chunks(shape: Sequence[int], *, all_at_once: bool) -> Iterator[tuple[slice,
             yield from ((slice(row, row + 1), slice(at, min(at + step, tokens))) for at in range(0, tokens, step))
 
 
-def _row_products(gradients_K: Tensor, errors: Tensor) -> Tensor:
-    """The scalar product of every row of each of `gradients_K` [k, rows, ...] with that of `errors` [rows, ...], both
-    float32: float64 [k, rows]."""
-    if len(errors) == 1 and errors.device.type == "cpu":
-        return torch.mv(gradients_K.flatten(1), errors.flatten()).double().unsqueeze(1)
-    return (gradients_K * errors).flatten(2).sum(2).double()
+def _row_products(gradients: Sequence[Tensor], errors: Tensor, products: Tensor) -> Tensor:
+    """The scalar product of every row of each of `gradients` [rows, ...] with that of `errors`: float32 [k, rows].
+
+    All are float32 of one shape, `products` too, which is overwritten: memory that is in the cache already takes half
+    the time of new memory. It may be `errors` if there is one gradient.
+    """
+    if isinstance(gradients, Tensor) and len(errors) == 1:
+        return torch.mv(gradients.flatten(1), errors.flatten()).unsqueeze(1)
+    return torch.stack([torch.mul(gradient, errors, out=products).flatten(1).sum(1) for gradient in gradients])
+
+
+def _matrix_of_one_row(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients of a single row as one tensor, which a CPU multiplies by an error at once; others as they are."""
+    if len(gradients[0]) > 1 or gradients[0].device.type != "cpu":
+        return gradients
+    return gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(list(gradients))
 
 
 def by_sample(effects_R: Tensor, samples: range, of: int) -> Tensor:

@@ -154,15 +154,15 @@ def fake_quantize_tokens(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool,
 
 
 def token_errors(x_NI: Tensor, widths: Sequence[int], *, symmetric: bool, group: int = 0) -> Iterator[Tensor]:
-    """`x_NI` less `fake_quantize_tokens` of it at each of `widths` bits, float32 [..., in], one after the other: ranges
-    are found once."""
+    """`x_NI` less `fake_quantize_tokens` of it at each of `widths` bits, float32 [..., in], one after the other, each in
+    the memory of the one before: ranges are found once."""
     x = x_NI.float()
     if group:
         x = x.unflatten(-1, (-1, group))
-    ranges = _token_ranges(x, symmetric)
+    ranges, found = _token_ranges(x, symmetric), torch.empty_like(x)
     for bits in widths:
-        codes, scale = _codes_in(x, ranges, 2.0**bits - 1)
-        yield torch.addcmul(x, codes, scale, value=-1, out=codes).flatten(x_NI.ndim - 1)
+        codes, scale = _codes_in(x, ranges, 2.0**bits - 1, out=found)
+        yield torch.addcmul(x, codes, scale, value=-1, out=found).flatten(x_NI.ndim - 1)
 
 
 def token_codes(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -225,15 +225,17 @@ def _token_ranges(x: Tensor, symmetric: bool) -> tuple[Tensor, ...]:
     return x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
 
 
-def _codes_in(x: Tensor, ranges: tuple[Tensor, ...], qmax: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Codes and scales of rows with these ranges."""
+def _codes_in(
+    x: Tensor, ranges: tuple[Tensor, ...], qmax: Tensor | float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes, in `out` if there is one, and scales of rows with these ranges."""
     if len(ranges) == 1:
         scale = ranges[0].div((qmax - 1) / 2).clamp_(min=1e-12)
-        return torch.div(x, scale).round_(), scale
+        return torch.div(x, scale, out=out).round_(), scale
     low, high = ranges
     scale = high.sub(low).div_(qmax).clamp_(min=1e-12)
     ceiling = low.div(scale).round_().add_(qmax)
-    return torch.div(x, scale).round_().clamp_(max=ceiling), scale
+    return torch.div(x, scale, out=out).round_().clamp_(max=ceiling), scale
 
 
 def rows_of(tensor: Tensor, part: slice) -> Tensor:

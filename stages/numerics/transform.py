@@ -53,7 +53,7 @@ def rotate(x: Tensor, h_BB: Tensor) -> Tensor:
         return x
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BF16_ON_CPU:
         return rotate(x.float(), h_BB.float()).to(x.dtype)
-    if block > _MULTIPLIED and _in_factors(x) and bool(h_BB[0, 3] > 0):  # negative in a regular matrix
+    if block > _MULTIPLIED and _in_factors(x) and float(h_BB[0, 3]) > 0:  # negative in a regular matrix
         return _rotate_in_factors(x, h_BB)
     rotated: Tensor = x.unflatten(-1, (-1, block)) @ h_BB
     return rotated.flatten(-2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor
@@ -17,9 +19,21 @@ def timestep_argument(forward: Callable[..., object], name: str = "") -> tuple[s
 
     Looks for `name`, or without it for the names in use (`TIMESTEPS`): Flux and Wan say `timestep`, Z-Image `t`.
     """
-    parameters = list(inspect.signature(forward).parameters)
+    parameters = _parameters(forward)
     candidates = (name,) if name else TIMESTEPS
     return next(((name, parameters.index(name)) for name in candidates if name in parameters), None)
+
+
+def _parameters(forward: Callable[..., object]) -> list[str]:
+    """The names of the parameters of `forward`, of a method looked up once: signatures take long to read."""
+    if isinstance(forward, MethodType) and isinstance(forward.__func__, FunctionType):
+        return _of_method(forward.__func__)
+    return list(inspect.signature(forward).parameters)
+
+
+@functools.cache
+def _of_method(function: FunctionType) -> list[str]:
+    return list(inspect.signature(MethodType(function, object())).parameters)
 
 
 def timestep_of(
