@@ -154,8 +154,8 @@ def fake_quantize_tokens(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool,
 
 
 def token_errors(x_NI: Tensor, widths: Sequence[int], *, symmetric: bool, group: int = 0) -> Iterator[Tensor]:
-    """`x_NI` less `fake_quantize_tokens` of it at each of `widths` bits, float32 [..., in], one after the other, each in
-    the memory of the one before: ranges are found once."""
+    """`x_NI` less `fake_quantize_tokens` of it at each of `widths` bits, float32 [..., in], one after the other, each
+    in the memory of the one before. Ranges are found once."""
     x = x_NI.float()
     if group:
         x = x.unflatten(-1, (-1, group))

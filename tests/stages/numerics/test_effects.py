@@ -33,6 +33,20 @@ def test_effects_of_tokens_are_those_of_each_token_alone(
                 assert float(of_gradient[row, place]) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [16, 2**18])
+@pytest.mark.parametrize("block", [1, 8])
+def test_effects_leave_inputs_and_gradients_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, block: int, chunk: int
+) -> None:
+    monkeypatch.setattr(effects, "CHUNK", chunk)
+    known = [torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    x, *gradients = (one.clone() for one in known)
+    effects.activation_effects(x, gradients, hadamard(block, dtype=torch.float32), BITS, symmetric=False, group=0)
+    effects.weight_effects(x, gradients[0], torch.ones(16, 16))
+    for one, before in zip((x, *gradients), known, strict=True):
+        assert torch.equal(one, before)
+
+
 @pytest.mark.parametrize("chunk", [16, 100, 2**18])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

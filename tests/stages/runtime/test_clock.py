@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +114,19 @@ def test_a_call_without_a_timestep_is_refused(name: str, words: str) -> None:
 def test_timesteps_that_only_fall_or_only_rise_are_monotonic() -> None:
     assert monotonic([9, 9, 5, 1]) and monotonic([0.1, 0.1, 0.2]) and monotonic([3])
     assert not monotonic([1, 3, 2]) and not monotonic([3, 1, 2])
+
+
+def test_a_methods_parameters_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def forward(self, sample: object, timestep: object) -> None: ...
+
+        def replaced(*args: object, **kwargs: object) -> None: ...  # without self, as a decorator leaves it
+
+    model = Model()
+    for _ in range(2):
+        assert timestep_argument(model.forward) == ("timestep", 1)
+        assert timestep_argument(model.replaced) is None
+        monkeypatch.setattr(inspect, "signature", None)
+    monkeypatch.undo()
+    assert timestep_argument(functools.partial(model.forward, 0.0)) == ("timestep", 0)
+    assert timestep_argument(lambda x, t: None) == ("t", 1)
