@@ -32,9 +32,9 @@ def activation_effects(
     tokens = [_tokens(x) for x in (x_NI, *gradients)]
     for rows, part in _chunks(tokens[0].shape, all_at_once=x_NI.device.type != "cpu"):
         x, *turned = (rotate(one[rows, part].float(), h_BB) for one in tokens)
-        turned, products = _matrix_of_one_row(turned), torch.empty_like(x)
+        directions, products = _matrix_of_one_row(turned), torch.empty_like(x)
         errors = token_errors(x, widths, symmetric=symmetric, group=group)
-        found[..., rows] -= torch.stack([_row_products(turned, error, products) for error in errors]).double()
+        found[..., rows] -= torch.stack([_row_products(directions, error, products) for error in errors]).double()
     return [found[:, place].T for place in range(len(gradients))]
 
 
@@ -74,7 +74,7 @@ def _chunks(shape: Sequence[int], *, all_at_once: bool) -> Iterator[tuple[slice,
             yield from ((slice(row, row + 1), slice(at, min(at + step, tokens))) for at in range(0, tokens, step))
 
 
-def _row_products(gradients: Sequence[Tensor], errors: Tensor, products: Tensor) -> Tensor:
+def _row_products(gradients: list[Tensor] | Tensor, errors: Tensor, products: Tensor) -> Tensor:
     """The scalar product of every row of each of `gradients` [rows, ...] with that of `errors`: float32 [k, rows].
 
     All are float32 of one shape, `products` too, which is overwritten: memory that is in the cache already takes half
@@ -85,11 +85,11 @@ def _row_products(gradients: Sequence[Tensor], errors: Tensor, products: Tensor)
     return torch.stack([torch.mul(gradient, errors, out=products).flatten(1).sum(1) for gradient in gradients])
 
 
-def _matrix_of_one_row(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _matrix_of_one_row(gradients: list[Tensor]) -> list[Tensor] | Tensor:
     """Gradients of a single row as one tensor, which a CPU multiplies by an error at once; others as they are."""
     if len(gradients[0]) > 1 or gradients[0].device.type != "cpu":
         return gradients
-    return gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(list(gradients))
+    return gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)
 
 
 def by_sample(effects_R: Tensor, samples: range, of: int) -> Tensor:
