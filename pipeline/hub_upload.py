@@ -27,12 +27,15 @@ def model_to_push(run: Path) -> Path:
     """The model folder of a finished run, or `run` itself where it is a pipeline's folder.
 
     Raises:
+        NoRun: where there is neither.
         StorageError: for an unfinished run, and for a model that is not as it was written.
     """
     if (run / INDEX).is_file() and not (run / "run.json").exists():
         folder = run.resolve()
     else:
         place = RunDir(run)
+        if not place.exists():
+            place.check()
         of = reported(place) if (place.model / INDEX).is_file() else None
         folder = place.model.resolve()
         if not of or folder.name != of[:16]:

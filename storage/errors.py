@@ -7,6 +7,10 @@ class StorageError(RuntimeError):
     """A file or run directory cannot be used as it is; the message says why and what to do."""
 
 
+class NoRun(StorageError):
+    """A place that holds no run where one was named, or something else where a run is to be. Nothing was started."""
+
+
 class NoTransformer(StorageError):
     """A valid pipeline folder without a transformer to quantize."""
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from adatsq_pipe.storage import heartbeat
 from adatsq_pipe.storage.cast_copy import CAST
-from adatsq_pipe.storage.errors import StorageError
+from adatsq_pipe.storage.errors import NoRun, StorageError
 from adatsq_pipe.storage.files import (
     PARTIAL,
     UNFINISHED,
@@ -213,7 +213,7 @@ class RunDir:
         return (self.path / "run.json").is_file()
 
     def create(self) -> None:
-        """Make the directory, or `check` an existing one. Raises StorageError if it holds something else."""
+        """Make the directory, or `check` an existing one. Raises NoRun if it holds something else, else as `check`."""
         if not self.exists():
             self._check_place()
             try:
@@ -224,24 +224,24 @@ class RunDir:
         self.check()
 
     def _check_place(self) -> None:
-        """Raise StorageError where no new run can be: below a file, or in a folder that holds something else. At a URL
+        """Raise NoRun where no new run can be: below a file, or in a folder that holds something else. At a URL
         only the store counts, not its mirror."""
         if self.remote is not None:
             occupied = bool(self.remote.sizes)
         else:
             if (file := next((p for p in (self.path, *self.path.parents) if p.is_file()), None)) is not None:
-                raise StorageError(f"{self.display()} cannot be a run directory: {file} is a file; name another")
+                raise NoRun(f"{self.display()} cannot be a run directory: {file} is a file; name another")
             occupied = self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir())
         if occupied:
-            raise StorageError(f"{self.display()} is not empty and holds no run; name another --run-dir")
+            raise NoRun(f"{self.display()} is not empty and holds no run; name another --run-dir")
 
     def check(self) -> None:
-        """Raise StorageError unless this is a run directory of this program's format."""
+        """Raise NoRun where no run is, and StorageError for a run that is not of this program's format."""
         path = self.path / "run.json"
         try:
             version = read_json_object(path)["format"]
         except (FileNotFoundError, NotADirectoryError):
-            raise StorageError(f"{self.display()} {self._in_its_place()}") from None
+            raise NoRun(f"{self.display()} {self._in_its_place()}") from None
         except (ValueError, KeyError):
             raise StorageError(
                 f"{path} is not readable; restore it as {{'format': {FORMAT}}} or start a new run"

@@ -12,6 +12,7 @@ from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.export.formats import _formats
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.published import PublishedModel
+from adatsq_pipe.storage.rundir import RunDir
 
 
 @click.command(
@@ -37,7 +38,8 @@ def export(run: Path, wanted: str, out: Path | None, as_json: bool) -> None:
         raise ConfigError(f"unknown format {wanted!r}; choose from {', '.join(known)}")
     of_run = (run / "model" / "model_index.json").exists()
     if not of_run and not (run / "model_index.json").exists():
-        raise ConfigError(f"{run} has no quantized model; finish the run with: adatsq-pipe run --run-dir {run}")
+        RunDir(run).check()
+        raise StorageError(f"{run} is not finished; finish it with: adatsq-pipe run --run-dir {run}")
     source = run / "model" if of_run else run
     if damaged := PublishedModel(source.resolve()).damage(thorough=True):
         raise StorageError(f"{damaged}; restore it with: adatsq-pipe run --run-dir {run}")

@@ -22,7 +22,7 @@ from adatsq_pipe.pipeline.commands import completion
 from adatsq_pipe.pipeline.config import PRESETS, RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
-from adatsq_pipe.storage.errors import NoTransformer, StorageError, UnusableModel
+from adatsq_pipe.storage.errors import NoRun, NoTransformer, StorageError, UnusableModel
 from adatsq_pipe.storage.rundir import RunDir
 
 STOPPED = 75
@@ -127,7 +127,7 @@ def user_errors(command: Callable[P, T]) -> Callable[P, T]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
-        except (ConfigError, NotTaken, NoTransformer, UnusableModel) as error:
+        except (ConfigError, NotTaken, NoRun, NoTransformer, UnusableModel) as error:
             fail(str(error), 2)
         except (StageError, StorageError, ClusterUnreachable) as error:
             fail(str(error), 1)

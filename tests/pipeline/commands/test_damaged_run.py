@@ -72,7 +72,7 @@ def test_what_is_no_run_is_named_for_what_it_is(command: str, there: str, words:
     if there == "a run without its run.json":
         (place / "solve" / "0123" / "markers").mkdir(parents=True)
     done = CliRunner().invoke(main, [command, str(place)])
-    assert done.exit_code == 1 and done.output.startswith(f"error: {place} holds no run (") and words in done.output
+    assert done.exit_code == 2 and done.output.startswith(f"error: {place} holds no run (") and words in done.output
     assert len(done.output.splitlines()) == 1
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "why": ["why", "--run-dir"],
     "verify": ["verify", "--run-dir"],
     "pick": ["pick", "--mean-bits", "3.6"],
+    "report": ["report"],
 }
 of_every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 
@@ -38,7 +39,34 @@ def line_of(*arguments: str) -> tuple[int, str]:
 def test_a_run_directory_that_is_a_file_or_below_one(command: list[str], name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     code, line = line_of(*command, str(tmp_path / name))
-    assert code == 1 and str(tmp_path / name) in line
+    assert code == 2 and str(tmp_path / name) in line
+
+
+@of_every_command
+def test_a_folder_that_holds_something_else_is_wrong_usage(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    code, line = line_of(*command, str(tmp_path))
+    assert code == 2 and "holds no run" in line and [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@of_every_command
+def test_a_run_of_another_format_is_a_failure(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": 99}')
+    code, line = line_of(*command, str(tmp_path))
+    assert code == 1 and "was written in format 99" in line
+
+
+@pytest.mark.parametrize("more", [["export", "--format", "dequantized"], ["push", "org/name"]], ids=["export", "push"])
+def test_a_run_that_is_not_finished_is_a_failure_and_what_is_no_run_wrong_usage(
+    more: list[str], tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    code, line = line_of(more[0], str(place), *more[1:])
+    assert code == 2 and "run holds no run (it is empty)" in line
+    RunDir(place).create()
+    code, line = line_of(more[0], str(place), *more[1:])
+    assert code == 1 and f"run is not finished; finish it with: adatsq-pipe run --run-dir {place}" in line
 
 
 @of_every_command

@@ -198,7 +198,7 @@ def test_a_step_policy_travels_in_the_config(family: Callable[[str], Path], tmp_
     ("arguments", "code", "words"),
     [
         (["{folder}", "--format", "gguf"], 2, "choose from auto-round, dequantized, self-contained, step-policy"),
-        (["{empty}", "--format", "dequantized"], 2, "has no quantized model; finish the run with"),
+        (["{empty}", "--format", "dequantized"], 2, "holds no run (it is empty)"),
         (["{full}", "--format", "dequantized"], 1, "is not quantized by adatsq-pipe"),
         (["{folder}", "--format", "dequantized", "--out", "{empty}"], 1, "is there already"),
         (["{folder}", "--format", "step-policy"], 1, "one native width there"),
