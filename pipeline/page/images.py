@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,14 @@ def write_pictures(context: Context, report: Path) -> list[Pair]:
     for place, (row, wanted, got) in enumerate(drawn(context)):
         stem = f"{place:04d}-{slug(row['prompt'])}-{row['seed']}"
         ending = "png" if wanted.ndim == 3 else "gif"
-        files = {"fp": wanted, "q": got, "diff": difference(wanted, got)}
-        for name, picture in files.items():
-            save(picture, folder / f"{stem}-{name}.{ending}")
+        pairs = [(wanted, got)] if wanted.ndim == 3 else list(zip(wanted, got, strict=True))
+        files = {
+            "fp": (full for full, _ in pairs),
+            "q": (quantized for _, quantized in pairs),
+            "diff": (difference(*pair) for pair in pairs),
+        }
+        for name, frames in files.items():
+            save(frames, folder / f"{stem}-{name}.{ending}")
         full, quantized, differing = (f"{FOLDER}/{stem}-{name}.{ending}" for name in files)
         height, width = wanted.shape[-3:-1]
         found.append(Pair(row=row, full=full, quantized=quantized, difference=differing, width=width, height=height))
@@ -78,13 +84,17 @@ def difference(wanted: Picture, got: Picture) -> Picture:
     return result
 
 
-def save(picture: Picture, path: Path) -> None:
-    """Write a picture as PNG, or a clip as a GIF that loops."""
-    frames = [Image.fromarray(frame) for frame in _bytes(picture if picture.ndim == 4 else picture[None])]
-    if picture.ndim == 3:
-        frames[0].save(path)
-        return
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+def save(frames: Iterable[Picture], path: Path) -> None:
+    """Write the frames of a clip, [height, width, 3] each, as a GIF that loops, or the only one of a picture as PNG.
+
+    One frame is in memory at a time.
+    """
+    images = (Image.fromarray(_bytes(frame)) for frame in frames)
+    first = next(images)
+    if path.suffix == ".gif":
+        first.save(path, save_all=True, append_images=images, duration=FRAME_MS, loop=0)
+    else:
+        first.save(path)
 
 
 def _bytes(picture: Picture) -> npt.NDArray[np.uint8]:

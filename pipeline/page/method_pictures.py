@@ -127,5 +127,5 @@ def _write_row(
 def _saved(run: Path, stem: str, picture: Picture) -> tuple[str, int, int]:
     """Save a picture or a clip; (name relative to the run directory, width, height)."""
     name = f"{FOLDER}/{stem}.{'png' if picture.ndim == 3 else 'gif'}"
-    save(picture, run / name)
+    save(picture if picture.ndim == 4 else [picture], run / name)
     return name, picture.shape[-2], picture.shape[-3]

@@ -220,7 +220,7 @@ def test_files_of_pictures_have_safe_names_of_their_own_and_full_size(
 
 @pytest.mark.filterwarnings("error")
 def test_a_picture_of_no_numbers_is_written_too(tmp_path: Path) -> None:
-    images.save(np.full((4, 4, 3), np.nan), tmp_path / "nan.png")
+    images.save([np.full((4, 4, 3), np.nan)], tmp_path / "nan.png")
     assert not np.asarray(Image.open(tmp_path / "nan.png")).any()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ from adatsq_pipe.storage.rundir import RunDir
 from tests.pipeline.test_report_texts import NO_FONT, with_captions, written
 from tests.support import made_run as made
 from tests.support.made_store import make_store
+
+
+class Frame(np.ndarray[Any, Any]):
+    """A frame that can be told when it is gone."""
+
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $_$ & \u82b1"
 
@@ -72,6 +79,25 @@ def test_a_clip_is_a_gif_that_loops(tmp_path: Path) -> None:
     images.save(clip, tmp_path / "clip.gif")
     with Image.open(tmp_path / "clip.gif") as file:
         assert file.n_frames == 3 and file.info["loop"] == 0 and file.info["duration"] == 120
+
+
+def test_of_a_clip_one_frame_is_made_at_a_time(tmp_path: Path) -> None:
+    """A clip of 81 frames of 480 x 832 is 388 MB, and its difference map would be another four of them."""
+    alive, most = set[int](), 0
+
+    def frames() -> Iterator[Frame]:
+        nonlocal most
+        for number in range(6):
+            frame = np.full((4, 4, 3), number / 6).view(Frame)
+            alive.add(number)
+            weakref.finalize(frame, alive.discard, number)
+            most = max(most, len(alive))
+            yield frame
+
+    images.save(frames(), tmp_path / "clip.gif")
+    with Image.open(tmp_path / "clip.gif") as file:
+        assert file.n_frames == 6
+    assert most <= 2, "the next frame is made while its predecessor is let go of"
 
 
 def test_the_heat_maps_have_a_cell_for_every_layer_and_step(tmp_path: Path) -> None:
