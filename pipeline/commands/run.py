@@ -102,13 +102,14 @@ def run_locked(
 
     The caller holds the lock.
     """
-    from adatsq_pipe.pipeline import report  # imports numpy and pyarrow, which `status` and `--help` need not
 
     def work(executors: runner.Executors, screen: runner.Screen) -> tuple[bool, bool]:
         written = False
 
         def conclude(steps: list[Step], context: Context) -> None:
             nonlocal written
+            from adatsq_pipe.pipeline import report  # imports pyarrow, which nothing needs before
+
             if steps[-1].complete and (wrong := finished.damage(place, context.fingerprints)):
                 screen.say(f"what the run published is damaged ({wrong}): it is written again")
             with executors.closing():
