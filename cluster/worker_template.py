@@ -5,8 +5,9 @@ machine, while Ray starts, and the workers share that memory. Ray runs its worke
 environment, as it does for `uv run`: here that is `worker_copy`, which asks the template for a copy and stands for it.
 
 A copy begins like any worker: Ray's own script, with the environment that Ray gives it. A process with several threads
-cannot be copied safely, nor can one that has opened a GPU. So workers on GPUs have no template, and a template whose
-imports started threads refuses: its workers are then new processes, as on a cluster.
+cannot be copied safely, nor can one that has opened a GPU. So workers on GPUs have no template, nor have those with
+several threads, which numpy starts when it is imported. A template whose imports started threads all the same refuses:
+its workers are then new processes, as on a cluster.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class WorkerTemplate:
     @classmethod
     def start(cls, modules: Sequence[str], cpus: float) -> WorkerTemplate | None:
         """Start a template that imports `modules`, for workers with so many CPUs; None where there can be none."""
-        folder = _folder() if sys.platform == "linux" else None
+        threads = os.environ.get(THREADS) or str(max(1, int(cpus)))
+        folder = _folder() if sys.platform == "linux" and threads == "1" else None
         if folder is None:
             return None
-        threads = os.environ.get(THREADS) or str(max(1, int(cpus)))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(_socket(folder))
             listener.listen(64)

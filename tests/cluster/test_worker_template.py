@@ -41,12 +41,12 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerTemplate]:
-    """A template of workers with three CPUs, which has imported a module that nothing else imports."""
+    """A template that has imported a module that nothing else imports."""
     for name in ("OMP_NUM_THREADS", "MARK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GONE", "of the template alone")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    made = WorkerTemplate.start(("tests.support.slow_import",), 3.5)
+    made = WorkerTemplate.start(("tests.support.slow_import",), 1.5)
     assert made is not None
     yield made
     made.close()
@@ -78,7 +78,7 @@ def test_a_copy_has_the_imports_of_the_template_and_all_else_of_what_it_stands_f
     assert said == {
         "arguments": ["600", "two words"], "folder": str(tmp_path), "mark": "of the worker", "name": "__main__",
         "gone": None, "parent": template._process.pid, "niceness": os.nice(0) + 3, "pid": said["pid"],
-        "imported": ["tests.support.slow_import"], "place": str(script.parent), "threads": "3", "line": "a line\n",
+        "imported": ["tests.support.slow_import"], "place": str(script.parent), "threads": "1", "line": "a line\n",
     }  # fmt: skip
     copy = psutil.Process(int(str(said["pid"])))
     process.kill()  # what Ray started: the copy ends with it
@@ -122,7 +122,8 @@ def test_a_template_ends_with_the_process_that_started_it() -> None:
         "import time; from adatsq_pipe.cluster.worker_template import WorkerTemplate; "
         "made = WorkerTemplate.start((), 1); print(made._process.pid, made._folder, flush=True); time.sleep(600)"
     )
-    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert starter.stdout is not None
     pid, folder = starter.stdout.readline().split()
     template = psutil.Process(int(pid))
@@ -149,6 +150,13 @@ def test_a_long_folder_for_temporary_files_is_not_taken_for_the_socket(
     assert folder is not None and not folder.startswith(str(long)) and os.stat(folder).st_mode & 0o777 == 0o700
     os.rmdir(folder)
     assert list(long.iterdir()) == []
+
+
+def test_there_is_no_template_of_workers_with_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert WorkerTemplate.start((), 2) is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert WorkerTemplate.start((), 1) is None
 
 
 def test_there_is_no_template_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
