@@ -32,10 +32,9 @@ def search_cost(context: Context) -> dict[str, float]:
 
 
 def capture_cost(context: Context) -> float:
-    """Worker seconds of the capture over its bare forwards: each trajectory's calls, made once and repeated once."""
-    manifest = context.manifest("capture")
-    units = list(manifest.markers().values())
-    bare = 2 * sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
+    """Worker seconds of the capture over its bare forwards: each call of the recorded runs, made once."""
+    units = list(context.manifest("capture").markers().values())
+    bare = sum(m.seconds["model"] for m in units if m.unit.startswith("trajectory/"))
     return sum(m.seconds["total"] for m in units) / bare
 
 

@@ -118,6 +118,11 @@ class Pulse:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
+    @property
+    def unit(self) -> str:
+        """What the process works on now; empty where it works on nothing."""
+        return self._beat.unit
+
     def set(self, *, stage: str, fingerprint: str, unit: str = "", opening: bool = False) -> None:
         """From now on the process does this. Returns at once."""
         self._beat = replace(
@@ -148,13 +153,15 @@ _guard = threading.Lock()
 
 @contextmanager
 def at_work(run: Path, remote: Remote | None, *, stage: str, fingerprint: str, unit: str) -> Iterator[None]:
-    """Inside, this process works on the unit (empty: it opens its model), and lets `status` know."""
+    """Inside, this process works on the unit (empty: it opens its model), and lets `status` know. Afterwards it works
+    on what it did before, if one unit is written while another is worked on."""
     pulse = _pulse_of(run, remote)
+    outer = pulse.unit
     pulse.set(stage=stage, fingerprint=fingerprint[:16], unit=unit, opening=not unit)
     try:
         yield
     finally:
-        pulse.set(stage=stage, fingerprint=fingerprint[:16])
+        pulse.set(stage=stage, fingerprint=fingerprint[:16], unit=outer)
 
 
 def _pulse_of(run: Path, remote: Remote | None) -> Pulse:

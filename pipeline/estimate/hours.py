@@ -78,10 +78,10 @@ def on_workers(stage: str, seconds: float, waves: tuple[int, ...], workers: int)
 
 
 def _shares(stage: str, waves: tuple[int, ...]) -> list[float]:
-    """How a stage's time is divided among its waves: a capture's among its runs and its inputs, a search's among all
-    levels alike, else all is in the largest."""
+    """How a stage's time is divided among its waves: a capture's is in its runs, a search's is divided among all levels
+    alike, else all is in the largest."""
     if stage == "capture":
-        return [0.5, 0.0, 0.5]
+        return [0.0, 1.0, 0.0]
     if stage == "search" and len(waves) > 2:
         whole = sum(waves[:-1])
         return [*(n / whole for n in waves[:-1]), 0.0]

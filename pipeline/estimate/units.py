@@ -45,10 +45,12 @@ def foretold(outlook: Outlook) -> Iterator[Context]:
 
 
 def units_of(outlook: Outlook) -> dict[str, tuple[int, ...]]:
-    """How many units every stage has, by wave: the units of a wave run at the same time, waves one after the other."""
+    """How many units every stage has, by wave: the units of a wave run at the same time, waves one after the other. The
+    capture's last are no wave of their own: the tasks that record its runs write the inputs too."""
     with foretold(outlook) as context:
         expected = {name: stage.expected(context) for name, stage in all_stages().items()}
-        capture = tuple(len(wave) for wave in unit_waves(context))
+        first, batches = unit_waves(context)
+        capture = (len(first), len(batches), sum(len(units) - 1 for units in batches.values()))
     found: dict[str, tuple[int, ...]] = {name: (count,) for name, count in expected.items() if count is not None}
     found["capture"] = capture
     found["search"] = search_waves(outlook)

@@ -29,6 +29,8 @@ CLIP_PASSES = 8
 COLUMN_PASSES = 1
 """Times that a column reads the errors of those before it in its block, in float32."""
 COLUMN_KERNELS = 10
+SAMPLE_PASSES, SAMPLE_KERNELS = 3, 3
+"""Times that a sampled input is read or written (its absolute values, and their maximum), and the operations on it."""
 DECODE_FLOPS = 1.1e6
 """FLOPs of an autoencoder of images for each pixel, at 128 channels in its last layers (Stable Diffusion's: 2.5 TFLOPs
 for 1024 x 1024 pixels); they grow with the square of the channels."""
@@ -85,13 +87,25 @@ def _kind(outlook: Outlook) -> str:
 
 
 def _capture(outlook: Outlook) -> Work:
-    """Every run once, and every call once more for its inputs; a call of each denoiser for the survey."""
+    """Every run once; a call of each denoiser for the survey."""
     runs = len(outlook.batches) * outlook.geometry.calls
     return Work(
-        calls={FORWARD: {part: 2 * n + 1 for part, n in _calls(outlook, outlook.captions).items()}},
-        passes=2 * runs + len(outlook.denoising),
-        algebra=_encoded(outlook, outlook.captions),
+        calls={FORWARD: {part: n + 1 for part, n in _calls(outlook, outlook.captions).items()}},
+        passes=runs + len(outlook.denoising),
+        algebra=_encoded(outlook, outlook.captions) + _sampled(outlook),
     )
+
+
+def _sampled(outlook: Outlook) -> Cost:
+    """Rows and peaks of every distinct input, at every call of the runs."""
+    found = Cost()
+    for part, calls in _calls(outlook, outlook.captions).items():
+        one = outlook.denoising[part]
+        inputs = [row for row in one.survey.layers if row.owns_input]
+        numbers = sum(one.rows[row.name] * row.in_features for row in inputs)
+        traffic = float(SAMPLE_PASSES * outlook.size * numbers)
+        found += Cost(traffic=traffic, kernels=float(SAMPLE_KERNELS * len(inputs))) * calls
+    return found
 
 
 def _fisher(outlook: Outlook) -> Work:

@@ -1,8 +1,8 @@
-"""Capture: record full-precision runs, then the inputs of every linear layer at every timestep.
+"""Capture: record full-precision runs, and meanwhile the inputs of every linear layer at every timestep.
 
-Units: `trajectory/<shard>` (denoiser outputs), `survey` (the layers, from one call), `left` (what is no layer to be
-quantized, and why), and
-`activations/<block>-<shard>`: a seeded subsample of input rows per (step, layer), and the exact absolute maximum per
+Units: `survey` (the layers, from one call, and the steps of a run), `left` (what is no layer to be quantized, and why);
+then for every batch of captions, in one task that makes each call once, `trajectory/<batch>` (denoiser outputs) and
+`activations/<block>-<batch>`: a seeded subsample of input rows per (step, layer), and the exact absolute maximum per
 channel over all tokens. Layers fed the same tensor (q, k, v) store it once. Full activations of a large model would be
 hundreds of gigabytes a caption, hence the subsample of a stated size.
 """
@@ -26,10 +26,11 @@ WORKER = WorkerRef(stage="capture", path="adatsq_pipe.stages.calibration.capture
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:
-    for wave in range(3):
-        before = [key for keys in unit_waves(context)[:wave] for key in keys]
-        keys = unit_waves(context)[wave]
-        fan_out(context, executor, WORKER, keys, lambda done, n: report(len(before) + done, total_units(context) or n))  # noqa: B023
+    before = 0
+    for wave in range(2):
+        tasks = unit_waves(context)[wave]
+        fan_out(context, executor, WORKER, tasks, lambda done, n: report(before + done, total_units(context) or n))  # noqa: B023
+        before += sum(map(len, tasks.values()))
 
 
 def _reads(settings: RunSettings, model: str) -> Plain:

@@ -1,16 +1,12 @@
-"""Capture's worker: records runs, surveys layers, samples their inputs."""
+"""Capture's worker: surveys layers, and records runs while it samples the layers' inputs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, replace
-from fractions import Fraction
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from adatsq_pipe.stages.architecture.layers import quantizable_linears, skipped_modules
 from adatsq_pipe.stages.base.context import Context
@@ -18,22 +14,18 @@ from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.survey import CallSurvey, Survey
 from adatsq_pipe.stages.base.units import unit_of
-from adatsq_pipe.stages.calibration.survey import (
-    CaptureSettings,
-    step_blocks,
-    survey_of,
-)
-from adatsq_pipe.stages.calibration.trajectories import read_trajectory, recorded_levels, write_trajectory
-from adatsq_pipe.stages.calibration.unit_keys import read_block_key, read_trajectory_unit
+from adatsq_pipe.stages.calibration.first_calls import FirstCall, FirstCalls
+from adatsq_pipe.stages.calibration.input_samples import InputSamples
+from adatsq_pipe.stages.calibration.recorded_blocks import RecordedBlocks
+from adatsq_pipe.stages.calibration.survey import CaptureSettings, step_blocks, survey_of
+from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
+from adatsq_pipe.stages.calibration.unit_keys import BlockKey, read_block_key, read_trajectory_unit
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Call
-from adatsq_pipe.stages.denoiser.hooks import InputRecorder, RowSampler, equalize, listen, survey
+from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
 from adatsq_pipe.stages.denoiser.inspection import grouped
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels, check_alike
-from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
-from adatsq_pipe.storage import tensors
 
 
 class Capture(OutOfMemoryBackoff):
@@ -51,77 +43,41 @@ class Capture(OutOfMemoryBackoff):
             raise StageError(
                 "the transformer has no linear layers inside repeated blocks; there is nothing to quantize"
             )
+        parts = self.denoiser.parts
+        self.layers_of = {
+            part: {name: x for name, x in self.layers.items() if len(parts) == 1 or name.startswith(f"{part}.")}
+            for part in parts
+        }
+        self.first: FirstCall | None = None
+        """The first call of the first batch, if this worker made it for the survey."""
+
+    def recover(self, key: str, error: BaseException) -> bool:
+        self.first = None  # it was made with more samples at a time
+        return super().recover(key, error)
 
     def __call__(self, key: str) -> None:
+        """Do a unit; `trajectory/<batch>` stands for all units of the batch, of which it does what is missing."""
         kind = key.partition("/")[0]
-        works = {"trajectory": self._trajectory, "survey": self._survey, "activations": self._activations}
+        works = {"trajectory": self._batch, "survey": self._survey, "activations": self._activations}
         {**works, "left": self._left}[kind](key)
 
-    def _trajectory(self, key: str) -> None:
-        shard = read_trajectory_unit(key)
-        with unit_of(self.context, self.stage, key, self.micro) as unit:
-            sizes: dict[int, list[tuple[int, ...]]] = {}
-
-            def see(_: int, call: Call) -> None:
-                if call.step not in sizes:
-                    sizes[call.step] = [tuple(x.shape) for x in self.denoiser.state(call)]
-
-            with unit.timed("model"):
-                run = self.denoiser.record(self.shards[shard], see=see)
-            check_timesteps(run.timesteps)
-            if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
-                raise StageError(
-                    f"the noisy sample is {sizes[0]} at the first step and {sizes[other]} at step {other}: pipelines "
-                    "whose latents change size over a run cannot be taken"
-                )
-            for j, output in enumerate(run.outputs):
-                if not all(leaf.isfinite().all() for leaf in leaves(output)):
-                    raise self._blame(shard, run, j)
-            write_trajectory(unit.folder, run)
-            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[shard].prompts)}
-
-    def _blame(self, shard: int, run: Any, j: int) -> StageError:
-        """The error for a call whose output is not finite: it names the first layer that is fed such values."""
-        call = self.denoiser.teleport(self.shards[shard], run.outputs[:j])
-        assert isinstance(call, Call)
-        with torch.no_grad():
-            listener = listen(partial(self.denoiser.run, call), InputRecorder(self.layers))
-        fed = (name for name, x in listener.inputs.items() if not x.isfinite().all())
-        return _not_finite(next(fed, "after the last block"), call)
-
-    def _calls(self, shard: int, steps: range) -> list[Call]:
-        run, calls = read_trajectory(self.context, shard), []
-        self.denoiser.replay(
-            self.shards[shard], run.outputs, see=lambda j, call: calls.append(call) if call.step in steps else None
-        )
-        return calls
-
     def _survey(self, key: str) -> None:
+        look = FirstCalls(self.layers_of, self.context.settings[CaptureSettings].rows)
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
-            run, samples = read_trajectory(self.context, 0), len(self.shards[0].prompts)
-            self._check_alike(NoiseLevels(steps=run.steps, timesteps=run.timesteps))
-            steps = run.steps[-1] + 1
-            calls = self._calls(0, range(steps if len(self.denoiser.parts) > 1 else 1))
             with unit.timed("model"):
-                seen, steps_of_component = self._surveyed(calls, samples)
-            noisiest = max if run.timesteps[0] >= run.timesteps[-1] else min
-            times = [
-                noisiest(t for t, s in zip(run.timesteps, run.steps, strict=True) if s == step) for step in range(steps)
-            ]
+                calls = self.denoiser.rehearse(self.shards[0], look.around)
+                seen, steps_of_component = self._surveyed(calls, look)
+            levels = NoiseLevels.of(calls)
             unit.value = Survey(
                 layers=seen.layers,
                 unused=seen.unused,
                 repeated=seen.repeated,
-                step_of_call=run.steps,
-                timesteps=tuple(times),
+                step_of_call=levels.steps,
+                timesteps=levels.noisiest(),
                 parameters=sum(p.numel() for p in self.denoiser.transformer.parameters()),
                 steps_of_component=steps_of_component,
             ).plain()
-
-    def _check_alike(self, first: NoiseLevels) -> None:
-        """Raise StageError unless all recorded runs pass through the noise levels of the first."""
-        for shard, conditions in enumerate(self.shards[1:], 1):
-            check_alike("data", conditions, recorded_levels(self.context, shard), self.shards[0], first)
+        self.first = look.kept
 
     def _left(self, key: str) -> None:
         with unit_of(self.context, self.stage, key) as unit:
@@ -131,18 +87,17 @@ class Capture(OutOfMemoryBackoff):
                 for group in grouped(skipped_modules(part))
             ]
 
-    def _surveyed(self, calls: list[Call], samples: int) -> tuple[CallSurvey, dict[str, tuple[int, ...]]]:
+    def _surveyed(self, calls: list[Call], look: FirstCalls) -> tuple[CallSurvey, dict[str, tuple[int, ...]]]:
         """What the first call of every denoiser shows; and, of several, at which steps each is called."""
-        parts = self.denoiser.parts
+        parts, samples = self.denoiser.parts, len(self.shards[0].prompts)
         if len(parts) == 1:
-            return self._survey_of(calls[0], self.layers, samples), {}
+            return look.survey(calls[0].part, samples), {}
         seen, steps = list[CallSurvey](), dict[str, tuple[int, ...]]()
         for part in parts:
             own = [call for call in calls if call.part == part]
             if not own:
                 raise StageError(f"{part} is never called; ask for more steps in model.call.num_inference_steps")
-            layers = {name: layer for name, layer in self.layers.items() if name.startswith(f"{part}.")}
-            shown = self._survey_of(own[0], layers, samples)
+            shown = look.survey(part, samples)
             seen.append(replace(shown, layers=tuple(replace(layer, component=part) for layer in shown.layers)))
             steps[part] = tuple(sorted({call.step for call in own}))
         together = CallSurvey(
@@ -152,66 +107,83 @@ class Capture(OutOfMemoryBackoff):
         )
         return together, steps
 
-    def _survey_of(self, call: Call, layers: Mapping[str, nn.Linear], samples: int) -> CallSurvey:
-        """What a call shows, or its first part, if it does not fit whole."""
-        parts = self.denoiser.cut(call)
-        part, size = parts[0]
-        return survey(partial(self.denoiser.run, part), layers, Fraction(samples * size, sum(n for _, n in parts)))
+    def _batch(self, key: str) -> None:
+        """Do what is missing of a batch: its run, with samples of the inputs, or samples alone if the run is there."""
+        batch, manifest = read_trajectory_unit(key), self.context.manifest(self.stage)
+        blocks = step_blocks(self.context, survey_of(self.context).steps)
+        units = [BlockKey(block, batch).activations for block in range(len(blocks))]
+        *missing, run = manifest.missing([*units, key]) or [""]
+        if run != key:
+            for unit in filter(None, [*missing, run]):
+                self._activations(unit)
+        else:
+            self._record(key, missing)
+
+    def _record(self, key: str, missing: Collection[str]) -> None:
+        """Record a run, and meanwhile those units of the batch's inputs that are missing."""
+        batch, survey, sizes = read_trajectory_unit(key), survey_of(self.context), dict[int, list[tuple[int, ...]]]()
+        samples = {unit: self._samples(read_block_key(unit), survey) for unit in missing}
+        blocks = RecordedBlocks(self.context, samples, self.micro)
+        first, self.first = (self.first, None) if batch == 0 else (None, self.first)
+
+        def see(place: int, call: Call) -> None:
+            if call.step not in sizes:
+                sizes[call.step] = [tuple(x.shape) for x in self.denoiser.state(call)]
+            blocks.see(call)
+            if place == 0 and first is not None:
+                blocks.take(call, first.sampler)
+
+        with unit_of(self.context, self.stage, key, self.micro) as unit:
+            after = [] if first is None else [first.output]
+            with unit.timed("model"):
+                run = self.denoiser.record(self.shards[batch], see=see, after=after, around=blocks.around)
+            unit.elsewhere -= blocks.seconds
+            unit.seconds["model"] -= blocks.seconds
+            self._check(batch, run, sizes, survey)
+            write_trajectory(unit.folder, run)
+            unit.value = {"calls": len(run.outputs), "samples": len(self.shards[batch].prompts)}
+        blocks.close()
+
+    def _samples(self, at: BlockKey, survey: Survey) -> InputSamples:
+        return InputSamples(
+            at=at,
+            steps=step_blocks(self.context, survey.steps)[at.block],
+            survey=survey,
+            layers={row.name: self.layers[row.name] for row in survey.layers},
+            rows=self.context.settings[CaptureSettings].rows,
+        )
+
+    def _check(self, batch: int, run: Trajectory, sizes: dict[int, list[tuple[int, ...]]], survey: Survey) -> None:
+        """Raise StageError for a run that cannot be calibrated on."""
+        check_timesteps(run.timesteps)
+        if other := next((t for t, size in sizes.items() if size != sizes[0]), 0):
+            raise StageError(
+                f"the noisy sample is {sizes[0]} at the first step and {sizes[other]} at step {other}: pipelines "
+                "whose latents change size over a run cannot be taken"
+            )
+        self._check_levels(batch, run, survey)
+
+    def _check_levels(self, batch: int, run: Trajectory, survey: Survey) -> None:
+        """Raise StageError for a run of other noise levels than the survey saw."""
+        levels = NoiseLevels(steps=run.steps, timesteps=run.timesteps)
+        if levels.steps == survey.step_of_call and levels.noisiest() == survey.timesteps:
+            return
+        times = tuple(survey.timesteps[step] for step in survey.step_of_call)
+        first = NoiseLevels(steps=survey.step_of_call, timesteps=times)
+        check_alike("data", self.shards[batch], levels, self.shards[0], first)
 
     def _activations(self, key: str) -> None:
-        at = read_block_key(key)
-        block, shard = at.block, at.batch
-        survey = survey_of(self.context)
-        steps = step_blocks(self.context, survey.steps)[block]
-        layers = {row.name: self.layers[row.name] for row in survey.layers}
-        owners = [layer.name for layer in survey.owners()]
+        """Sample the inputs of a block of steps, of a run that was recorded before."""
+        at, calls, survey = read_block_key(key), list[Call](), survey_of(self.context)
+        samples, run = self._samples(at, survey), read_trajectory(self.context, at.batch)
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
-            rows_of: dict[str, list[Tensor]] = {}
-            peaks: dict[str, list[Tensor]] = {}
-            per_step = survey.calls_at(steps.start)
-            for call in self._calls(shard, steps):
-                count, seed = self._rows_per_call(per_step), (block, shard, call.step)
-                with unit.timed("model"):
-                    sampled = self._sampled(call, layers, count, seed)
-                for name in owners:
-                    rows, peak = sampled(name)
-                    if not peak.isfinite().all():
-                        raise _not_finite(name, call)
-                    rows_of.setdefault(name, []).append(rows)
-                    peaks.setdefault(name, []).append(peak)
-            stacked = {f"rows:{name}": torch.stack(equalize(rows)) for name, rows in rows_of.items()}
-            stacked.update({f"absmax:{name}": torch.stack(rows) for name, rows in peaks.items()})
-            tensors.write_stacked(
-                unit.folder, stacked, {"start": steps.start, "stop": steps.stop, "calls_per_step": per_step}
-            )
-
-    def _sampled(
-        self, call: Call, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]
-    ) -> Callable[[str], tuple[Tensor, Tensor]]:
-        """Input rows and peak of any layer in one call; of a call in parts each gives its share of the rows."""
-        parts = self.denoiser.cut(call)
-        of, samplers = sum(size for _, size in parts), list[RowSampler]()
-        for place, (part, size) in enumerate(parts):
-            share = math.ceil(count * size / of)
-            samplers.append(RowSampler(layers, share, (*seed, place) if place else seed))
-            try:
-                self.denoiser.run(part)
-            finally:
-                samplers[-1].close()
-
-        def of_layer(name: str) -> tuple[Tensor, Tensor]:
-            found = [sampler.of(name, layers[name]) for sampler in samplers]
-            rows = torch.cat([rows for rows, _ in found])[:count]
-            return rows, torch.stack([peak for _, peak in found]).amax(0)
-
-        return of_layer
-
-    def _rows_per_call(self, calls: int) -> int:
-        return max(1, self.context.settings[CaptureSettings].rows // calls)
-
-
-def _not_finite(layer: str, call: Call) -> StageError:
-    return StageError(
-        f"NaN or infinity in the input of layer {layer} at step {call.step} (timestep {call.timestep:g}); "
-        "check the model, or set compute.dtype to float32"
-    )
+            self._check_levels(at.batch, run, survey)
+            self.denoiser.replay(
+                self.shards[at.batch], run.outputs,
+                see=lambda j, call: calls.append(call) if call.step in samples.steps else None,
+            )  # fmt: skip
+            with unit.timed("model"):
+                for call in calls:
+                    self.denoiser.run(call, samples.around)
+            unit.seconds["model"] -= samples.seconds
+            samples.write(unit.folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.calibration.effects import effects_of, is_end_to_end, squared
-from adatsq_pipe.stages.calibration.survey import batch_count, survey_of, unit_waves
+from adatsq_pipe.stages.calibration.survey import activation_units, batch_count, survey_of
 from adatsq_pipe.stages.calibration.unit_keys import read_block_key
 
 if TYPE_CHECKING:
@@ -56,4 +56,6 @@ def curvature_of(context: Context, layer: str) -> npt.NDArray[np.float64]:
 
 
 def score_units(context: Context) -> list[str]:
-    return [read_block_key(key).scores for key in unit_waves(context)[2]]
+    """By block, then by batch; none before the survey."""
+    by_batch = activation_units(context).values()
+    return [read_block_key(unit).scores for of_block in zip(*by_batch, strict=True) for unit in of_block]

@@ -21,7 +21,7 @@ class CaptureSettings(Settings):
     rows: int = Field(default=48, ge=1, le=1_000_000)
     """Input rows kept per (scheduler step, layer, batch of captions)."""
     block: int = Field(default=25, ge=1)
-    """Scheduler steps in one unit of work: fewer make more units, for more workers."""
+    """Scheduler steps in one unit of inputs, and of sensitivities by step: fewer make more units, for more workers."""
 
 
 def survey_of(context: Context) -> Survey:
@@ -48,17 +48,24 @@ def batch_count(context: Context) -> int:
     return len(shards(len(data.prompts), data.batch))
 
 
-def unit_waves(context: Context) -> tuple[list[str], list[str], list[str]]:
-    """The stage's units in its three waves; the last is known after the survey."""
-    trajectories = [trajectory_unit(batch) for batch in range(batch_count(context))]
+def unit_waves(context: Context) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The stage's units by task, in its two waves. A batch's run and the inputs on it are one task, whose units are all
+    known after the survey."""
+    inputs = activation_units(context)
+    batches = {trajectory_unit(batch): inputs.get(batch, []) for batch in range(batch_count(context))}
+    return {"survey": ["survey"], "left": ["left"]}, {run: [run, *units] for run, units in batches.items()}
+
+
+def activation_units(context: Context) -> dict[int, list[str]]:
+    """The units of inputs by batch of captions, in order of steps; none before the survey."""
     manifest = context.manifest("capture")
     if not manifest.done("survey"):
-        return trajectories, ["survey", "left"], []
-    blocks = len(step_blocks(context, Survey.from_plain(manifest.read("survey").value).steps))
-    activations = [BlockKey(b, s).activations for b in range(blocks) for s in range(batch_count(context))]
-    return trajectories, ["survey", "left"], activations
+        return {}
+    blocks = range(len(step_blocks(context, Survey.from_plain(manifest.read("survey").value).steps)))
+    return {batch: [BlockKey(block, batch).activations for block in blocks] for batch in range(batch_count(context))}
 
 
 def total_units(context: Context) -> int | None:
-    parts = unit_waves(context)
-    return sum(map(len, parts)) if parts[2] else None
+    if not context.manifest("capture").done("survey"):
+        return None
+    return sum(len(units) for wave in unit_waves(context) for units in wave.values())

@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,26 @@ MOST_CALLS = 10_000
 
 Answer = Callable[[Call], Output]
 """What the pipeline gets in place of the denoiser's output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallPart:
+    """A part of a call's samples that goes through the denoiser at once: all, unless memory has run out."""
+
+    call: Call
+    """Of all samples."""
+    place: int
+    """Among the call's parts, from 0."""
+    share: Fraction
+    """Of the call's samples."""
+
+
+Around = Callable[[CallPart, Callable[[], Output]], Output]
+"""Makes a forward pass, which is its second argument, and returns the output; it may look on meanwhile."""
+
+
+def bare_pass(part: CallPart, forward: Callable[[], Output]) -> Output:
+    return forward()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +243,10 @@ class Denoiser:
         see: Callable[[int, Call], None] | None = None,
         after: Sequence[Output] = (),
         keep: bool = True,
+        around: Around = bare_pass,
     ) -> Trajectory:
-        """Run the real denoiser and `keep` its outputs; `see(j, call)` receives the inputs of call j.
+        """Run the real denoiser and `keep` its outputs; `see(j, call)` receives the inputs of call j before it is made,
+        and `around` makes every forward pass.
 
         The first calls get what is in `after` and are not computed.
         """
@@ -234,7 +258,7 @@ class Denoiser:
             place = len(steps)
             if see is not None:
                 see(place, call)
-            output = after[place] if place < len(after) else self._through(real[call.part], call)
+            output = after[place] if place < len(after) else self._through(real[call.part], call, around)
             if keep:
                 outputs.append(output)
             steps.append(call.step)
@@ -246,9 +270,9 @@ class Denoiser:
         )
 
     @torch.no_grad()
-    def rehearse(self, conditions: Conditions) -> list[Call]:
+    def rehearse(self, conditions: Conditions, around: Around = bare_pass) -> list[Call]:
         """Every call of the loop, at the cost of one per denoiser and size of inputs: the first output of each kind
-        answers all its calls.
+        answers all its calls. `around` makes the forward passes.
 
         Raises StageError for a loop of more than `MOST_CALLS` calls.
         """
@@ -261,7 +285,7 @@ class Denoiser:
                 raise StageError(f"the loop calls its denoiser more than {MOST_CALLS} times; ask for fewer steps")
             kind = (call.part, *(leaf.shape for leaf in leaves([call.args, call.kwargs])))
             if kind not in first:
-                first[kind] = self._through(real[call.part], call)
+                first[kind] = self._through(real[call.part], call, around)
             output = first[kind]
             return rebuild(structure(output), iter([leaf.clone() for leaf in leaves(output)]))
 
@@ -311,14 +335,20 @@ class Denoiser:
         """Inside, the weights of a block's `module` are on the device."""
         return nullcontext() if self.offload is None else self.offload.present(module)
 
-    def run(self, call: Call) -> Output:
-        """The real denoiser's output for `call`."""
-        return self._through(self.parts[call.part].forward, call)
+    def run(self, call: Call, around: Around = bare_pass) -> Output:
+        """The real denoiser's output for `call`; `around` makes the forward passes."""
+        return self._through(self.parts[call.part].forward, call, around)
 
-    def _through(self, forward: Callable[..., Output], call: Call) -> Output:
+    def _through(self, forward: Callable[..., Output], call: Call, around: Around) -> Output:
         """The output of the real `forward`, computed in parts that fit the micro-batch."""
         parts = self._cut(forward, call)
-        return joined([forward(*part.args, **part.kwargs) for part, _ in parts], [size for _, size in parts])
+        sizes = [size for _, size in parts]
+        shares = [Fraction(size, max(1, sum(sizes))) for size in sizes]
+        outputs = [
+            around(CallPart(call=call, place=i, share=share), partial(forward, *part.args, **part.kwargs))
+            for i, ((part, _), share) in enumerate(zip(parts, shares, strict=True))
+        ]
+        return joined(outputs, sizes)
 
     def cut(self, call: Call) -> list[tuple[Call, int]]:
         """The call split into parts that fit, with their numbers of samples; one part unless memory has run out."""

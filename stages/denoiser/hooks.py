@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -53,12 +54,13 @@ class InputRecorder:
         self.inputs[name] = x
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks, and let go of the inputs that were compared."""
         for handle in self._handles:
             handle.remove()
+        self._recent = []
 
 
-class _ShapeRecorder(InputRecorder):
+class ShapeRecorder(InputRecorder):
     """Stores the shapes of inputs, not their values."""
 
     def take(self, name: str, x: Tensor) -> None:
@@ -79,10 +81,17 @@ def survey(forward: Callable[[], object], layers: Mapping[str, nn.Linear], sampl
 
     Layers that ran more than once, or never, are skipped and named.
     """
-    recorder = listen(forward, _ShapeRecorder(layers))
+    recorder = listen(forward, ShapeRecorder(layers))
     repeated = sorted(recorder.repeated)
     if repeated:
-        recorder = listen(forward, _ShapeRecorder({n: x for n, x in layers.items() if n not in repeated}))
+        recorder = listen(forward, ShapeRecorder({n: x for n, x in layers.items() if n not in repeated}))
+    return shown(recorder, layers, repeated, samples)
+
+
+def shown(
+    recorder: InputRecorder, layers: Mapping[str, nn.Linear], repeated: Sequence[str], samples: Fraction | int
+) -> CallSurvey:
+    """The survey of a call, from the recorder of all `layers` but those that ran more than once in it."""
     rows = []
     for name, source in recorder.source.items():
         layer, x = layers[name], recorder.inputs[source]
@@ -111,6 +120,9 @@ class RowSampler(InputRecorder):
     def __init__(self, layers: Mapping[str, nn.Linear], count: int, seed: tuple[int, ...]) -> None:
         self.rows: dict[str, Tensor] = {}
         self.peaks: dict[str, Tensor] = {}
+        """Both stay on the device during the call, which does not wait for copies."""
+        self.seconds = 0.0
+        """What looking at inputs took."""
         self._count, self._random = count, np.random.default_rng(list(seed))
         super().__init__(layers)
 
@@ -121,17 +133,18 @@ class RowSampler(InputRecorder):
         """
         owner = self.source.get(name, name)
         if owner in self.rows:
-            return self.rows[owner], self.peaks[owner]
+            return self.rows[owner].cpu(), self.peaks[owner].cpu()
         zeros = layer.weight.new_zeros(1, layer.in_features).cpu()
         return zeros, zeros[0]
 
     def take(self, name: str, x: Tensor) -> None:
-        flat = x.flatten(0, -2)
+        start, flat = time.perf_counter(), x.flatten(0, -2)
         if not len(flat):
             return
-        self.peaks[name] = flat.abs().amax(0).cpu()
+        self.peaks[name] = flat.abs().amax(0)
         chosen = self._random.permutation(len(flat))[: self._count]
-        self.rows[name] = flat[torch.from_numpy(chosen).to(flat.device)].cpu()
+        self.rows[name] = flat.index_select(0, torch.from_numpy(chosen).to(flat.device))
+        self.seconds += time.perf_counter() - start
 
 
 def equalize(rows: list[Tensor]) -> list[Tensor]:
@@ -140,4 +153,4 @@ def equalize(rows: list[Tensor]) -> list[Tensor]:
     An expert gets more tokens in one call than in another.
     """
     most = max(map(len, rows))
-    return [torch.cat([x] * math.ceil(most / len(x)))[:most] for x in rows]
+    return [x if len(x) == most else torch.cat([x] * math.ceil(most / len(x)))[:most] for x in rows]

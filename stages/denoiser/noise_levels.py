@@ -33,6 +33,12 @@ class NoiseLevels:
         check_timesteps(found.timesteps)
         return found
 
+    def noisiest(self) -> tuple[float, ...]:
+        """The timestep of every step: that of its noisiest call."""
+        most = max if self.timesteps[0] >= self.timesteps[-1] else min
+        pairs = list(zip(self.timesteps, self.steps, strict=True))
+        return tuple(most(t for t, own in pairs if own == step) for step in range(self.steps[-1] + 1))
+
     def are_those_of(self, other: NoiseLevels) -> bool:
         """Whether the steps of this run mean those of the `other`: equal in number, each nearest to its own there."""
         if self.steps != other.steps:

@@ -30,6 +30,11 @@ def leaves(output: Output) -> list[Tensor]:
     return []
 
 
+def is_finite(output: Output) -> bool:
+    """Whether all numbers of an output are finite."""
+    return all(bool(leaf.isfinite().all()) for leaf in leaves(output))
+
+
 def of_samples(output: Output, of: int, start: int, stop: int) -> Output:
     """The samples `start` to `stop` of an output for a batch of `of` samples (at least 2).
 

@@ -24,7 +24,7 @@ def start_up(run_dir: Path, began: float) -> float:
     Taken from the run itself, since it differs by seconds from one run to the next. `began` is time.time().
     """
     starts = []
-    for path in run_dir.glob("capture/*/markers/trajectory/*.json"):
+    for path in run_dir.glob("capture/*/markers/survey.json"):
         starts.append(path.stat().st_mtime - json.loads(path.read_text())["seconds"]["total"])
     return min(starts) - began
 

@@ -11,7 +11,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import click
 import torch
 from torch import Tensor
 
+from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
-from adatsq_pipe.stages.base.context import Context
+from adatsq_pipe.stages.base.context import Context, WorkerRef
 from adatsq_pipe.stages.calibration import capture, sweep_worker
 from adatsq_pipe.stages.calibration.sweep_worker import Sweep
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
@@ -35,7 +36,6 @@ from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.storage.rundir import RunDir
 from tests.bench import full_size_models
 from tests.bench.full_size import CACHE
-from tests.bench.grams import Timed
 
 AIMS = {"capture": 1.15, "sweep": 4.5}
 PARTS = ("weight_effects", "activation_effects", "rotate", "weight_grid", "quantize", "dequantize", "by_sample")
@@ -67,9 +67,25 @@ def context_of(model: Path, run: Path, *, dtype: str, captions: tuple[str, ...],
 
 def captured(context: Context) -> float:
     """CPU seconds of the capture's tasks, in this process, without opening the model."""
-    executor = Timed()
-    capture.run(context, executor, lambda done, total: None)  # type: ignore[arg-type]
-    return sum(executor.seconds.values())
+    executor = _OneWorker()
+    capture.run(context, executor, lambda done, total: None)
+    return executor.seconds
+
+
+class _OneWorker(InlineExecutor):
+    """An executor in this process that counts the CPU seconds of its tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def stream(self, worker: WorkerRef, context: Context, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        self._slot.open(worker, context)
+        start = time.process_time()
+        for done in super().stream(worker, context, keys):
+            self.seconds += time.process_time() - start
+            yield done
+            start = time.process_time()
 
 
 def calls_of(denoiser: Denoiser, worker: Sweep, context: Context) -> list[Call]:

@@ -56,6 +56,14 @@ def test_a_worker_that_has_finished_its_unit_works_on_none(tmp_path: Path) -> No
     assert eventually(lambda: [found.unit for found in heartbeat.workers(tmp_path, None)] == [""])
 
 
+def test_a_unit_that_is_written_beside_another_leaves_that_as_the_work(tmp_path: Path) -> None:
+    with heartbeat.at_work(tmp_path, None, stage="capture", fingerprint=SHA, unit="trajectory/000"):
+        with heartbeat.at_work(tmp_path, None, stage="capture", fingerprint=SHA, unit="activations/000-000"):
+            pass
+        assert eventually(lambda: [w.unit for w in heartbeat.workers(tmp_path, None)] == ["trajectory/000"])
+    assert eventually(lambda: [w.unit for w in heartbeat.workers(tmp_path, None)] == [""])
+
+
 def test_a_thousand_quick_units_cost_hardly_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     monkeypatch.setattr(heartbeat, "PAUSE", 1000.0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -19,7 +21,7 @@ from adatsq_pipe.stages.architecture.layers import several
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
+from adatsq_pipe.stages.denoiser.denoiser import Around, Call, CallPart, Trajectory, bare_pass
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
 
 WIDTH, CONDITION = SHAPES[FIRST][1], SHAPES[MODULATION][1]
@@ -69,6 +71,8 @@ class TwoLayerDenoiser:
         self.steps, self.guided = steps, guided
         self.transformer.requires_grad_(False)
         self.device, self.micro, self.offload = "cpu", MicroBatch(), None
+        self.calls = 0
+        """How often a network was run on a whole batch."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> TwoLayerDenoiser:
         """Have every worker of this test open this denoiser, whatever folder it asks for."""
@@ -102,9 +106,28 @@ class TwoLayerDenoiser:
             x = x - v / self.steps
         return x
 
-    def run(self, call: Call) -> Tensor:
-        """What the network returns at a call."""
-        return torch.cat([self.parts[part.part](*part.args) for part, _ in self.cut(call)])
+    def run(self, call: Call, around: Around = bare_pass) -> Tensor:
+        """What the network returns at a call; `around` makes the forward passes."""
+        self.calls += 1
+        found = list[Tensor]()
+        for place, (part, size) in enumerate(self.cut(call)):
+            whole = CallPart(call=call, place=place, share=Fraction(size, len(call.args[0])))
+            found.append(around(whole, partial(self.parts[part.part], *part.args)))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def rehearse(self, conditions: Conditions, around: Around = bare_pass) -> list[Call]:
+        """Every call of a run; each network makes its first, whose output answers all its calls."""
+        calls, first = list[Call](), dict[str, Tensor]()
+
+        def denoise(call: Call) -> Tensor:
+            calls.append(call)
+            if call.part not in first:
+                first[call.part] = self.run(call, around)
+            return first[call.part]
+
+        self.loop(conditions, denoise)
+        return calls
 
     @torch.no_grad()
     def record(
@@ -115,6 +138,7 @@ class TwoLayerDenoiser:
         see: Callable[[int, Call], None] | None = None,
         after: Sequence[Tensor] = (),
         keep: bool = True,
+        around: Around = bare_pass,
     ) -> Trajectory:
         """A run of the network; `see(j, call)` gets the inputs of call j before it is made. The first outputs are those
         of `after`."""
@@ -124,7 +148,7 @@ class TwoLayerDenoiser:
             if see is not None:
                 see(len(outputs), call)
             calls.append(call)
-            outputs.append(after[len(outputs)] if len(outputs) < len(after) else self.run(call))
+            outputs.append(after[len(outputs)] if len(outputs) < len(after) else self.run(call, around))
             return outputs[-1]
 
         latents = self.loop(conditions, denoise)

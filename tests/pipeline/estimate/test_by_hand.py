@@ -107,8 +107,8 @@ def test_mean_weight_bits_change_the_folder() -> None:
 
 def test_calls() -> None:
     found = work.work_of(outlook())
-    assert found["capture"].passes == 2 * 2 * STEPS + 1, "each batch once, its inputs once, a survey"
-    assert found["capture"].calls == {"forward": {"transformer": 2 * STEPS * 6 / 4 + 1}}
+    assert found["capture"].passes == 2 * STEPS + 1, "each batch once, a survey"
+    assert found["capture"].calls == {"forward": {"transformer": STEPS * 6 / 4 + 1}}
     assert found["fisher"].passes == 2 * 2 * STEPS and found["fisher"].calls == {"backward": {"transformer": 15.0}}
     assert found["search"].calls == {"quantized": {"transformer": 2 * STEPS * 2 / 4}}, "two policies, the other batch"
     assert found["reference"].passes == found["evaluate"].passes == 3 * STEPS
@@ -117,6 +117,7 @@ def test_calls() -> None:
 
 def test_algebra() -> None:
     found = work.work_of(outlook())
+    assert found["capture"].algebra.traffic == STEPS * 6 / 4 * 64 * 64 * 4 * 3, "absolute values, and their maximum"
     assert found["hessian"].algebra.flops == {"float32": STEPS * 2 * (48 + 48) * 64**2}
     errors, rotation, factor, behind = 2 * 64**3, 4 * 64**2 * 128, 1 / 3 * 64**3, 64**3
     square = work.solve_cost(64, 64, gptq=True, clip=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.settings import DataSettings
-from adatsq_pipe.stages.calibration.capture_worker import Capture
 from adatsq_pipe.stages.calibration.fisher_worker import Fisher
 from adatsq_pipe.stages.calibration.scores import curvature_of
+from adatsq_pipe.stages.calibration.trajectories import write_trajectory
+from adatsq_pipe.stages.denoiser.conditions import calibration_shards
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
 from tests.support.made_context import FIRST, MODULATION, SHAPES, TOKENS
@@ -31,10 +32,12 @@ def _captured(folder: Path, denoiser: TwoLayerDenoiser, patch: pytest.MonkeyPatc
     calls = tuple(step for step in range(3) for _ in range(2 if denoiser.guided else 1))
     store = make_store(folder, calls=calls, **overrides)
     denoiser.install(patch)
-    capture = Capture(store.context)
-    for batch in range(store.batches):
-        capture(f"trajectory/{batch:03d}")
     store.write_survey()
+    manifest = store.manifest("capture")
+    for batch, conditions in enumerate(calibration_shards(store.context)):
+        unit, run = f"trajectory/{batch:03d}", denoiser.record(conditions)
+        write_trajectory(manifest.open_unit(unit), run)
+        manifest.commit(unit, value={"calls": len(run.outputs), "samples": len(conditions.prompts)})
     return store
 
 

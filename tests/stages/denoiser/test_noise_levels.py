@@ -65,3 +65,10 @@ def test_a_run_without_a_call_or_with_timesteps_up_and_down_is_refused() -> None
     calls = [Call(args=(), kwargs={}, step=i, timestep=t) for i, t in enumerate((3.0, 1.0, 2.0))]
     with pytest.raises(StageError, match="goes up and down"):
         NoiseLevels.of(calls)
+
+
+def test_a_step_s_timestep_is_that_of_its_noisiest_call() -> None:
+    falling = NoiseLevels(steps=(0, 0, 1, 1, 2), timesteps=(1000.0, 990.0, 700.0, 650.0, 400.0))
+    assert falling.noisiest() == (1000.0, 700.0, 400.0)
+    rising = NoiseLevels(steps=(0, 0, 1, 1, 2), timesteps=(0.0, 0.1, 0.4, 0.5, 0.9))
+    assert rising.noisiest() == (0.0, 0.4, 0.9), "the first is pure noise there"
