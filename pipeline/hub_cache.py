@@ -15,6 +15,7 @@ from pathlib import Path
 from adatsq_pipe.pipeline.hub_files import files_to_load, has_variant, weights_of
 from adatsq_pipe.pipeline.hub_id import HubId
 from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.model_files import TEMPLATES
 from adatsq_pipe.storage.model_files import components as components_in
 from adatsq_pipe.storage.model_index import INDEX, is_component
 
@@ -85,11 +86,13 @@ def component_names(folder: Path) -> list[str]:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the files in a pipeline's folder and in the folders in it, as a repository lists them; links too."""
+    """Names of the files in a pipeline's folder, in the folders in it, and in those of components that are pipelines or
+    have further chat templates, as a repository lists them; links too."""
     found = list[str]()
     for place, folders, files in os.walk(folder):
         inside = os.path.relpath(place, folder)
-        folders[:] = [name for name in folders if inside == "." and not name.startswith(".")]
+        deep = inside == "." or INDEX in files
+        folders[:] = [n for n in folders if not n.startswith(".") and (deep or n == TEMPLATES.partition("/")[0])]
         found += [name if inside == "." else f"{inside}/{name}" for name in files if not name.startswith(".")]
     return sorted(found)
 

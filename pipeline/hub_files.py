@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 
-from adatsq_pipe.storage.model_files import BESIDE
+from adatsq_pipe.storage.model_files import BESIDE, DEPTH, TEMPLATES
+from adatsq_pipe.storage.model_index import INDEX
 
 _WEIGHTS = re.compile(r"(?P<stem>[^/]+?)\.(?P<kind>safetensors|bin)(?P<index>(?:\.[\w-]+){0,2}\.json)?")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
-_ROOT = ("model_index.json", "README.md", *BESIDE)
+_ROOT = (INDEX, "README.md", *BESIDE)
 _UNREAD = (".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".gitattributes")
 """Ends of names of files in a component's folder that only people read."""
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".ot", ".onnx", ".onnx_data", ".pb", ".gguf", ".pt", ".pth", ".ckpt")
@@ -21,15 +22,29 @@ def files_to_load(files: Iterable[str], components: Iterable[str], variant: str 
     """The files of `components` that `from_pretrained` reads, sorted, after model_index.json.
 
     A component's weights are of `variant` where it has them, else of no variant; safetensors where it has them, else
-    bin. Files at the root, of other folders and of folders within a component are left out, but those that the
-    assembled folder has too: the card, the licence and sampling.json.
+    bin. A component that is a pipeline itself has all of its folders. Files at the root, of other folders and of
+    folders within a component are left out, but for a tokenizer's further chat templates, and those that the assembled
+    folder has too: the card, the licence and sampling.json.
     """
     every = sorted(set(files))
     chosen = [name for name in every if any(fnmatch(name, pattern) for pattern in _ROOT) and "/" not in name]
     for component in sorted(set(components)):
-        inside = [name for name in every if name.startswith(f"{component}/") and name.count("/") == 1]
-        chosen += [f"{component}/{name}" for name in _of_component([n.partition("/")[2] for n in inside], variant)]
+        chosen += [f"{component}/{name}" for name in _within(below(every, component), variant, DEPTH)]
     return chosen
+
+
+def below(files: Iterable[str], folder: str) -> list[str]:
+    """The names of the files in a folder, relative to it."""
+    return [name.removeprefix(f"{folder}/") for name in files if name.startswith(f"{folder}/")]
+
+
+def _within(names: list[str], variant: str, depth: int) -> list[str]:
+    """The files that are read of a component's folder, relative to it."""
+    own = [name for name in names if "/" not in name]
+    if INDEX not in own or not depth:
+        return _of_component(own, variant) + [name for name in names if fnmatch(name, TEMPLATES)]
+    folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+    return [INDEX, *(f"{f}/{name}" for f in folders for name in _within(below(names, f), variant, depth - 1))]
 
 
 def weights_of(files: Iterable[str]) -> dict[str, tuple[str, str]]:

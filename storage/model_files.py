@@ -38,9 +38,11 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 """A LoRA beside a transformers model, which transformers loads with it."""
 _WITHOUT_WEIGHTS = re.compile("Tokenizer|Processor|FeatureExtractor|Scheduler|Backend|Guidance")
 """Class names of components that have no weights."""
+TEMPLATES = "additional_chat_templates/*.jinja"
+"""A tokenizer's chat templates besides its first."""
 _VOCABULARY = (
     "*config.json", "tokenizer*.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict.txt", "added_tokens.json",
-    "special_tokens_map.json", "chat_template*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model",
+    "special_tokens_map.json", "chat_template*.json", "*.jinja", TEMPLATES, "*.model",
     "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "normalizer.json", "emoji.json", "byte_maps.json", "word_*.json",
 )  # fmt: skip
 """Files of tokenizers, processors and everything else without weights."""
@@ -50,7 +52,7 @@ _VARIANT = re.compile(
     r"(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
 _WHOLE = ", and model_index.json names that component; copy the whole model folder"
-_DEPTH = 3
+DEPTH = 3
 """How many pipelines may lie inside each other."""
 
 
@@ -183,7 +185,7 @@ def _components(folder: Path, prefix: str, index: Path) -> Iterator[Component]:
         if name.startswith("_") or "/" in name or not is_safe_relative(name):
             continue
         inside = f"{prefix}{name}/"
-        if (folder / inside / INDEX).is_file() and prefix.count("/") < _DEPTH:
+        if (folder / inside / INDEX).is_file() and prefix.count("/") < DEPTH:
             yield Component(name=prefix + name, files=(f"{inside}{INDEX}",), weights=(), has_weights=False)
             yield from _components(folder, inside, folder / inside / INDEX)
             continue

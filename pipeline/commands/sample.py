@@ -43,6 +43,9 @@ from adatsq_pipe.stages.base.settings import AUTO, DEVICES, DTYPES, ComputeSetti
     show_default=True,
     help="auto = float32 on a CPU, else the stored one, bfloat16 for a quantized model.",
 )
+@click.option(
+    "--variant", type=click.Choice(["fp16", "bf16"]), help="Take these weights of MODEL, where a component has them."
+)
 @click.option("--scale", default=8, show_default=True, help="Enlarge each pixel this many times.")
 @json_option
 @user_errors
@@ -54,6 +57,7 @@ def sample(
     steps: int | None,
     device: str,
     dtype: str,
+    variant: str | None,
     scale: int,
     as_json: bool,
 ) -> None:
@@ -65,7 +69,7 @@ def sample(
     prompts = tuple(map(as_utf_8, prompts))
     if not is_device(device):
         raise ConfigError(f"--device {device!r} is none; it must be {DEVICES}")
-    folder = configuration.model_folder(model)
+    folder = configuration.model_folder(model, variant or "")
     recommended = configuration.sampling(folder)
     if recommended.get("world"):
         in_the_world(prompts, recommended["world"], "--prompt")

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants
@@ -14,6 +16,7 @@ from huggingface_hub import constants
 from adatsq_pipe.pipeline import config
 from adatsq_pipe.pipeline.commands.cli import main
 from adatsq_pipe.pipeline.errors import ConfigError
+from adatsq_pipe.pipeline.hub_cache import files_in
 from adatsq_pipe.pipeline.request import load_config, load_to_run, read_request, write_request
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.storage.model_files import model_name
@@ -111,6 +114,49 @@ def test_a_variant_of_the_hub_is_downloaded_beside_the_rest(served: Hub) -> None
     sets = ("model.variant=fp16",)
     found = config.load(preset=None, file=None, sets=sets, model=NAME, previous=None, fetch=True)
     assert found.model == links and served.asked[-1:] == [("GET", f"/{NAME}/resolve/{folder.name}/{FP16}")]
+
+
+def test_sample_draws_with_the_variant(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[tuple[Path, bytes]]()
+
+    def draw(folder: Path, *_: object, **__: object) -> npt.NDArray[np.float32]:
+        drawn.append((folder, (folder / PLAIN).read_bytes()))
+        return np.zeros((1, 2, 2, 3), np.float32)
+
+    monkeypatch.setattr("adatsq_pipe.stages.denoiser.sample.draw", draw)
+    asked = ["sample", NAME, "--prompt", "a red circle", "--out", str(tmp_path / "x.png"), "--device", "cpu"]
+    asked += ["--dtype", "float32", "--variant"]
+    done = CliRunner().invoke(main, [*asked, "fp16"])
+    assert done.exit_code == 0 and drawn == [(config.model_folder(NAME, "fp16"), b"a variant")], done.output
+    done = CliRunner().invoke(main, [*asked, "bf16"])
+    assert done.exit_code == 2 and "no component of acme/flux has it" in done.output and len(drawn) == 1
+
+
+def test_folders_within_components_are_downloaded_where_they_are_read(served: Hub, tmp_path: Path) -> None:
+    """A pipeline inside the pipeline, and a tokenizer's further chat templates."""
+    index = {"_class_name": "P", "prior": ["diffusers", "Q"], "tokenizer": ["transformers", "T"]}
+    inner = {"_class_name": "Q", "transformer": ["diffusers", "M"]}
+    wanted = {
+        "model_index.json": json.dumps(index).encode(),
+        "prior/model_index.json": json.dumps(inner).encode(),
+        "prior/transformer/config.json": b"{}",
+        "prior/transformer/diffusion_pytorch_model.safetensors": b"weights",
+        "tokenizer/additional_chat_templates/tool.jinja": b"tool",
+        "tokenizer/tokenizer.json": b"{}",
+    }
+    beside = {
+        "prior/transformer/diffusion_pytorch_model.bin": b"x",
+        "prior/notes.md": b"y",
+        "tokenizer/old/a.json": b"z",
+    }
+    repository = Repository({}, {})
+    repository.commit({**wanted, **beside})
+    served.repositories["acme/nested"] = repository
+    folder = config.model_folder("acme/nested")
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(wanted)
+    served.asked.clear()
+    assert config.model_folder("acme/nested") == folder and served.asked == []
+    assert files_in(folder) == sorted(wanted)
 
 
 def test_a_variant_that_the_repository_has_not_is_refused(served: Hub) -> None:

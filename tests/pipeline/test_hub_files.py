@@ -65,3 +65,22 @@ def test_older_names_of_variants_are_known() -> None:
     ]
     assert files_to_load([*older, *SHARDS, INDEX], ["transformer"], "fp16") == older
     assert files_to_load([*older, *SHARDS, INDEX], ["transformer"]) == [*SHARDS, INDEX]
+
+
+def test_a_component_that_is_a_pipeline_has_its_own_components() -> None:
+    """As `Kandinsky`'s combined pipelines could have a prior in a folder of its own."""
+    prior = [
+        "prior/model_index.json", "prior/prior/config.json", "prior/prior/diffusion_pytorch_model.safetensors",
+        "prior/text_encoder/model.fp16.safetensors", "prior/text_encoder/model.safetensors", "prior/scheduler/x.json",
+    ]  # fmt: skip
+    beside = ["prior/README.md", "prior/curve.png", "prior/prior/diffusion_pytorch_model.bin"]
+    wanted = {name for name in prior if ".fp16." not in name}
+    assert set(files_to_load([*prior, *beside], ["prior"])) == wanted
+    half = {name for name in prior if name != "prior/text_encoder/model.safetensors"}
+    assert set(files_to_load([*prior, *beside], ["prior"], "fp16")) == half
+
+
+def test_of_folders_in_a_component_only_chat_templates_are_taken() -> None:
+    own = ["tokenizer/tokenizer.json", "tokenizer/additional_chat_templates/tool.jinja", "transformer/config.json"]
+    beside = ["transformer/original/model.safetensors", "transformer/checkpoint-1/config.json", "tokenizer/old/x.json"]
+    assert set(files_to_load([*own, *beside], ["tokenizer", "transformer"])) == set(own)

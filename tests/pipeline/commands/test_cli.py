@@ -119,9 +119,9 @@ def test_an_unknown_device_is_refused_in_one_line_before_anything_starts(tmp_pat
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
 def test_torch_devices_of_this_project_are_accepted(device: str) -> None:
     code, output = invoke("status", "--set", f"compute.device={device}", "--run-dir", "/nowhere/at/all")
-    assert "compute.device" not in output and code == 1
+    assert "compute.device" not in output and "holds no run (it does not exist)" in output and code == 2
 
 
 def test_verify_refuses_a_run_directory_that_does_not_exist_in_one_line() -> None:
     code, output = invoke("verify", "--run-dir", "/nowhere/at/all")
-    assert code == 1 and output.startswith("error: ") and output.count("\n") == 1
+    assert code == 2 and output.startswith("error: ") and output.count("\n") == 1
