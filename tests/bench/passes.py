@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.pipeline.config import load
 from adatsq_pipe.pipeline.plan import plan
 from adatsq_pipe.stages.base.context import Context, WorkerRef
-from adatsq_pipe.stages.calibration import capture, sweep_worker
+from adatsq_pipe.stages.calibration import capture, layer_rounding, sweep_worker
 from adatsq_pipe.stages.calibration.sweep_worker import Sweep
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import SweepKey
@@ -39,7 +39,7 @@ from tests.bench.full_size import CACHE
 
 AIMS = {"capture": 1.15, "sweep": 4.5}
 PARTS = ("weight_effects", "activation_effects", "rotate", "weight_grid", "quantize", "dequantize", "by_sample")
-"""What a sweep does besides the passes of the model: functions that its module imports."""
+"""What a sweep does besides the passes of the model: functions that its modules import."""
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -128,8 +128,11 @@ def metered(seconds: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    known = {name: getattr(sweep_worker, name) for name in PARTS if hasattr(sweep_worker, name)}
-    with mock.patch.multiple(sweep_worker, **{name: timed(name, real) for name, real in known.items()}):
+    with ExitStack() as patches:
+        for module in (layer_rounding, sweep_worker):
+            known = {name: timed(name, getattr(module, name)) for name in PARTS if hasattr(module, name)}
+            if known:
+                patches.enter_context(mock.patch.multiple(module, **known))
         yield
 
 
