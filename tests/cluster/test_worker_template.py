@@ -73,22 +73,22 @@ def _said(process: subprocess.Popen[str]) -> dict[str, object]:
 def test_a_copy_has_the_imports_of_the_template_and_all_else_of_what_it_stands_for(
     template: WorkerTemplate, script: Path, tmp_path: Path
 ) -> None:
-    process = _asked(template.py_executable, script, 600, tmp_path)
+    process = _asked(template.py_executable, script, 60, tmp_path)
     said = _said(process)
     assert said == {
-        "arguments": ["600", "two words"], "folder": str(tmp_path), "mark": "of the worker", "name": "__main__",
+        "arguments": ["60", "two words"], "folder": str(tmp_path), "mark": "of the worker", "name": "__main__",
         "gone": None, "parent": template._process.pid, "niceness": os.nice(0) + 3, "pid": said["pid"],
         "imported": ["tests.support.slow_import"], "place": str(script.parent), "threads": "1", "line": "a line\n",
     }  # fmt: skip
     copy = psutil.Process(int(str(said["pid"])))
     process.kill()  # what Ray started: the copy ends with it
-    process.communicate()
+    process.communicate(timeout=20)
     copy.wait(20)
     process = _asked(template.py_executable, script, 0, tmp_path)
     assert _said(process)["parent"] == template._process.pid
     process.communicate(timeout=20)  # and what Ray started ends with the copy
     assert process.returncode == 0
-    process = _asked(template.py_executable, script, 600, tmp_path)
+    process = _asked(template.py_executable, script, 60, tmp_path)
     copy = psutil.Process(int(str(_said(process)["pid"])))
     copy.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
