@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.finished import reported
 from adatsq_pipe.pipeline.hub_download import host, is_not_of_the_hub, status_of
+from adatsq_pipe.pipeline.hub_files import weights_of
 from adatsq_pipe.pipeline.hub_id import HubId, hub_id
 from adatsq_pipe.storage.errors import StorageError
 from adatsq_pipe.storage.model_index import INDEX
@@ -21,6 +24,8 @@ class Uploaded:
 
     url: str
     commit: str
+    removed: list[str]
+    """Weights of an earlier model that the commit removed."""
 
 
 def model_to_push(run: Path) -> Path:
@@ -55,6 +60,17 @@ def files_of(folder: Path) -> dict[str, int]:
     }
 
 
+def stale_weights(there: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Weights and their indexes among the files `there` that would be read in place of the `files`, or beside them.
+
+    They lie in folders of these, and are of no variant: another format, or shards where there is one file now.
+    """
+    ours = set(files)
+    folders = {name.rpartition("/")[0] for name in ours} - {""}
+    others = [name for name in there if name not in ours and name.rpartition("/")[0] in folders]
+    return sorted(name for name, (variant, _) in weights_of(others).items() if not variant)
+
+
 def repository_of(name: str) -> HubId:
     """The repository to upload to. Raises ConfigError."""
     asked = hub_id(name)
@@ -68,7 +84,8 @@ def repository_of(name: str) -> HubId:
 def upload(folder: Path, to: HubId, *, private: bool, revision: str, message: str) -> Uploaded:
     """Create the repository and the branch if they are not there, and commit the folder's files to it.
 
-    Files that the repository has besides stay, and files that it has already are not sent again.
+    Stale weights in the model's folders are removed, other files that the repository has besides stay, and files that
+    it has already are not sent again.
 
     Raises:
         ConfigError: without a token, and where `private` is asked for and the repository is public.
@@ -88,12 +105,14 @@ def upload(folder: Path, to: HubId, *, private: bool, revision: str, message: st
             )
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
+        stale = stale_weights(api.list_repo_files(name, revision=revision or None), files_of(folder))
         done = api.upload_folder(
             repo_id=name,
             folder_path=folder,
             revision=revision or None,
             commit_message=message,
             ignore_patterns=[".*", "*/.*"],
+            delete_patterns=[glob.escape(file) for file in stale] or None,
         )
     except ConfigError:
         raise
@@ -101,7 +120,9 @@ def upload(folder: Path, to: HubId, *, private: bool, revision: str, message: st
         if is_not_of_the_hub(error):
             raise
         raise StorageError(_reason(error, to)) from None
-    return Uploaded(url=f"{host()}/{name}" + (f"/tree/{revision}" if revision else ""), commit=str(done.oid))
+    return Uploaded(
+        url=f"{host()}/{name}" + (f"/tree/{revision}" if revision else ""), commit=str(done.oid), removed=stale
+    )
 
 
 def _reason(error: Exception, to: HubId) -> str:

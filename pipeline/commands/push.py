@@ -30,7 +30,8 @@ def push(run: Path, repository: str, private: bool, revision: str, message: str,
     """Upload the quantized model of RUN, with its card, to ORG/NAME on the hub.
 
     RUN is the run directory of a finished run, or a model folder such as `export` writes. The repository is made if it
-    is not there; other files in it stay. The token is that of `hf auth login`, or HF_TOKEN.
+    is not there; weights of an earlier model in the same folders are removed, other files in it stay. The token is
+    that of `hf auth login`, or HF_TOKEN.
     """
     to = repository_of(repository)
     folder = model_to_push(run)
@@ -39,13 +40,15 @@ def push(run: Path, repository: str, private: bool, revision: str, message: str,
     plain: dict[str, object] = {"repository": to.repository, "bytes": total, "files": files}
     if dry_run:
         if as_json:
-            print_json({**plain, "url": None, "commit": None})
+            print_json({**plain, "url": None, "commit": None, "removed": None})
             return
         click.echo(aligned([(name, shown(size)) for name, size in files.items()]))
         click.echo(f"{len(files)} files, {shown(total)}, would go to {to.repository}; nothing was uploaded")
         return
     done = upload(folder, to, private=private, revision=revision, message=message)
     if as_json:
-        print_json({**plain, "url": done.url, "commit": done.commit})
+        print_json({**plain, "url": done.url, "commit": done.commit, "removed": done.removed})
         return
     click.echo(f"{done.url}: {len(files)} files, {shown(total)}, commit {done.commit}")
+    if done.removed:
+        click.echo(f"removed, as weights of an earlier model: {', '.join(done.removed)}")

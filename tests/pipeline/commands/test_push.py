@@ -77,6 +77,22 @@ def test_a_branch_is_made_and_the_rest_stays(served: Hub, run: Path) -> None:
     assert said["bytes"] == sum(map(len, wanted(run).values()))
 
 
+def test_weights_that_would_be_read_in_place_of_the_model_are_removed(served: Hub, run: Path) -> None:
+    """Shards of an earlier model and their index go; what is of a variant, of another folder or no weight stays."""
+    stem = "transformer/diffusion_pytorch_model"
+    stale = [f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors"]
+    stale += [f"{stem}.safetensors.index.json", "vae/diffusion_pytorch_model.bin"]
+    stays = [f"{stem}.fp16.safetensors", "transformer/notes.txt", "lora/pytorch_model.bin", "model.safetensors"]
+    served.repositories[NAME] = Repository({}, {})
+    served.repositories[NAME].commit({name: name.encode() for name in [*stale, *stays]})
+    done = push("run", NAME, "--json")
+    assert done.exit_code == 0, done.output
+    there = served.repositories[NAME]
+    assert there.commits[there.at("main")] == {**{name: name.encode() for name in stays}, **wanted(run)}
+    assert json.loads(done.stdout)["removed"] == sorted(stale)
+    assert "removed" not in push("run", NAME).output
+
+
 def test_a_model_folder_without_a_run_is_taken(served: Hub, run: Path) -> None:
     assert push("run/model", NAME).exit_code == 0
     assert served.repositories[NAME].commits[served.repositories[NAME].at("main")] == wanted(run)
