@@ -112,8 +112,8 @@ FAULTS = [
     ),
     *faults(
         "pipeline/costs.py",
-        f"{PIPELINE}report.py",
-        ("bare = 2 * sum", "bare = sum"),
+        f"{PIPELINE}facts.py",
+        ("bare = sum(", "bare = 2 * sum("),
         ("total - model - algebra", "total - model"),
         ("calls / reference[0]", "1.0 * captions / reference[0]"),
     ),

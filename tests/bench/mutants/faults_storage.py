@@ -7,7 +7,7 @@ STORAGE = "tests/storage/test_"
 FAULTS = [
     *faults(
         "storage/manifest.py",
-        f"{STORAGE}manifest.py",
+        f"{STORAGE}manifest.py {STORAGE}manifest_store.py",
         ("elif actual != size:", "elif actual < size:"),
         ("elif actual != size:", "elif actual > size:"),
         ("if marker is None or marker.unit != unit:", "if marker is None:"),
@@ -53,7 +53,7 @@ FAULTS = [
     ),
     *faults(
         "storage/parts.py",
-        f"{STORAGE}manifest.py",
+        f"{STORAGE}manifest_tensors.py {STORAGE}manifest_store.py",
         ("if differs(_others(", "if False and differs(_others("),
         ("if name not in tensors or differs(", "if name not in tensors and differs("),
         ("stat.st_mtime_ns", "0"),
