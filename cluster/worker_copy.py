@@ -29,7 +29,7 @@ def copied(path: str, command: Sequence[str]) -> bool:
         "environment": dict(os.environ),
         "folder": os.getcwd(),
         "niceness": os.nice(0),
-        "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(),
+        "oom_score_adj": Path("/proc/self/oom_score_adj").read_text("utf-8"),
     }
     request = json.dumps(asked).encode()
     with socket.socket(socket.AF_UNIX) as connection:

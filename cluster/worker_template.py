@@ -156,7 +156,7 @@ def become(request: _Request) -> None:
     os.environ.update({THREADS: threads, **request.environment})
     os.chdir(request.folder)
     os.nice(request.niceness - os.nice(0))
-    Path("/proc/self/oom_score_adj").write_text(request.oom_score_adj)
+    Path("/proc/self/oom_score_adj").write_text(request.oom_score_adj, "utf-8")
     threading.Thread(target=_end_with, args=(request.connection,), daemon=True).start()
     script = request.command[0]
     sys.argv[:] = request.command

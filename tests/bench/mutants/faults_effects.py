@@ -31,8 +31,6 @@ FAULTS = [
         ("weights[:, step, rounding.place] +=", "weights[:, step, rounding.place] ="),
         ("activations[:, one.step, one.rounding.place] +=", "activations[:, one.step, one.rounding.place] ="),
         ("(self.settings.seed, at.draw, at.batch)", "(self.settings.seed, at.batch, at.draw)"),
-        ("grid.scale_OG.bfloat16().float()", "grid.scale_OG * 1.01"),
-        ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
         ("one.gradient for one in shared", "shared[0].gradient for one in shared"),
     ),
     *faults(

@@ -83,15 +83,19 @@ FAULTS = [
     *faults(
         "stages/weights/solve_worker.py",
         SOLVE,
-        ("errors.index(min(errors))", "errors.index(max(errors))"),
         ('smoothing_error == "weight"', 'smoothing_error != "weight"'),
         ("rows[place[step]].append", "rows[0 * place[step] + len(rows) - 1].append"),
         ("recipe.regions and timegroups", "not recipe.regions and timegroups"),
-        ("found.scale_OG.bfloat16().float())", "found.scale_OG)"),
-        ("clip=self.recipe.weight_clip", "clip=not self.recipe.weight_clip"),
         ("self.settings.damping, self.settings.act_order)", "self.settings.damping, not self.settings.act_order)"),
         ("basis.of_gram(gram), self.settings.damping", "basis.of_gram(gram), 10 * self.settings.damping"),
         ("rounds=recipe.rank_rounds", "rounds=1"),
+    ),
+    *faults(
+        "stages/calibration/input_transform.py",
+        f"{SOLVE} tests/stages/calibration/test_sweep.py",
+        ("min(offered, key=error_in or nearest)", "max(offered, key=error_in or nearest)"),
+        ("found.scale_OG.bfloat16().float())", "found.scale_OG)"),
+        ("clip=recipe.weight_clip", "clip=not recipe.weight_clip"),
     ),
     *faults(
         "stages/weights/group_search.py",
