@@ -97,7 +97,7 @@ def test_another_format_and_a_folder_of_something_else(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
-    _refused(harness.run("run", "--run-dir", str(other)), 1, "not empty")
+    _refused(harness.run("run", "--run-dir", str(other)), 2, "not empty")
     assert (other / "thesis.txt").read_text() == "mine"
 
 

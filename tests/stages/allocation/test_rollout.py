@@ -53,7 +53,7 @@ class Made:
         full_precision(self.store, denoiser)
         real = denoiser.run
 
-        def run(call: Any) -> Tensor:
+        def run(call: Any, around: Any = None) -> Tensor:
             steps.append(call.step)
             return real(call)
 
