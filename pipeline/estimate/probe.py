@@ -20,7 +20,6 @@ from adatsq_pipe.stages.calibration.layer_rounding import LayerRounding
 from adatsq_pipe.stages.calibration.sweep_worker import _Memory
 from adatsq_pipe.stages.denoiser.adjoint import Crossing, _Adjoint, _float_leaves, _with_leaves
 from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
-from adatsq_pipe.stages.denoiser.hooks import RowSampler
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
@@ -86,14 +85,6 @@ class Probe:
     def forward(self) -> Any:
         """One forward pass in full precision."""
         return self.module(*self.args, **self.kwargs)
-
-    def sampled(self, rows: int) -> None:
-        """One forward pass as capture's, which keeps rows and peaks of every input."""
-        sampler = RowSampler({row.name: self._linear(row) for row in self.rows}, rows, (0,))
-        try:
-            self.forward()
-        finally:
-            sampler.close()
 
     def backward(self) -> None:
         """What `fisher` does at a call: one forward and one backward pass, and the effects at every layer."""
