@@ -5,7 +5,8 @@ same code: with H = (U + I) D (U + I)^T and U strictly upper triangular, column 
 the columns before it times U's column i. The form needs one factorization of H and no inverse, and what is rounded off
 at each column is already the output error. Act-order, static groups and percdamp (here `damping`) follow the authors'
 code. H is the Gram matrix X^T X of the inputs: the paper's factor 2 scales H and the damping alike and changes no code.
-The factor is found in float64; columns are rounded in float32.
+The factor is found in float64; columns are rounded in float32. What wide layers feed from block to block is multiplied
+in bfloat16 where the hardware does that natively: another rounding of the weight, on average as good.
 Left out: groups whose grid is fitted during the solve.
 """
 
@@ -22,6 +23,10 @@ from adatsq_pipe.stages.numerics.transform import BF16_ON_CPU
 BLOCK = 128
 """Columns that are rounded before their errors are fed to the rest (GPTQ, sec. 3.3, step 2)."""
 WIDE = 512
+VERY_WIDE = 1024
+"""Inputs from which a layer is factored by blocks and feeds in bfloat16."""
+FACTORED = 256
+"""Rows of such a layer's matrix that are factored at a time."""
 DAMPING_TRIES = 8
 
 
@@ -55,15 +60,21 @@ class Solution:
     damping: float
 
 
+def for_products(H_II: Tensor) -> Tensor:
+    """A Gram matrix [in, in] in the dtype that `squared_output` multiplies by: bfloat16 of wide inputs where the
+    hardware does that natively, else float32. Worth keeping where several weights meet it."""
+    return H_II.bfloat16() if len(H_II) > WIDE and (H_II.is_cuda or BF16_ON_CPU) else H_II.float()
+
+
 def squared_output(W_OI: Tensor, H_II: Tensor) -> float:
     """tr(W H W^T): the squared output of a weight [out, in] for inputs of Gram matrix `H_II` [in, in].
 
-    H is symmetric, so half of the products are left out. They are in float32; of wide weights in bfloat16 where the
-    hardware multiplies it natively, which changes the sum by less than 1e-3 of itself. Sums are in float64.
+    H is symmetric, so half of the products are left out. They are in the dtype of `for_products`; bfloat16 changes the
+    sum by less than 1e-3 of itself. Sums are in float64.
     """
     width = W_OI.shape[1]
-    dtype = torch.bfloat16 if width > WIDE and (W_OI.is_cuda or BF16_ON_CPU) else torch.float32
-    W, H, rows = W_OI.to(dtype), H_II.to(dtype), W_OI.float()
+    H = for_products(H_II)
+    W, rows = W_OI.to(H.dtype), W_OI.float()
     total = torch.zeros((), dtype=torch.float64, device=W.device)
     for start in range(0, width, WIDE):
         part = slice(start, start + WIDE)
@@ -101,15 +112,38 @@ def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
     for _ in range(DAMPING_TRIES):
         root = _reordered(H_II, backward)  # overwritten: FLUX's widest takes 1.9 GB
         root.diagonal().copy_((filled + used * mean)[backward])
-        failed = torch.empty((), dtype=torch.int32, device=root.device)
-        torch.linalg.cholesky_ex(root.mT, out=(root.mT, failed))  # LAPACK's order of numbers: neither reads a copy
-        if not failed:
+        if _factor_in_place(root):
             D = root.diagonal().flip(0).square()
             feedback = (root.float() / root.diagonal().float().unsqueeze(1)).flip(0, 1)
             added = (filled - diagonal + used * mean)[order]
             return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
         used = max(used * 10, 1e-6)
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
+
+
+def _factor_in_place(H_II: Tensor) -> bool:
+    """Put U of H = U^T U (upper triangular, zeros below) in the place of `H_II` [in, in]; False if H is not positive
+    definite.
+
+    Wide matrices on a CPU go by blocks of rows, each less the product of the rows above it: LAPACK takes half as long
+    again there.
+    """
+    width = len(H_II)
+    if width < VERY_WIDE or H_II.is_cuda:
+        failed = torch.empty((), dtype=torch.int32, device=H_II.device)
+        torch.linalg.cholesky_ex(H_II.mT, out=(H_II.mT, failed))  # LAPACK's order of numbers: neither reads a copy
+        return not failed
+    for start in range(0, width, FACTORED):
+        stop = min(start + FACTORED, width)
+        rows, above = H_II[start:stop], H_II[:start]
+        rows[:, start:].addmm_(above[:, start:stop].T, above[:, start:], alpha=-1)
+        root, info = torch.linalg.cholesky_ex(rows[:, start:stop], upper=True)
+        if info:
+            return False
+        rows[:, :start] = 0
+        rows[:, start:stop] = root
+        rows[:, stop:] = torch.linalg.solve_triangular(root.T, rows[:, stop:], upper=False)
+    return True
 
 
 def _reordered(H_II: Tensor, order_I: Tensor) -> Tensor:
@@ -131,10 +165,15 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
     scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
     errors, codes = torch.empty_like(W), torch.empty(width, out, dtype=torch.uint8, device=W.device)
+    half = width >= VERY_WIDE and (W.is_cuda or BF16_ON_CPU)
+    fed = errors.bfloat16() if half else errors
     squared = torch.zeros((), dtype=torch.float64, device=W.device)
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        target = torch.addmm(W[start:stop], feedback[start:stop, :start], errors[:start])
+        if half:
+            target = W[start:stop] + feedback[start:stop, :start].bfloat16() @ fed[:start]
+        else:
+            target = torch.addmm(W[start:stop], feedback[start:stop, :start], errors[:start])
         for i in range(start, stop):
             t, s, z = target[i - start], scale[group_of[i]], zero[group_of[i]]
             t.addmv_(errors[start:i].T, feedback[i, start:i])
@@ -143,6 +182,8 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
             value = code.sub_(z).mul_(s)
             torch.sub(W[i], value, out=errors[i])
             t.sub_(value)
+        if half:
+            fed[start:stop] = errors[start:stop]
         off = target.square_().sum(1, dtype=torch.float64)
         squared += (off * factor.D_I[start:stop]).sum()
         squared -= (errors[start:stop].square().sum(1, dtype=torch.float64) * factor.added_I[start:stop]).sum()

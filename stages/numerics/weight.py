@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import float4, lloyd, lowrank
-from adatsq_pipe.stages.numerics.gptq import Solution, squared_output
+from adatsq_pipe.stages.numerics.gptq import Solution, for_products, squared_output
 from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 
 Solver = Callable[[Tensor, Grid], Solution]
 """(w_OI, grid) -> Solution, e.g. `gptq.solve` with the factor of the inputs' Gram matrix."""
+
+ROWS = 1024
+"""Rows of a weight that are rounded at a time, so that what is rounded stays in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,32 +46,37 @@ def on_grid(
 
     With `rank`, the grid holds only the residual W - L beside a branch L (see `lowrank.alternate`). `gram_II` float64.
     """
-
-    def to_nearest(w: Tensor) -> tuple[Grid, Tensor, Tensor]:
-        grid = grid_of(w)
-        scale, zero = grid.columns(w.shape[1])
-        codes = quantize(w, scale, zero, grid.qmax)
-        return grid, codes, dequantize(codes, scale, zero)
-
     residual, branch_tensors = w_OI, dict[str, Tensor]()
     if rank:
-        branch = lowrank.alternate(w_OI, gram_II, lambda r: to_nearest(r)[2], rank=rank, rounds=rounds)
+        branch = lowrank.alternate(w_OI, gram_II, lambda r: _to_nearest(r, grid_of(r))[1], rank=rank, rounds=rounds)
         branch_tensors = {"up": branch.up_OR, "down": branch.down_RI}
         residual = (w_OI.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
-    grid, codes, values = to_nearest(residual)
-    whole = max(squared_output(w_OI, gram_II), 1e-300)
-    nearest_error = error = squared_output(residual - values, gram_II) / whole
-    damping = 0.0
+    grid, gram = grid_of(residual), for_products(gram_II)
+    whole = max(squared_output(w_OI, gram), 1e-300)
+    parts, squared, damping = list[Tensor](), 0.0, 0.0
+    for start in range(0, len(residual), ROWS):
+        rows = residual[start : start + ROWS]
+        codes, values = _to_nearest(rows, grid.rows(start, start + ROWS))
+        parts.append(codes.to(torch.uint8))
+        squared += squared_output(rows - values, gram)
+    codes, nearest_error, error = torch.cat(parts), squared / whole, squared / whole
     if solver is not None:
         solution = solver(residual, grid)
         codes, damping, error = solution.codes_OI, solution.damping, solution.squared_error / whole
     tensors = {
-        "codes": codes.to(torch.uint8),
+        "codes": codes,
         "scale": grid.scale_OG.bfloat16(),
         "zero": grid.zero_OG.to(torch.uint8),
         **branch_tensors,
     }
     return QuantizedWeight(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
+
+
+def _to_nearest(w_OI: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """(codes, values), float32 [out, in] each."""
+    scale, zero = grid.columns(w_OI.shape[1])
+    codes = quantize(w_OI, scale, zero, grid.qmax)
+    return codes, dequantize(codes, scale, zero)
 
 
 def judged_by(coded: QuantizedWeight, w_OI: Tensor, gram_II: Tensor) -> QuantizedWeight:

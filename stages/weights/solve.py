@@ -103,7 +103,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="solve",
-    version=4,
+    version=5,
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,

@@ -151,8 +151,14 @@ def test_the_squared_output_of_a_wide_weight_is_exact_to_a_thousandth() -> None:
     assert gptq.squared_output(W, H) == pytest.approx(_squared_output(W, H), rel=1e-3)
 
 
+@pytest.mark.parametrize("by_blocks", [True, False])
 @pytest.mark.parametrize("act_order", [True, False])
-def test_the_factor_is_that_of_the_damped_matrix(act_order: bool) -> None:
+def test_the_factor_is_that_of_the_damped_matrix(
+    act_order: bool, by_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_blocks:
+        monkeypatch.setattr(gptq, "VERY_WIDE", 24)
+        monkeypatch.setattr(gptq, "FACTORED", 7)
     _, H = _problem()
     made = gptq.factor(H, damping=0.05, act_order=act_order)
     damped = H + 0.05 * float(H.diagonal().mean()) * torch.eye(24, dtype=torch.float64)
@@ -164,13 +170,39 @@ def test_the_factor_is_that_of_the_damped_matrix(act_order: bool) -> None:
     assert made.damping == 0.05 and made.feedback_II.dtype == torch.float32
 
 
-def test_damping_grows_tenfold_until_the_matrix_is_positive_definite() -> None:
+@pytest.mark.parametrize("by_blocks", [True, False])
+def test_damping_grows_tenfold_until_the_matrix_is_positive_definite(
+    by_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_blocks:
+        monkeypatch.setattr(gptq, "VERY_WIDE", 4)
+        monkeypatch.setattr(gptq, "FACTORED", 7)
     H = -torch.eye(24, dtype=torch.float64) * 1e-4
     H[0, 0] = 1.0
     # The mean diagonal is .0416, so that 1e-4 takes a damping above 2.4e-3: the next of 1e-6, 1e-5, ... is 1e-2.
     assert gptq.factor(H, damping=1e-6, act_order=False).damping == pytest.approx(1e-2)
     with pytest.raises(ValueError, match="stayed singular"):
         gptq.factor(-torch.eye(4, dtype=torch.float64), damping=0.01, act_order=False)
+
+
+def test_a_wide_layer_feeds_in_bfloat16_and_errs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its codes differ from those of exact feedback, by luck for better or worse; its error is the one it states."""
+    ratios = []
+    for seed in range(8):
+        random = torch.Generator().manual_seed(seed)
+        X = torch.randn(900, 256, generator=random) + 2 * torch.randn(900, 1, generator=random)
+        W, H = torch.randn(64, 256, generator=random), (X.T @ X).double()
+        grid = weight_grid(W, bits=3, group=0, symmetric=False, clip=True)
+        errors = []
+        for narrowest in (512, 256):
+            monkeypatch.setattr(gptq, "VERY_WIDE", narrowest)
+            monkeypatch.setattr(gptq, "BF16_ON_CPU", True)
+            solved = _solved(W, H, grid, 0.01, True)
+            errors.append(_squared_output(W - dequantize(solved.codes_OI, grid.scale_OG, grid.zero_OG), H))
+            assert solved.squared_error == pytest.approx(errors[-1], rel=1e-3)
+        ratios.append(errors[1] / errors[0])
+    assert any(ratio != 1 for ratio in ratios)
+    assert ratios == pytest.approx([1] * 8, abs=2e-2) and sum(ratios) / 8 == pytest.approx(1, abs=5e-3)
 
 
 def test_dead_inputs_change_no_other_column() -> None:
