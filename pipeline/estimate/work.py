@@ -20,7 +20,7 @@ from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration.effects import FisherSettings
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
-from adatsq_pipe.stages.numerics.gptq import BLOCK
+from adatsq_pipe.stages.numerics.gptq import BLOCK, VERY_WIDE, WIDE
 from adatsq_pipe.stages.numerics.grid import CLIP_SMOOTH, CLIP_STEPS, CLIP_STRIDE
 
 FORWARD, BACKWARD, QUANTIZED = "forward", "backward", "quantized"
@@ -152,14 +152,15 @@ def clip_cost(width: int, out: int) -> Cost:
 
 def solve_cost(width: int, out: int, *, gptq: bool, clip: bool) -> Cost:
     """One layer [out, width]: its grid, and GPTQ: a Cholesky factor, products of a block of columns and of those
-    before them, and the squared outputs of the weight and of rounding to nearest, by half of their products."""
+    before them, and the squared outputs of the weight and of rounding to nearest, by half of their products. Wide
+    layers multiply in bfloat16."""
     numbers = float(width * out)
     errors, rotation = 2.0 * numbers * width, 4.0 * width**2 * BLOCK
-    found = Cost(flops={"float64": rotation, "float32": errors}, kernels=60.0)
+    found = Cost(flops={"float64": rotation, HALF if width > WIDE else "float32": errors}, kernels=60.0)
     found = found + clip_cost(width, out) if clip else found
     if not gptq:
         return found
-    flops = {"float64": width**3 / 3.0, "float32": numbers * width}
+    flops = {"float64": width**3 / 3.0, HALF if width >= VERY_WIDE else "float32": numbers * width}
     columns = COLUMN_PASSES * 4 * (BLOCK / 2) * numbers
     return found + Cost(flops=flops, traffic=columns + 8.0 * 6 * width**2, kernels=COLUMN_KERNELS * width)
 

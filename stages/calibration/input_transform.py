@@ -138,11 +138,13 @@ def best_basis(
     """The basis in which a layer's output errs least of those that a recipe offers, and the spec with what it has.
 
     `error_in` says how much it errs, without which tokens and weight are rounded to nearest. An order by moments is
-    left out where the channels' own errs no more.
+    left out where the channels' own errs no more. All are judged at the recipe's weight bits, also in layers that get
+    others, so that sensitivities and weights are of one basis.
     """
+    at = judged_at(recipe, spec)
 
     def nearest(basis: Basis) -> float:
-        return rounded_error(found_in, basis, w_OI, lambda w: stored_grid(recipe, spec, w), recipe, spec)
+        return rounded_error(found_in, basis, w_OI, lambda w: stored_grid(recipe, at, w), recipe, at)
 
     offered = bases(recipe, found_in, spec, w_OI)
     own = min(offered, key=error_in or nearest) if len(offered) > 1 else offered[0]
@@ -151,6 +153,11 @@ def best_basis(
         if nearest(own) >= nearest(old):
             return old, replace(spec, permuted=False)
     return own, spec
+
+
+def judged_at(recipe: Recipe, spec: LayerSpec) -> LayerSpec:
+    """The spec with which bases of a layer are compared: that of the recipe's weight bits."""
+    return replace(spec, weight_bits=recipe.weight_bits)
 
 
 def stored_grid(recipe: Recipe, spec: LayerSpec, w_OI: Tensor) -> Grid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import ClassVar
@@ -111,7 +111,7 @@ class Solve:
         grid_of = partial(input_transform.stored_grid, recipe, spec)
         with unit.timed("algebra"):
             if folded is None:
-                error_in = partial(self._error_in, found_in, spec, weight_OI, grid_of)
+                error_in = partial(self._error_in, found_in, input_transform.judged_at(recipe, spec), weight_OI)
                 own, spec = input_transform.best_basis(recipe, found_in, spec, weight_OI, error_in)
             else:
                 spec = replace(spec, smoothed=False)
@@ -140,12 +140,11 @@ class Solve:
             "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",
         }
 
-    def _error_in(
-        self, found_in: LayerInputs, spec: LayerSpec, w_OI: Tensor, grid_of: Callable[[Tensor], Grid], basis: Basis
-    ) -> float:
+    def _error_in(self, found_in: LayerInputs, spec: LayerSpec, w_OI: Tensor, basis: Basis) -> float:
         """The output error in a basis, which chooses between those offered: of the rounded weight, and of rounded
         tokens too where outlier channels migrate or the recipe says so."""
         recipe = self.recipe
+        grid_of = partial(input_transform.stored_grid, recipe, spec)
         if recipe.smoothing == "migration":
             return input_transform.rounded_error(found_in, basis, w_OI, grid_of, recipe, spec)
         w, gram = basis.of_weight(w_OI), self._inputs(found_in.row, basis, found_in).gram_II

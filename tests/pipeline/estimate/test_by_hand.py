@@ -122,6 +122,8 @@ def test_algebra() -> None:
     errors, rotation, factor, behind = 2 * 64**3, 4 * 64**2 * 128, 1 / 3 * 64**3, 64**3
     square = work.solve_cost(64, 64, gptq=True, clip=True)
     assert square.flops == {"float64": pytest.approx(rotation + factor), "float32": errors + behind}
+    wide = work.solve_cost(1024, 8, gptq=True, clip=True).flops
+    assert wide == {"float64": pytest.approx(4 * 1024**2 * 128 + 1024**3 / 3), "half": 3 * 8 * 1024**2}
     assert found["solve"].solved == {(64, 64): 1, (64, 32): 1}
 
 
