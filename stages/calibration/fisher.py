@@ -78,7 +78,7 @@ def _expected(context: Context) -> int | None:
 
 STAGE = Stage(
     name="fisher",
-    version=3,
+    version=4,
     needs=("capture",),
     reads=_reads,
     run=run,
