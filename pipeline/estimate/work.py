@@ -152,10 +152,10 @@ def clip_cost(width: int, out: int) -> Cost:
 
 def solve_cost(width: int, out: int, *, gptq: bool, clip: bool) -> Cost:
     """One layer [out, width]: its grid, and GPTQ: a Cholesky factor, products of a block of columns and of those
-    before them, and the squared outputs of the weight and of rounding to nearest, by half of their products. Wide
+    before them; and the squared output of the weight, by half of its products, without GPTQ of its error too. Wide
     layers multiply in bfloat16."""
     numbers = float(width * out)
-    errors, rotation = 2.0 * numbers * width, 4.0 * width**2 * BLOCK
+    errors, rotation = (1.0 if gptq else 2.0) * numbers * width, 4.0 * width**2 * BLOCK
     found = Cost(flops={"float64": rotation, HALF if width > WIDE else "float32": errors}, kernels=60.0)
     found = found + clip_cost(width, out) if clip else found
     if not gptq:

@@ -43,10 +43,6 @@ class Grid:
         """The largest code, 2^bits - 1."""
         return int(2**self.bits - 1)
 
-    def rows(self, start: int, stop: int) -> Grid:
-        """The grid of rows `start` to `stop` of the weight."""
-        return Grid(bits=self.bits, scale_OG=self.scale_OG[start:stop], zero_OG=self.zero_OG[start:stop])
-
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every entry of the weight, [out, width]; `width` is the input width."""
         if self.scale_OG.shape[1] == 1:

@@ -15,20 +15,16 @@ from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
 Solver = Callable[[Tensor, Grid], Solution]
 """(w_OI, grid) -> Solution, e.g. `gptq.solve` with the factor of the inputs' Gram matrix."""
 
-ROWS = 1024
-"""Rows of a weight that are rounded at a time, so that what is rounded stays in the processor's cache."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedWeight:
-    """A quantized weight; errors are `gptq.weighted_error`: squared output errors relative to the squared output."""
+    """A quantized weight."""
 
     tensors: dict[str, Tensor]
     """As they are stored: codes uint8 [out, in]; scale bfloat16 and zero uint8 [out, groups], or scale bfloat16
     [out, 1] and book float32 [2^bits]; up [out, rank] and down [rank, in] of a branch."""
     error: float
-    nearest_error: float
-    """The error of rounding to nearest."""
+    """As of `gptq.weighted_error`: the squared output error relative to the squared output."""
     damping: float
     """The solver's damping; 0 without one."""
 
@@ -52,15 +48,11 @@ def on_grid(
         branch_tensors = {"up": branch.up_OR, "down": branch.down_RI}
         residual = (w_OI.double() - branch.up_OR.double() @ branch.down_RI.double()).float()
     grid, gram = grid_of(residual), for_products(gram_II)
-    whole = max(squared_output(w_OI, gram), 1e-300)
-    parts, squared, damping = list[Tensor](), 0.0, 0.0
-    for start in range(0, len(residual), ROWS):
-        rows = residual[start : start + ROWS]
-        codes, values = _to_nearest(rows, grid.rows(start, start + ROWS))
-        parts.append(codes.to(torch.uint8))
-        squared += squared_output(rows - values, gram)
-    codes, nearest_error, error = torch.cat(parts), squared / whole, squared / whole
-    if solver is not None:
+    whole, damping = max(squared_output(w_OI, gram), 1e-300), 0.0
+    if solver is None:
+        rounded, values = _to_nearest(residual, grid)
+        codes, error = rounded.to(torch.uint8), squared_output(residual - values, gram) / whole
+    else:
         solution = solver(residual, grid)
         codes, damping, error = solution.codes_OI, solution.damping, solution.squared_error / whole
     tensors = {
@@ -69,7 +61,7 @@ def on_grid(
         "zero": grid.zero_OG.to(torch.uint8),
         **branch_tensors,
     }
-    return QuantizedWeight(tensors=tensors, error=error, nearest_error=nearest_error, damping=damping)
+    return QuantizedWeight(tensors=tensors, error=error, damping=damping)
 
 
 def _to_nearest(w_OI: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -110,7 +102,7 @@ def on_codebook(w_OI: Tensor, gram_II: Tensor, *, bits: int) -> QuantizedWeight:
     codes = lloyd.nearest_index(w_OI / divisor, book)
     error = squared_output(w_OI - book[codes] * scale.float(), gram_II) / max(squared_output(w_OI, gram_II), 1e-300)
     tensors = {"codes": codes.to(torch.uint8), "scale": scale, "book": book.float()}
-    return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)
+    return QuantizedWeight(tensors=tensors, error=error, damping=0.0)
 
 
 def on_floats(w_OI: Tensor, gram_II: Tensor, kind: float4.Float4) -> QuantizedWeight:
@@ -126,4 +118,4 @@ def on_floats(w_OI: Tensor, gram_II: Tensor, kind: float4.Float4) -> QuantizedWe
         "block_scale": blocks,
         "book": float4.float4_codebook().to(w_OI),
     }
-    return QuantizedWeight(tensors=tensors, error=error, nearest_error=error, damping=0.0)
+    return QuantizedWeight(tensors=tensors, error=error, damping=0.0)

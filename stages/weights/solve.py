@@ -4,8 +4,7 @@ input are one task.
 A weight is smoothed, rotated, relieved of what its low-rank branch takes, and rounded, as the recipe has it. Units:
 `bits` (the weight bits of every layer, where recipe.weight_budget divides them), and
 `layer/<name>`: codes uint8 [out, in] (not packed), scale bfloat16 and zero uint8 [out, groups], and the tensors of the
-other parts (see LayerSpec.tensors). The unit's value records the damping that was needed and the output error beside
-that of rounding to nearest.
+other parts (see LayerSpec.tensors). The unit's value records the damping that was needed and the output error.
 """
 
 from __future__ import annotations

@@ -134,7 +134,6 @@ class Solve:
         tensors.write(unit.folder, {**coded.tensors, **own.tensors, **shifts, **bias})
         unit.value = {
             "error": coded.error,
-            "nearest_error": coded.nearest_error,
             "damping": coded.damping,
             "spec": spec.plain(),
             "smoothing": "folded" if own.folded is not None else "on the fly" if spec.smoothed else "none",

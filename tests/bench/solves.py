@@ -2,8 +2,8 @@
 
 CPU seconds of one thread. The reference is algorithm 1 of GPTQ (2210.17323) in float32, on the weight as it lies, with
 the inverse's Cholesky factor and lazy updates of 128 columns; its grid costs nothing here. Ours is a whole layer of the
-solve stage: clipped grid, factor, solve, and the errors of the codes and of rounding to nearest. Layers that share an
-input (q, k, v) pay for one factor. Errors are in float64, of the same grid. The fastest of some repeats counts.
+solve stage: clipped grid, factor, solve, and the error of the codes. Layers that share an input (q, k, v) pay for one
+factor. Errors are in float64, of the same grid. The fastest of some repeats counts.
 """
 
 from __future__ import annotations

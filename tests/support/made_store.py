@@ -183,7 +183,7 @@ class MadeStore:
         """Solve's `layer/<name>`: its tensors, and in the value the `spec` beside the errors and further fields."""
         manifest, unit = self.manifest("solve"), f"layer/{name}"
         tensors.write(manifest.open_unit(unit), stored)
-        errors = {"error": 0.01, "nearest_error": 0.02, "damping": 0.01, "smoothing": "none"}
+        errors = {"error": 0.01, "damping": 0.01, "smoothing": "none"}
         manifest.commit(unit, value={**errors, "spec": dict(spec), **value})
 
     def write_layers(self, bits: int = 4) -> dict[str, Tensor]:
