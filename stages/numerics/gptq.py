@@ -5,13 +5,15 @@ same code: with H = (U + I) D (U + I)^T and U strictly upper triangular, column 
 the columns before it times U's column i. The form needs one factorization of H and no inverse, and what is rounded off
 at each column is already the output error. Act-order, static groups and percdamp (here `damping`) follow the authors'
 code. H is the Gram matrix X^T X of the inputs: the paper's factor 2 scales H and the damping alike and changes no code.
-The factor is found in float64; columns are rounded in float32. What wide layers feed from block to block is multiplied
-in bfloat16 where the hardware does that natively: another rounding of the weight, on average as good.
+The factor is found in float64, of wide layers in float32 where the damping allows it; columns are rounded in float32.
+What wide layers feed from block to block is multiplied in bfloat16 where the hardware does that natively. Either makes
+another rounding of the weight, on average as good, and moves the error that is stated by less than it means.
 Left out: groups whose grid is fitted during the solve.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +26,9 @@ BLOCK = 128
 """Columns that are rounded before their errors are fed to the rest (GPTQ, sec. 3.3, step 2)."""
 WIDE = 512
 VERY_WIDE = 1024
-"""Inputs from which a layer is factored by blocks and feeds in bfloat16."""
+"""Inputs from which a layer is factored in float32 and by blocks, and feeds in bfloat16."""
+SINGLE = 1e-3
+"""The least damping with which float32 will do: what it rounds off is a thousandth of that."""
 FACTORED = 256
 """Rows of such a layer's matrix that are factored at a time."""
 DAMPING_TRIES = 8
@@ -72,15 +76,15 @@ def squared_output(W_OI: Tensor, H_II: Tensor) -> float:
     H is symmetric, so half of the products are left out. They are in the dtype of `for_products`; bfloat16 changes the
     sum by less than 1e-3 of itself. Sums are in float64.
     """
-    width = W_OI.shape[1]
     H = for_products(H_II)
     W, rows = W_OI.to(H.dtype), W_OI.float()
     total = torch.zeros((), dtype=torch.float64, device=W.device)
-    for start in range(0, width, WIDE):
-        part = slice(start, start + WIDE)
-        output = (W[:, part] @ H[part, part]).float()
-        output.add_(W[:, :start] @ H[:start, part], alpha=2)
-        total += output.mul_(rows[:, part]).sum(dtype=torch.float64)
+    for start in range(0, W.shape[1], WIDE):
+        stop = start + WIDE
+        twice = H[:stop, start:stop].clone()
+        twice[:start] *= 2  # for the products that are left out
+        output = (W[:, :stop] @ twice).float()
+        total += output.mul_(rows[:, start:stop]).sum(1).sum(dtype=torch.float64)
     return float(total)
 
 
@@ -109,15 +113,16 @@ def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
     )
     mean, used = filled.mean().clamp(min=1e-30), damping
     backward = order.flip(0)
-    for _ in range(DAMPING_TRIES):
-        root = _reordered(H_II, backward)  # overwritten: FLUX's widest takes 1.9 GB
+    precisions = (torch.float32, torch.float64) if width >= VERY_WIDE and damping >= SINGLE else (torch.float64,)
+    for _, dtype in itertools.product(range(DAMPING_TRIES), precisions):
+        root = _reordered(H_II, backward, dtype)  # overwritten: FLUX's widest takes 1 GB
         root.diagonal().copy_((filled + used * mean)[backward])
         if _factor_in_place(root):
-            D = root.diagonal().flip(0).square()
-            feedback = (root.float() / root.diagonal().float().unsqueeze(1)).flip(0, 1)
+            D, scale = root.diagonal().double().flip(0).square(), root.diagonal().float().clone()
+            feedback = root.float().div_(scale.unsqueeze(1)).flip(0, 1)
             added = (filled - diagonal + used * mean)[order]
             return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
-        used = max(used * 10, 1e-6)
+        used = max(used * 10, 1e-6) if dtype == torch.float64 else used
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
 
 
@@ -146,11 +151,13 @@ def _factor_in_place(H_II: Tensor) -> bool:
     return True
 
 
-def _reordered(H_II: Tensor, order_I: Tensor) -> Tensor:
-    """`H_II` [in, in] with its rows and columns in `order_I`; a few rows at a time, which stay in the cache."""
-    found = torch.empty_like(H_II, memory_format=torch.contiguous_format)
-    for rows, taken in zip(found.split(BLOCK), order_I.split(BLOCK), strict=True):
-        torch.index_select(H_II[taken], 1, order_I, out=rows)
+def _reordered(H_II: Tensor, order_I: Tensor, dtype: torch.dtype) -> Tensor:
+    """The upper triangle of `H_II` [in, in] with its rows and columns in `order_I`; below it, anything. A few rows at a
+    time, which stay in the cache."""
+    found = torch.empty(H_II.shape, dtype=dtype, device=H_II.device)
+    for start in range(0, len(order_I), BLOCK):
+        part = slice(start, start + BLOCK)
+        found[part, start:] = H_II[order_I[part]].index_select(1, order_I[start:])
     return found
 
 
@@ -161,32 +168,33 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     """
     out, width = W_OI.shape
     order, feedback = factor.order_I, factor.feedback_II
-    W = W_OI.float().index_select(1, order).T.contiguous()  # what is rounded together lies together
+    W = W_OI.float().T.contiguous().index_select(0, order)  # what is rounded together lies together
     group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
     scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
     errors, codes = torch.empty_like(W), torch.empty(width, out, dtype=torch.uint8, device=W.device)
     half = width >= VERY_WIDE and (W.is_cuda or BF16_ON_CPU)
     fed = errors.bfloat16() if half else errors
     squared = torch.zeros((), dtype=torch.float64, device=W.device)
+    columns = list(zip(W.unbind(), errors.unbind(), codes.unbind(), strict=True))
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         if half:
             target = W[start:stop] + feedback[start:stop, :start].bfloat16() @ fed[:start]
         else:
             target = torch.addmm(W[start:stop], feedback[start:stop, :start], errors[:start])
-        for i in range(start, stop):
-            t, s, z = target[i - start], scale[group_of[i]], zero[group_of[i]]
+        for i, t in enumerate(target.unbind(), start):
+            w, error, code = columns[i]
+            s, z = scale[group_of[i]], zero[group_of[i]]
             t.addmv_(errors[start:i].T, feedback[i, start:i])
-            code = torch.div(t, s).round_().add_(z).clamp_(0, grid.qmax)
-            codes[i] = code
-            value = code.sub_(z).mul_(s)
-            torch.sub(W[i], value, out=errors[i])
+            found = torch.div(t, s).round_().add_(z).clamp_(0, grid.qmax)
+            code.copy_(found)
+            value = found.sub_(z).mul_(s)
+            torch.sub(w, value, out=error)
             t.sub_(value)
         if half:
             fed[start:stop] = errors[start:stop]
         off = target.square_().sum(1, dtype=torch.float64)
         squared += (off * factor.D_I[start:stop]).sum()
         squared -= (errors[start:stop].square().sum(1, dtype=torch.float64) * factor.added_I[start:stop]).sum()
-    restored = torch.empty_like(codes)
-    restored[order] = codes
+    restored = torch.empty_like(codes).index_copy_(0, order, codes)
     return Solution(codes_OI=restored.T.contiguous(), squared_error=max(float(squared), 0.0), damping=factor.damping)
