@@ -24,12 +24,14 @@ from adatsq_pipe.stages.numerics.transform import BF16_ON_CPU
 
 BLOCK = 128
 """Columns that are rounded before their errors are fed to the rest (GPTQ, sec. 3.3, step 2)."""
+SMALL_BLOCK = 32
+"""Columns of a wide layer whose errors are fed to the rest of their block."""
 WIDE = 512
 VERY_WIDE = 1024
 """Inputs from which a layer is factored in float32 and by blocks, and feeds in bfloat16."""
 SINGLE = 1e-3
 """The least damping with which float32 will do: what it rounds off is a thousandth of that."""
-FACTORED = 256
+FACTORED = 128
 """Rows of such a layer's matrix that are factored at a time."""
 DAMPING_TRIES = 8
 
@@ -142,12 +144,13 @@ def _factor_in_place(H_II: Tensor) -> bool:
         stop = min(start + FACTORED, width)
         rows, above = H_II[start:stop], H_II[:start]
         rows[:, start:].addmm_(above[:, start:stop].T, above[:, start:], alpha=-1)
-        root, info = torch.linalg.cholesky_ex(rows[:, start:stop], upper=True)
+        root, info = torch.linalg.cholesky_ex(rows[:, start:stop].double(), upper=True)
         if info:
             return False
         rows[:, :start] = 0
         rows[:, start:stop] = root
-        rows[:, stop:] = torch.linalg.solve_triangular(root.T, rows[:, stop:], upper=False)
+        inverse = torch.linalg.solve_triangular(root.T, torch.eye(stop - start).to(root), upper=False)
+        rows[:, stop:] = inverse.to(H_II.dtype) @ rows[:, stop:]
     return True
 
 
@@ -168,29 +171,40 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     """
     out, width = W_OI.shape
     order, feedback = factor.order_I, factor.feedback_II
-    W = W_OI.float().T.contiguous().index_select(0, order)  # what is rounded together lies together
+    errors = W_OI.float().T.contiguous().index_select(0, order)  # what is rounded together lies together
+    """The weight, of which each column makes room for its error."""
     group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
     scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
-    errors, codes = torch.empty_like(W), torch.empty(width, out, dtype=torch.uint8, device=W.device)
-    half = width >= VERY_WIDE and (W.is_cuda or BF16_ON_CPU)
-    fed = errors.bfloat16() if half else errors
-    squared = torch.zeros((), dtype=torch.float64, device=W.device)
-    columns = list(zip(W.unbind(), errors.unbind(), codes.unbind(), strict=True))
+    codes = torch.empty(width, out, dtype=torch.uint8, device=errors.device)
+    wide = width >= VERY_WIDE
+    half = wide and (errors.is_cuda or BF16_ON_CPU)
+    fed, small = torch.empty_like(errors, dtype=torch.bfloat16) if half else errors, SMALL_BLOCK if wide else BLOCK
+    squared = torch.zeros((), dtype=torch.float64, device=errors.device)
+
+    def round_columns(target: Tensor, found: Tensor, first: int) -> None:
+        """Round the columns from `first` on, whose targets lack only what they feed each other."""
+        for i, (t, code) in enumerate(zip(target.unbind(), found.unbind(), strict=True), first):
+            s, z = scale[group_of[i]], zero[group_of[i]]
+            t.addmv_(errors[first:i].T, feedback[i, first:i])
+            torch.div(t, s, out=code).round_().add_(z).clamp_(0, grid.qmax)
+            value = torch.sub(code, z).mul_(s)
+            errors[i].sub_(value)
+            t.sub_(value)
+
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         if half:
-            target = W[start:stop] + feedback[start:stop, :start].bfloat16() @ fed[:start]
+            target = errors[start:stop] + feedback[start:stop, :start].bfloat16() @ fed[:start]
         else:
-            target = torch.addmm(W[start:stop], feedback[start:stop, :start], errors[:start])
-        for i, t in enumerate(target.unbind(), start):
-            w, error, code = columns[i]
-            s, z = scale[group_of[i]], zero[group_of[i]]
-            t.addmv_(errors[start:i].T, feedback[i, start:i])
-            found = torch.div(t, s).round_().add_(z).clamp_(0, grid.qmax)
-            code.copy_(found)
-            value = found.sub_(z).mul_(s)
-            torch.sub(w, value, out=error)
-            t.sub_(value)
+            target = torch.addmm(errors[start:stop], feedback[start:stop, :start], errors[:start])
+        found = torch.empty_like(target)
+        for first, part, codes_in in zip(
+            range(start, stop, small), target.split(small), found.split(small), strict=True
+        ):
+            if first > start:
+                part.addmm_(feedback[first : first + len(part), start:first], errors[start:first])
+            round_columns(part, codes_in, first)
+        codes[start:stop] = found
         if half:
             fed[start:stop] = errors[start:stop]
         off = target.square_().sum(1, dtype=torch.float64)
