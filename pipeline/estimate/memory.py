@@ -14,6 +14,7 @@ from adatsq_pipe.stages.base.stage import all_stages
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
+from adatsq_pipe.stages.numerics.gptq import VERY_WIDE
 
 PROCESS = 650 * 10**6
 """Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
@@ -208,9 +209,11 @@ def _shapes(outlook: Outlook) -> set[tuple[int, int]]:
 
 def _solve(outlook: Outlook, width: int, out: int) -> float:
     """The Gram matrix while it is rotated; GPTQ: its copy and factor in float64, and the factor three times in float32;
-    then weight, errors, values and codes."""
+    then weight, errors and codes. Wide layers have a factor in float32, and the matrix in bfloat16."""
     if outlook.recipe.solver != "gptq":
         return float(24 * width**2 + 24 * width * out)
+    if width >= VERY_WIDE:
+        return float(max(16 * width**2 + 4 * width * out, 14 * width**2 + 16 * width * out))
     return float(max(28 * width**2 + 4 * width * out, 12 * width**2 + 40 * width * out))
 
 
