@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -11,9 +15,19 @@ from torch import nn
 
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.resident import take_peak
-from adatsq_pipe.stages.calibration.input_transform import Basis, channel_sizes, exponents
+from adatsq_pipe.stages.calibration.input_transform import (
+    Basis,
+    bases,
+    best_basis,
+    channel_sizes,
+    exponents,
+    rounded_error,
+    stored_grid,
+)  # fmt: skip
+from adatsq_pipe.stages.calibration.layer_inputs import LayerInputs
 from adatsq_pipe.stages.denoiser import loading
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.weights.solve_worker import Solve
 from adatsq_pipe.storage import tensors
 from tests.support import slow_math
@@ -80,6 +94,35 @@ def test_rows_are_folded_then_ordered_then_smoothed_then_rotated() -> None:
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     by_hand = torch.stack([(row * FOLDED)[ORDER.long()] * SMOOTH.double() for row in x])
     assert torch.allclose(BASES["all"].of_rows(x), slow_math.rotated(by_hand, 16))
+
+
+class Rows:
+    """Inputs of two steps."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.halves = x.chunk(2)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return iter(enumerate(self.halves))
+
+
+def test_a_layer_has_one_basis_at_all_weight_bits() -> None:
+    """Sensitivities are measured before a layer has its own bits, weights are solved after."""
+    recipe = resolve({"method": "permuquant", "weight_group": 8, "activation_group": 8, "weight_bits": 8})
+    spec = LayerSpec(weight_bits=8, group=8, block=1, symmetric_activations=False, activation_group=8, permuted=True)
+    differ = 0
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        found_in = cast(LayerInputs, Rows(torch.randn(64, 16, generator=draw) * torch.rand(16, generator=draw)))
+        w = torch.randn(6, 16, generator=draw)
+        few = replace(spec, weight_bits=2)
+        (basis, own), (other, theirs) = (best_basis(recipe, found_in, each, w) for each in (spec, few))
+        assert own.permuted == theirs.permuted and basis.tensors.keys() == other.tensors.keys()
+        assert (own.weight_bits, theirs.weight_bits) == (8, 2)
+        offered = bases(recipe, found_in, few, w)[0], Basis(tensors={}, block=1)
+        at_two = [rounded_error(found_in, each, w, partial(stored_grid, recipe, few), recipe, few) for each in offered]
+        differ += (at_two[0] < at_two[1]) != own.permuted
+    assert differ, "at the layer's own bits the choice would be another one"
 
 
 def test_exponents_are_even_from_nothing_to_all() -> None:

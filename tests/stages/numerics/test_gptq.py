@@ -170,6 +170,27 @@ def test_the_factor_is_that_of_the_damped_matrix(
     assert made.damping == 0.05 and made.feedback_II.dtype == torch.float32
 
 
+def test_a_wide_factor_is_in_float32_from_a_damping_of_a_hundredth_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "VERY_WIDE", 24)
+    _, H = _problem()
+    off = []
+    for damping in (0.01, 0.0099):
+        made = gptq.factor(H, damping=damping, act_order=False)
+        damped = H + damping * float(H.diagonal().mean()) * torch.eye(24, dtype=torch.float64)
+        first = torch.linalg.cholesky(damped.flip(0, 1)).diagonal().flip(0).square()
+        off.append(float((made.D_I / first - 1).abs().max()))
+    assert 1e-9 < off[0] < 1e-4 and off[1] < 1e-10
+
+
+def test_what_float32_cannot_hold_is_factored_in_float64_without_more_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "VERY_WIDE", 24)
+    W, H = _problem()
+    grid = weight_grid(W, bits=4, group=0, symmetric=False, clip=False)
+    large = _solved(W, H * 1e40, grid, 0.01, False)
+    assert large.damping == 0.01
+    assert torch.equal(large.codes_OI, _naive(W, H, grid, 0.01))
+
+
 @pytest.mark.parametrize("by_blocks", [True, False])
 def test_damping_grows_tenfold_until_the_matrix_is_positive_definite(
     by_blocks: bool, monkeypatch: pytest.MonkeyPatch
