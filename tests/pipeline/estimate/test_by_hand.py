@@ -145,6 +145,13 @@ def test_main_memory_of_a_worker() -> None:
     assert found["hessian"] == int(model + max(64**2 * (8 + 4), 0.8 * max(capture, fisher)))
 
 
+def test_a_wide_layer_is_factored_in_float32() -> None:
+    found = outlook()
+    assert memory._solve(found, 1024, 8) == 16 * 1024**2 + 4 * 1024 * 8
+    assert memory._solve(found, 1024, 8192) == 14 * 1024**2 + 16 * 1024 * 8192
+    assert memory._solve(found, 1000, 8) == 28 * 1000**2 + 4 * 1000 * 8
+
+
 def test_assemble_holds_one_layer() -> None:
     """The wider layer's codes are there three times while they are packed."""
     assert memory.memory_of(outlook(), 10**10)["assemble"].host - memory.PROCESS == 3 * 64 * 64

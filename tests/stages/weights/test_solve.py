@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,18 @@ def test_of_several_exponents_the_one_of_least_error_is_taken(tmp_path: Path, mo
     assert 0 < best < 3 and max(errors) > 1.1 * min(errors)
     assert torch.equal(stored["smooth"].double(), smooths[best])
     assert marker.value["error"] == pytest.approx(errors[best], rel=1e-4)
+
+
+def test_a_layer_is_smoothed_alike_at_all_weight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sensitivities are measured with the exponent that the recipe's bits choose, before it has its own."""
+    recipe, whole = {"method": "smoothquant", "smoothing_grid": 33, "conditioning_bits": 8}, Solve._spec
+    chosen = []
+    for bits, own in ((2, 2), (2, 8), (8, 8)):
+        monkeypatch.setattr(Solve, "_spec", lambda self, row, own=own: replace(whole(self, row), weight_bits=own))
+        store, _ = _solved(tmp_path / f"{bits}{own}", monkeypatch, {**recipe, "weight_bits": bits})
+        chosen.append(_unit(store)[1]["smooth"])
+        monkeypatch.setattr(Solve, "_spec", whole)
+    assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
 
 
 def test_ditas_takes_peaks_and_output_errors_with_rounded_tokens_over_all_steps(
