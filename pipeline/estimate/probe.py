@@ -19,7 +19,7 @@ from adatsq_pipe.stages.calibration.effects import WIDTHS
 from adatsq_pipe.stages.calibration.layer_rounding import LayerRounding
 from adatsq_pipe.stages.calibration.sweep_worker import _Memory
 from adatsq_pipe.stages.denoiser.adjoint import Crossing, _Adjoint, _float_leaves, _with_leaves
-from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
+from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe

@@ -18,8 +18,8 @@ from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import Unit, unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions, calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Trajectory
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.numerics.metrics import mean_log_error, relative_error
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY, Policy

@@ -13,8 +13,8 @@ from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.numerics.metrics import relative_error

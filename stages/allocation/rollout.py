@@ -19,8 +19,9 @@ from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
+from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions, calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.outputs import leaves, of_samples, stacked, structure, unstacked
 from adatsq_pipe.stages.numerics.beam import Choices

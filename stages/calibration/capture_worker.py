@@ -20,8 +20,8 @@ from adatsq_pipe.stages.calibration.recorded_blocks import RecordedBlocks
 from adatsq_pipe.stages.calibration.survey import CaptureSettings, step_blocks, survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import BlockKey, read_block_key, read_trajectory_unit
+from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Call, Trajectory
 from adatsq_pipe.stages.denoiser.inspection import grouped
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels, check_alike

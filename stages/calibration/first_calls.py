@@ -11,7 +11,7 @@ from torch import nn
 from adatsq_pipe.stages.base.survey import CallSurvey
 from adatsq_pipe.stages.calibration.input_samples import seed_of
 from adatsq_pipe.stages.calibration.unit_keys import BlockKey
-from adatsq_pipe.stages.denoiser.denoiser import CallPart
+from adatsq_pipe.stages.denoiser.call import CallPart
 from adatsq_pipe.stages.denoiser.hooks import RowSampler, ShapeRecorder, shown
 from adatsq_pipe.stages.denoiser.outputs import Output, is_finite
 

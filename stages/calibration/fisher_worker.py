@@ -20,8 +20,8 @@ from adatsq_pipe.stages.calibration.survey import step_blocks, survey_of
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import read_block_key
 from adatsq_pipe.stages.denoiser.block_offload import SavedTensor, blocks_of, checkpoint_blocks
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import calibration_shards
-from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.methods._recipe import Recipe

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.survey import Survey
 from adatsq_pipe.stages.calibration.unit_keys import BlockKey
-from adatsq_pipe.stages.denoiser.denoiser import Call, CallPart
+from adatsq_pipe.stages.denoiser.call import Call, CallPart
 from adatsq_pipe.stages.denoiser.hooks import RowSampler, equalize
 from adatsq_pipe.stages.denoiser.outputs import Output
 from adatsq_pipe.storage import tensors

@@ -12,7 +12,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.base.units import unit_of
 from adatsq_pipe.stages.calibration.input_samples import InputSamples, not_finite
-from adatsq_pipe.stages.denoiser.denoiser import Call, CallPart
+from adatsq_pipe.stages.denoiser.call import Call, CallPart
 from adatsq_pipe.stages.denoiser.hooks import RowSampler
 from adatsq_pipe.stages.denoiser.outputs import Output, is_finite
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.calibration.unit_keys import trajectory_unit
-from adatsq_pipe.stages.denoiser.denoiser import Trajectory
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels
 from adatsq_pipe.stages.denoiser.outputs import stacked, structure, unstacked
 from adatsq_pipe.storage import arrays, tensors

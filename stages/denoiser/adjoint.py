@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.denoiser.block_offload import checkpoint_blocks
+from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Trajectory
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, of_samples, rebuild, structure
 
 

@@ -13,7 +13,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from adatsq_pipe.stages.architecture.support import call_source, denoisers
 from adatsq_pipe.stages.base.errors import NotTaken, StageError
 from adatsq_pipe.stages.base.micro_batch import MicroBatch, OutOfMemory, cut, joined, out_of_memory_message
 from adatsq_pipe.stages.denoiser.block_offload import offload_blocks
+from adatsq_pipe.stages.denoiser.call import Answer, Around, Call, CallPart, Trajectory, bare_pass
 from adatsq_pipe.stages.denoiser.conditions import Conditions, collated
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, rebuild, structure
 from adatsq_pipe.stages.denoiser.pipeline_call import (
@@ -50,56 +51,8 @@ from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """Inputs of one denoiser call, the step it belongs to, and the timestep, in the denoiser's unit, of the tokens that
-    are denoised."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    step: int
-    timestep: float
-    part: str = "transformer"
-    """The pipeline's component that is called."""
-
-
 MOST_CALLS = 10_000
 """Denoiser calls of one run of a pipeline; more are a mistake."""
-
-Answer = Callable[[Call], Output]
-"""What the pipeline gets in place of the denoiser's output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallPart:
-    """A part of a call's samples that goes through the denoiser at once: all, unless memory has run out."""
-
-    call: Call
-    """Of all samples."""
-    place: int
-    """Among the call's parts, from 0."""
-    share: Fraction
-    """Of the call's samples."""
-
-
-Around = Callable[[CallPart, Callable[[], Output]], Output]
-"""Makes a forward pass, which is its second argument, and returns the output; it may look on meanwhile."""
-
-
-def bare_pass(part: CallPart, forward: Callable[[], Output]) -> Output:
-    return forward()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """A recorded run: outputs by call, their steps and timesteps, and the latents that the autoencoder received."""
-
-    outputs: tuple[Output, ...]
-    steps: tuple[int, ...]
-    timesteps: tuple[float, ...]
-    latents: Tensor
-    pictures: Any = None
 
 
 class Denoiser:

@@ -10,8 +10,8 @@ import torch
 from PIL.Image import Image
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.pipeline_call import check_timesteps
 from adatsq_pipe.stages.runtime.clock import nearest_step
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from adatsq_pipe.stages.denoiser.denoiser import Call
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.runtime.model import quantized_layers
 

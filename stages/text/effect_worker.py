@@ -18,8 +18,9 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.base.units import unit_of
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.denoiser.pipeline_call import cache_prompt_encoding

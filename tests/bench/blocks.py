@@ -23,8 +23,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from adatsq_pipe.stages import runtime
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.survey import Survey
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.scenes.train import components
 from tests import tiny
 from tests.bench import zoo

@@ -30,7 +30,8 @@ from adatsq_pipe.stages.calibration.sweep_worker import Sweep
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory
 from adatsq_pipe.stages.calibration.unit_keys import SweepKey
 from adatsq_pipe.stages.denoiser.adjoint import sweep
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.call import Call
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.scenes.builtin_models import builtin_models
 from adatsq_pipe.storage.rundir import RunDir

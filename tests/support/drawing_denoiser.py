@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Trajectory
 from tests.support.two_layer_denoiser import TwoLayerDenoiser
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from adatsq_pipe.stages.architecture.layers import several
 from adatsq_pipe.stages.base.micro_batch import MicroBatch
 from adatsq_pipe.stages.denoiser import loading
+from adatsq_pipe.stages.denoiser.call import Around, Call, CallPart, Trajectory, bare_pass
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Around, Call, CallPart, Trajectory, bare_pass
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS
 
 WIDTH, CONDITION = SHAPES[FIRST][1], SHAPES[MODULATION][1]

@@ -12,8 +12,9 @@ import torch
 from adatsq_pipe.stages.architecture.folding import Fold, apply, folds
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.base.survey import LayerInfo
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.hooks import InputRecorder
 from adatsq_pipe.stages.denoiser.outputs import leaves
 

@@ -16,8 +16,8 @@ from adatsq_pipe.stages.base.settings import DataSettings
 from adatsq_pipe.stages.calibration.capture_worker import Capture
 from adatsq_pipe.stages.calibration.survey import activation_units, left_of, survey_of, unit_waves
 from adatsq_pipe.stages.calibration.trajectories import read_trajectory, write_trajectory
+from adatsq_pipe.stages.denoiser.call import Around, Call, Trajectory, bare_pass
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Around, Call, Trajectory, bare_pass
 from adatsq_pipe.storage import arrays, tensors
 from tests.support import two_layer_denoiser
 from tests.support.made_context import FIRST, MODULATION, TOKENS

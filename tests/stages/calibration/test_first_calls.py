@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adatsq_pipe.stages.calibration.first_calls import FirstCalls
-from adatsq_pipe.stages.denoiser.denoiser import Call, CallPart
+from adatsq_pipe.stages.denoiser.call import Call, CallPart
 
 ROWS, TOKENS = 3, 10
 

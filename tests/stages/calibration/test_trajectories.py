@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adatsq_pipe.stages.calibration import trajectories
-from adatsq_pipe.stages.denoiser.denoiser import Trajectory
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from tests.support.made_store import MadeStore, make_store
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.denoiser.adjoint import Crossing, obstacle, sweep
 from adatsq_pipe.stages.denoiser.block_offload import blocks_of
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Denoiser, Trajectory
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from tests import tiny
 from tests.zoo import videos
 

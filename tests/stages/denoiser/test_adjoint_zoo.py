@@ -16,8 +16,9 @@ import torch
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.base.errors import NotTaken
 from adatsq_pipe.stages.denoiser.adjoint import Crossing, obstacle, sweep
+from adatsq_pipe.stages.denoiser.call import Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions, arguments_of, picture_mode
-from adatsq_pipe.stages.denoiser.denoiser import Denoiser, Trajectory
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves, rebuild, structure
 from tests.bench import zoo
 from tests.zoo import BUILDERS, GIVEN, refused

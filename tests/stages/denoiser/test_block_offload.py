@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 from adatsq_pipe.pipeline.commands import cli
 from adatsq_pipe.stages.calibration.fisher_worker import Fisher
 from adatsq_pipe.stages.denoiser.block_offload import BlockOffload, SavedTensor, blocks_of, checkpoint_blocks
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from tests.conftest import FAMILIES
 from tests.whole import harness

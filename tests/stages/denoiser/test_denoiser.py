@@ -11,8 +11,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser, Output
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser, Output
 from adatsq_pipe.stages.denoiser.outputs import leaves, rebuild, structure
 from adatsq_pipe.storage.errors import StorageError
 from tests.conftest import FAMILIES

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from adatsq_pipe.stages.base.errors import StageError
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call
 from adatsq_pipe.stages.denoiser.noise_levels import NoiseLevels, check_alike, form_of
 
 FOUR = NoiseLevels(steps=(0, 1, 2, 3), timesteps=(1000, 750, 500, 250))

@@ -12,8 +12,9 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.step_clock import StepClock
 from adatsq_pipe.stages.runtime.clock import nearest_step, timestep_of
 from tests.bench import zoo

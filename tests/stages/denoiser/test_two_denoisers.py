@@ -14,8 +14,9 @@ from diffusers import DiffusionPipeline
 
 import adatsq_pipe.stages.runtime  # noqa: F401  (registers the quantizer)
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
-from adatsq_pipe.stages.denoiser.denoiser import Call, Denoiser
+from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.runtime.model import quantized_layers
 from tests.bench import zoo

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adatsq_pipe.stages.denoiser.denoiser import Call
+from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.evaluation.bits_run import BitsRun
 from adatsq_pipe.stages.runtime.policy_hook import set_bits
 from tests.support.quantized_layers import random_layer, spec_with
