@@ -3,7 +3,7 @@
 from tests.bench.mutants.fault import faults
 
 CALIBRATION = "tests/stages/calibration/test_"
-SOLVE = "tests/stages/weights/test_solve.py"
+SOLVE = " ".join(f"tests/stages/weights/test_solve{part}.py" for part in ("", "_bases", "_parts"))
 SEARCH = "tests/stages/allocation/test_search.py"
 
 FAULTS = [
