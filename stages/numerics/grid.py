@@ -24,8 +24,9 @@ CLIP_STRIDE = 8
 """The error of a row of so many numbers is smooth enough in the ratio to try only every so many steps first, a power of
 two."""
 CLIP_LONG = 1024
-"""Rows of so many numbers are searched by their squared error, which takes a third of the time. GPTQ's output error is
-then one to ten per cent less on random weights (tests/bench/results/2026-11-30-solves.md)."""
+LONG_NORMS = {2: 3.0, 3: 2.5}
+"""Rows of so many numbers are searched by norms that need no logarithm, by bits; the norm 2 from four bits on. GPTQ's
+output error stays what it is at three and four bits and falls at two (tests/bench/results/2026-11-30-solves.md)."""
 CLIP_CHUNK = 2**17
 """Numbers that are tried at a time: 512 KiB."""
 
@@ -62,8 +63,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
-    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^2.4; of
-    least squared error in groups of at least CLIP_LONG.
+    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^2.4, of
+    another norm in groups of at least CLIP_LONG.
 
     `group` is the groups' width, 0 for the whole row. Ranges include 0; rows of one value are represented exactly.
     Raises ValueError if `group` does not divide the input width.
@@ -124,16 +125,22 @@ class _Clipping:
         self.step_R = torch.where(better, step_R, self.step_R)
 
     def _norm(self, scale: Tensor, zero: Tensor) -> Tensor:
-        """sum |error|^2.4 of every row, or the sum of squares of long ones, [rows]."""
+        """sum |error|^norm of every row, [rows]: 2.4, of long ones as in LONG_NORMS."""
         places, codes = self._scratch
         torch.div(self.rows, scale.unsqueeze(1), out=places)
         zero = zero.unsqueeze(1)
         torch.round(places, out=codes)  # clamp with tensors is not vectorized
         torch.minimum(torch.maximum(codes, -zero, out=codes), 2**self.bits - 1 - zero, out=codes)
-        if places.shape[1] >= CLIP_LONG:
-            return places.sub_(codes).square_().sum(1).mul_(scale.square())
-        powers = places.sub_(codes).abs_().log_().mul_(CLIP_NORM).exp_()  # takes less time than pow
-        return powers.sum(1).mul_(scale.pow(CLIP_NORM))
+        errors, norm = places.sub_(codes).abs_(), LONG_NORMS.get(self.bits, 2.0)
+        if places.shape[1] < CLIP_LONG:
+            norm = CLIP_NORM
+            powers = errors.log_().mul_(norm).exp_()  # takes less time than pow
+        elif norm == 2:
+            powers = errors.square_()
+        else:
+            root = torch.sqrt(errors, out=codes) if norm == 2.5 else codes.copy_(errors)
+            powers = errors.square_().mul_(root)
+        return powers.sum(1).mul_(scale.pow(norm))
 
 
 def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
