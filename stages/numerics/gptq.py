@@ -7,7 +7,7 @@ at each column is already the output error. Act-order, static groups and percdam
 code. H is the Gram matrix X^T X of the inputs: the paper's factor 2 scales H and the damping alike and changes no code.
 The factor is found in float64, of wide layers in float32 where the damping allows it; columns are rounded in float32.
 What wide layers feed from block to block is multiplied in bfloat16 where the hardware does that natively. Either makes
-another rounding of the weight, on average as good, and moves the error that is stated by less than it means.
+another rounding of the weight, on average as good; the error that is stated is right all the same.
 Left out: groups whose grid is fitted during the solve.
 """
 
@@ -172,8 +172,8 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     """
     out, width = W_OI.shape
     order, feedback = factor.order_I, factor.feedback_II
-    errors = W_OI.float().T.contiguous().index_select(0, order)  # what is rounded together lies together
-    """The weight, of which each column makes room for its error."""
+    # The weight, column by column, since columns are rounded together; each makes room for its error.
+    errors = W_OI.float().T.contiguous().index_select(0, order)
     group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
     scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
     codes = torch.empty(width, out, dtype=torch.uint8, device=errors.device)
