@@ -18,15 +18,14 @@ from adatsq_pipe.stages.numerics.lloyd import nearest_index
 CLIP_STEPS = 40
 CLIP_SMALLEST = 0.4
 CLIP_NORM = 2.4
-"""Search for the clipping ratio: steps, smallest ratio, and the error norm |e|^2.4 (GPTQ's; QuaRot, sec. 5)."""
+"""Search for the clipping ratio: steps, smallest ratio, and the error norm |e|^2.4 (GPTQ's; QuaRot, sec. 5), but see
+`clipping_norm`."""
 CLIP_SMOOTH = 512
 CLIP_STRIDE = 8
 """The error of a row of so many numbers is smooth enough in the ratio to try only every so many steps first, a power of
 two."""
 CLIP_LONG = 1024
-LONG_NORMS = {2: 3.0, 3: 2.5}
-"""Rows of so many numbers are searched by norms that need no logarithm, by bits; the norm 2 from four bits on. GPTQ's
-output error stays what it is at three and four bits and falls at two (tests/bench/results/2026-11-30-solves.md)."""
+"""Rows of so many numbers have norms without a logarithm, see `clipping_norm`."""
 CLIP_CHUNK = 2**17
 """Numbers that are tried at a time: 512 KiB."""
 
@@ -63,8 +62,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
-    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^2.4, of
-    another norm in groups of at least CLIP_LONG.
+    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^p, with
+    the group's `clipping_norm` p.
 
     `group` is the groups' width, 0 for the whole row. Ranges include 0; rows of one value are represented exactly.
     Raises ValueError if `group` does not divide the input width.
@@ -77,6 +76,20 @@ def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: b
     ratio = _clipping_ratios(rows, low, high, bits, symmetric) if clip else 1.0
     scale, zero = (part.reshape(out, -1) for part in _range_grid(low * ratio, high * ratio, bits, symmetric))
     return Grid(bits=bits, scale_OG=scale, zero_OG=zero)
+
+
+def clipping_norm(bits: int, width: int) -> float:
+    """The p of the error |e|^p by which the range of `width` numbers of so many bits is chosen.
+
+    2.4 is GPTQ's. Ours: with few levels GPTQ pushes columns outwards and wants a wider range, so two bits take 3; long
+    rows take 2.5 at three bits and 2 from four bits on, which need no logarithm and err as little
+    (tests/bench/results/2026-11-30-solves.md).
+    """
+    if bits <= 2:
+        return 3.0
+    if width < CLIP_LONG:
+        return CLIP_NORM
+    return 2.5 if bits == 3 else 2.0
 
 
 def _clipping_ratios(rows_RI: Tensor, low_R: Tensor, high_R: Tensor, bits: int, symmetric: bool) -> Tensor:
@@ -125,22 +138,24 @@ class _Clipping:
         self.step_R = torch.where(better, step_R, self.step_R)
 
     def _norm(self, scale: Tensor, zero: Tensor) -> Tensor:
-        """sum |error|^norm of every row, [rows]: 2.4, of long ones as in LONG_NORMS."""
+        """sum |error|^p of every row, [rows]."""
         places, codes = self._scratch
         torch.div(self.rows, scale.unsqueeze(1), out=places)
         zero = zero.unsqueeze(1)
         torch.round(places, out=codes)  # clamp with tensors is not vectorized
         torch.minimum(torch.maximum(codes, -zero, out=codes), 2**self.bits - 1 - zero, out=codes)
-        errors, norm = places.sub_(codes).abs_(), LONG_NORMS.get(self.bits, 2.0)
-        if places.shape[1] < CLIP_LONG:
-            norm = CLIP_NORM
-            powers = errors.log_().mul_(norm).exp_()  # takes less time than pow
-        elif norm == 2:
-            powers = errors.square_()
+        errors, power = places.sub_(codes).abs_(), clipping_norm(self.bits, places.shape[1])
+        if power == 2:
+            errors.square_()
+        elif power == 2.5:
+            torch.sqrt(errors, out=codes)
+            errors.square_().mul_(codes)
+        elif power == 3:
+            codes.copy_(errors)
+            errors.square_().mul_(codes)
         else:
-            root = torch.sqrt(errors, out=codes) if norm == 2.5 else codes.copy_(errors)
-            powers = errors.square_().mul_(root)
-        return powers.sum(1).mul_(scale.pow(norm))
+            errors.log_().mul_(power).exp_()  # takes less time than pow
+        return errors.sum(1).mul_(scale.pow(power))
 
 
 def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
