@@ -13,7 +13,6 @@ Left out: groups whose grid is fitted during the solve.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +29,8 @@ WIDE = 512
 VERY_WIDE = 1024
 """Inputs from which a layer is factored in float32 and by blocks, and feeds in bfloat16."""
 SINGLE = 0.01
-"""The least damping beside which float32 will do: it moves H by 1e-6 of its mean diagonal, and by 1e-4 where all inputs
-are close to one direction."""
+"""The least damping beside which float32 will do: it moves H by 1e-6 of its mean diagonal, and by up to 3e-4 where all
+inputs are close to one direction."""
 FACTORED = 128
 """Rows of such a layer's matrix that are factored at a time."""
 DAMPING_TRIES = 8
@@ -117,15 +116,16 @@ def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
     mean, used = filled.mean().clamp(min=1e-30), damping
     backward = order.flip(0)
     precisions = (torch.float32, torch.float64) if width >= VERY_WIDE and damping >= SINGLE else (torch.float64,)
-    for _, dtype in itertools.product(range(DAMPING_TRIES), precisions):
-        root = _reordered(H_II, backward, dtype)  # overwritten: FLUX's widest takes 1 GB
-        root.diagonal().copy_((filled + used * mean)[backward])
-        if _factor_in_place(root):
-            D, scale = root.diagonal().double().flip(0).square(), root.diagonal().float().clone()
-            feedback = root.float().div_(scale.unsqueeze(1)).flip(0, 1)
-            added = (filled - diagonal + used * mean)[order]
-            return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
-        used = max(used * 10, 1e-6) if dtype == torch.float64 else used
+    for _ in range(DAMPING_TRIES):
+        for dtype in precisions:
+            root = _reordered(H_II, backward, dtype)  # overwritten: FLUX's widest takes 1 GB
+            root.diagonal().copy_((filled + used * mean)[backward])
+            if _factor_in_place(root):
+                D, scale = root.diagonal().double().flip(0).square(), root.diagonal().float().clone()
+                feedback = root.float().div_(scale.unsqueeze(1)).flip(0, 1)
+                added = (filled - diagonal + used * mean)[order]
+                return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
+        used = max(used * 10, 1e-6)
     raise ValueError(f"Gram matrix stayed singular up to a damping of {used:g} of its mean diagonal")
 
 

@@ -151,8 +151,8 @@ class _Clipping:
             torch.sqrt(errors, out=codes)
             errors.square_().mul_(codes)
         elif power == 3:
-            codes.copy_(errors)
-            errors.square_().mul_(codes)
+            torch.mul(errors, errors, out=codes)
+            errors.mul_(codes)
         else:
             errors.log_().mul_(power).exp_()  # takes less time than pow
         return errors.sum(1).mul_(scale.pow(power))

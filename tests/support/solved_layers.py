@@ -43,7 +43,8 @@ def solved(
     return store, worker
 
 
-def unit_of(store: MadeStore, name: str = FIRST) -> tuple[Marker, dict[str, Tensor]]:
+def layer_unit(store: MadeStore, name: str = FIRST) -> tuple[Marker, dict[str, Tensor]]:
+    """The marker and the tensors of a layer's unit."""
     marker, folder = store.context.read("solve", f"layer/{name}")
     return marker, tensors.read(folder)
 

@@ -19,7 +19,7 @@ from adatsq_pipe.storage import tensors
 from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND
 from tests.support.made_store import MadeStore, make_store
-from tests.support.solved_layers import assert_nearest, solved, unit_of
+from tests.support.solved_layers import assert_nearest, layer_unit, solved
 
 GAUSSIAN_4_BITS = (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326)
 """The positive levels of the optimum 16-level quantizer of a standard normal (Max 1960, table I)."""
@@ -35,7 +35,7 @@ def test_adatsq_is_gptq_of_the_rotated_weight_written_out(
     names = (FIRST, SECOND, MODULATION)
     store, _ = solved(tmp_path, monkeypatch, recipe, names, solve=solve)
     for name in names:
-        marker, stored = unit_of(store, name)
+        marker, stored = layer_unit(store, name)
         tokens = name != MODULATION
         block, own, size = (16, bits, group) if tokens else (1, 3, 0)
         w = slow_math.rotated(store.weights[name], block).float()
@@ -77,7 +77,7 @@ def test_layers_of_one_input_are_one_task_and_its_gram_matrix_is_factored_once(
         store.grams[SECOND] = store.grams[FIRST]
 
     store, _ = solved(tmp_path, monkeypatch, {}, (SECOND,), change=share)
-    alone = {key: value.clone() for key, value in unit_of(store, SECOND)[1].items()}
+    alone = {key: value.clone() for key, value in layer_unit(store, SECOND)[1].items()}
     tasks = sharers(survey_of(store.context).layers)
     assert tasks == {f"layers/{FIRST}": [FIRST, SECOND], f"layers/{MODULATION}": [MODULATION]}
     manifest = store.manifest("hessian")
@@ -89,7 +89,7 @@ def test_layers_of_one_input_are_one_task_and_its_gram_matrix_is_factored_once(
     for task in tasks:
         worker(task)
     assert factored == [16, store.grams[MODULATION].shape[0]]
-    again = unit_of(store, SECOND)[1]
+    again = layer_unit(store, SECOND)[1]
     assert all(torch.equal(again[key], alone[key]) for key in alone)
     worker(f"layers/{FIRST}")
     assert len(factored) == 2, "nothing was missing"
@@ -137,7 +137,7 @@ def test_rtn_is_the_nearest_code(
 ) -> None:
     recipe = {"method": "rtn", "weight_symmetric": symmetric, "weight_group": group, "weight_bits": bits}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     held = assert_nearest(stored, store.weights[FIRST], bits, symmetric=symmetric, group=group)
     right = slow_math.error(store.weights[FIRST], held, store.grams[FIRST])
     assert marker.value["error"] == pytest.approx(right, rel=1e-5)
@@ -148,7 +148,7 @@ def test_rtn_is_the_nearest_code(
 
 def test_orbitquant_is_the_nearest_level_of_a_gaussian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = solved(tmp_path, monkeypatch, {"method": "orbitquant", "transform_block": 4})
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     order = np.random.default_rng(list(FIRST.encode())).permutation(16).tolist()
     assert stored["order"].tolist() == order and order != list(range(16))
     assert torch.allclose(
@@ -197,7 +197,7 @@ def test_permuquant_sorts_channels_where_that_lowers_the_error(
 
     recipe = {"method": "permuquant", "weight_group": 8, "activation_group": 8, "weight_bits": 8}
     store, _ = solved(tmp_path, monkeypatch, recipe, change=spread)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     squares = store.rows[FIRST].flatten(0, -2).double().square().mean(0)
     moments = (squares * store.weights[FIRST].double().square().mean(0)).tolist()
     order = sorted(range(16), key=lambda channel: -moments[channel])
@@ -211,10 +211,10 @@ def test_magr_is_gptq_of_the_smaller_weight_judged_by_the_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = solved(tmp_path, monkeypatch, {"method": "magr", "transform_block": 4, "magnitude_penalty": 0.05})
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     w, gram = (slow_math.rotated(m, 4) for m in (store.weights[FIRST], store.grams[FIRST]))
     gram = slow_math.rotated(gram.T, 4)
     held = slow_math.values(stored["codes"], stored["scale"], stored["zero"])
     assert marker.value["error"] == pytest.approx(slow_math.error(w, held, gram), rel=1e-4)
     plain, _ = solved(tmp_path / "plain", monkeypatch, {"method": "magr", "transform_block": 4, "magnitude_penalty": 0})
-    assert bool((stored["scale"] <= unit_of(plain)[1]["scale"]).all())
+    assert bool((stored["scale"] <= layer_unit(plain)[1]["scale"]).all())

@@ -13,7 +13,7 @@ from adatsq_pipe.stages.weights.solve_worker import Solve
 from tests.support import slow_math
 from tests.support.made_context import FIRST, SECOND
 from tests.support.made_store import MadeStore
-from tests.support.solved_layers import assert_nearest, smooth_of, solved, unit_of
+from tests.support.solved_layers import assert_nearest, layer_unit, smooth_of, solved
 
 
 @pytest.mark.parametrize("over", ["all", "noisiest", "salience"])
@@ -23,7 +23,7 @@ def test_smoothing_takes_peaks_over_the_steps_that_the_recipe_names(
     stats = pytest.importorskip("scipy.stats")
     recipe = {"method": "smoothquant", "smoothing_over": over, "smoothing_alpha": 0.75}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     w, steps = store.weights[FIRST], store.peaks[FIRST].amax(0)
     if over == "salience":
         rho = np.array([stats.spearmanr(peaks, w.abs().amax(0)).statistic for peaks in steps])
@@ -41,7 +41,7 @@ def test_smoothing_takes_peaks_over_the_steps_that_the_recipe_names(
 
 def test_channels_in_another_order_keep_their_own_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = solved(tmp_path, monkeypatch, {"method": "smoothquant", "permuted": True})
-    _, stored = unit_of(store)
+    _, stored = layer_unit(store)
     order = stored["order"].long()
     smooth = smooth_of(store.peaks[FIRST].amax((0, 1)), store.weights[FIRST], 0.5)
     assert torch.equal(stored["smooth"].double(), smooth[order])
@@ -51,15 +51,15 @@ def test_channels_in_another_order_keep_their_own_factors(tmp_path: Path, monkey
 def test_a_layer_that_smoothing_skips_keeps_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"method": "smoothquant", "smoothing_skip": ["second"]}
     store, _ = solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
-    marker, stored = unit_of(store, SECOND)
+    marker, stored = layer_unit(store, SECOND)
     assert_nearest(stored, store.weights[SECOND], 4)
     assert "smooth" not in stored and marker.value["smoothing"] == "none"
-    assert "smooth" in unit_of(store, FIRST)[1]
+    assert "smooth" in layer_unit(store, FIRST)[1]
 
 
 def test_of_several_exponents_the_one_of_least_error_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = solved(tmp_path, monkeypatch, {"method": "smoothquant", "smoothing_grid": 4, "weight_bits": 3})
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     w, peaks, errors, smooths = store.weights[FIRST], store.peaks[FIRST].amax((0, 1)), [], []
     for alpha in (0, 1 / 3, 2 / 3, 1):
         smooth = smooth_of(peaks, w, alpha)
@@ -81,7 +81,7 @@ def test_a_layer_is_smoothed_alike_at_all_weight_bits(tmp_path: Path, monkeypatc
     for bits, own in ((2, 2), (2, 8), (8, 8)):
         monkeypatch.setattr(Solve, "_spec", lambda self, row, own=own: replace(whole(self, row), weight_bits=own))
         store, _ = solved(tmp_path / f"{bits}{own}", monkeypatch, {**recipe, "weight_bits": bits})
-        chosen.append(unit_of(store)[1]["smooth"])
+        chosen.append(layer_unit(store)[1]["smooth"])
         monkeypatch.setattr(Solve, "_spec", whole)
     assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
 
@@ -120,8 +120,10 @@ def test_ditas_takes_peaks_and_output_errors_with_rounded_tokens_over_all_steps(
         errors.append(total)
         smooths.append(smooth)
     best = errors.index(min(errors))
-    assert torch.equal(unit_of(store)[1]["smooth"].double(), smooths[best])
-    assert not torch.equal(unit_of(by_weight)[1]["smooth"].double(), smooths[best]), "the weight alone chooses another"
+    assert torch.equal(layer_unit(store)[1]["smooth"].double(), smooths[best])
+    assert not torch.equal(layer_unit(by_weight)[1]["smooth"].double(), smooths[best]), (
+        "the weight alone chooses another"
+    )
 
 
 def test_duquant_turns_the_smoothed_rows_and_the_weight_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +131,7 @@ def test_duquant_turns_the_smoothed_rows_and_the_weight_alike(tmp_path: Path, mo
     store, _ = solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
     turns = []
     for name in (FIRST, SECOND):
-        marker, stored = unit_of(store, name)
+        marker, stored = layer_unit(store, name)
         smooth = smooth_of(store.peaks[FIRST].amax((0, 1)), store.weights[name], 0.6)
         assert torch.equal(stored["smooth"].double(), smooth)
         first, second = (torch.block_diag(turn, turn) for turn in stored["rotations"].double())
@@ -151,5 +153,5 @@ def test_greedy_rotations_without_smoothing_are_those_of_the_input(
 ) -> None:
     recipe = {"method": "duquant", "transform_block": 4, "smoothing": "none"}
     store, _ = solved(tmp_path, monkeypatch, recipe, (FIRST, SECOND))
-    one, two = (unit_of(store, name)[1] for name in (FIRST, SECOND))
+    one, two = (layer_unit(store, name)[1] for name in (FIRST, SECOND))
     assert torch.equal(one["rotations"], two["rotations"]) and torch.equal(one["between"], two["between"])

@@ -17,14 +17,14 @@ from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings
 from tests.support import slow_math
 from tests.support.made_context import FIRST
 from tests.support.made_store import MadeStore
-from tests.support.solved_layers import assert_nearest, solved, unit_of
+from tests.support.solved_layers import assert_nearest, layer_unit, solved
 
 
 def test_the_branch_is_the_truncated_svd_and_codes_are_what_it_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = solved(tmp_path, monkeypatch, {"method": "rtn", "rank": 2, "solver": "rtn"})
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     w = store.weights[FIRST]
     u, s, v = np.linalg.svd(w.double().numpy(), full_matrices=False)
     low = stored["up"].double() @ stored["down"].double()
@@ -50,8 +50,8 @@ def test_rounds_of_the_branch_stop_at_the_best(tmp_path: Path, monkeypatch: pyte
         if len(errors) > 1 and errors[-1] >= errors[-2]:
             break
     assert len(errors) > 2
-    assert unit_of(one)[0].value["error"] == pytest.approx(errors[0], rel=1e-4)
-    assert unit_of(many)[0].value["error"] == pytest.approx(min(errors), rel=1e-4)
+    assert layer_unit(one)[0].value["error"] == pytest.approx(errors[0], rel=1e-4)
+    assert layer_unit(many)[0].value["error"] == pytest.approx(min(errors), rel=1e-4)
 
 
 @pytest.mark.parametrize(("groups", "place"), [(1, [0, 0, 0]), (2, [0, 0, 1]), (3, [0, 1, 2]), (10, [0, 1, 2])])
@@ -60,7 +60,7 @@ def test_each_group_of_steps_has_the_range_of_its_own_rows(
 ) -> None:
     recipe = {"method": "rtn", "time_groups": groups, "activation_bits": 6}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     assert stored["time_group"].tolist() == place
     rows = store.rows[FIRST]
     for g in range(max(place) + 1):
@@ -77,7 +77,7 @@ def test_calibrated_ranges_are_those_of_the_smoothed_and_rotated_rows(
 ) -> None:
     recipe = {"method": "smoothquant", "time_groups": 3, "transform": "hadamard", "transform_block": 8}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    _, stored = unit_of(store)
+    _, stored = layer_unit(store)
     for step in range(3):
         x = slow_math.rotated(store.rows[FIRST][:, step].flatten(0, 1).double() * stored["smooth"].double(), 8)
         assert float(stored["step_scale"][step]) == pytest.approx((float(x.max()) - float(x.min())) / 15, rel=1e-5)
@@ -92,9 +92,9 @@ def test_inputs_after_gelu_have_a_scale_for_positive_values_alone(
 
     recipe = {"method": "rtn", "time_groups": 3, "regions": True}
     before, _ = solved(tmp_path / "before", monkeypatch, recipe)
-    assert "regions" not in unit_of(before)[0].value["spec"]
+    assert "regions" not in layer_unit(before)[0].value["spec"]
     store, _ = solved(tmp_path / "after", monkeypatch, recipe, (FIRST,), activate)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     assert marker.value["spec"]["regions"]
     for step in range(3):
         assert float(stored["step_scale"][step]) == pytest.approx(float(store.rows[FIRST][:, step].max()) / 7, rel=1e-6)
@@ -107,7 +107,7 @@ def test_searched_scales_are_least_in_the_error_that_the_curvature_weighs(
     """Of the multiples of a group's min-max none does better than the stored scale, beside the stored weight."""
     recipe = {"method": "tq_dit", "time_groups": 2, "regions": False, "weight_bits": 3, "activation_bits": 3}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    _, stored = unit_of(store)
+    _, stored = layer_unit(store)
     w, curvature = store.weights[FIRST].double(), store.curvature[FIRST].double().sum(0)
     held = slow_math.values(stored["codes"], stored["scale"], stored["zero"])
     multiples = [*np.linspace(0.01, 1.2, 101), 1.0]
@@ -150,7 +150,7 @@ def test_each_bin_of_steps_has_the_clipping_ratio_of_least_output_error(
     beside the branch gives for the tokens as they are."""
     recipe = {"method": "rtn", "rank": rank, "clip_bins": 2, "activation_bits": 3}
     store, _ = solved(tmp_path, monkeypatch, recipe)
-    marker, stored = unit_of(store)
+    marker, stored = layer_unit(store)
     assert stored["clip_bin"].tolist() == [0, 0, 1] and marker.value["spec"]["clip_bins"] == 2
     low = stored["up"].double() @ stored["down"].double() if rank else 0
     meant = store.weights[FIRST].double() - low
