@@ -172,7 +172,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="search",
-    version=4,
+    version=5,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,

@@ -78,7 +78,7 @@ def _expected(context: Context) -> int | None:
 
 STAGE = Stage(
     name="fisher",
-    version=4,
+    version=5,
     needs=("capture",),
     reads=_reads,
     run=run,

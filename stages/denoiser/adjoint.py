@@ -22,6 +22,7 @@ from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser
 from adatsq_pipe.stages.denoiser.outputs import Output, leaves, of_samples, rebuild, structure
+from adatsq_pipe.stages.numerics.products import linear
 
 
 class NotDifferentiable(Exception):
@@ -49,7 +50,7 @@ class Crossing:
     @functools.cached_property
     def input_gradient(self) -> Tensor:
         """[rows, ..., in], the derivative through this layer alone; computed if the backward pass had no need of it."""
-        return self.output_gradient @ self.weight if self.through is None else self.through
+        return linear(self.output_gradient, self.weight.T) if self.through is None else self.through
 
 
 See = Callable[[Crossing], None]
@@ -136,12 +137,12 @@ class _Crossed(torch.autograd.Function):
     def forward(ctx: Any, show: Callable[..., None], anchor: Tensor, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         ctx.show = show
         ctx.save_for_backward(x, weight)
-        return nn.functional.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        through = gradient @ weight if ctx.needs_input_grad[2] else None
+        through = linear(gradient, weight.T) if ctx.needs_input_grad[2] else None
         ctx.show(x, weight, gradient, through)
         return None, None, through, None, None
 
@@ -223,7 +224,7 @@ class _Adjoint:
 
             def forward(x: Tensor) -> Tensor:
                 if not torch.is_grad_enabled():
-                    return nn.functional.linear(x, layer.weight, layer.bias)
+                    return linear(x, layer.weight, layer.bias)
                 crossed: Tensor = _Crossed.apply(show, anchor, x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
                 return crossed
 

@@ -47,6 +47,7 @@ from adatsq_pipe.stages.denoiser.signatures import keep_signatures
 from adatsq_pipe.stages.denoiser.stand_in import LoopStopped, StandIn
 from adatsq_pipe.stages.denoiser.step_clock import StepClock
 from adatsq_pipe.stages.denoiser.stored_names import check_names
+from adatsq_pipe.stages.numerics.products import use_faster_products
 from adatsq_pipe.stages.runtime.clock import timestep_of
 from adatsq_pipe.storage.checkpoint import find_pipeline
 from adatsq_pipe.storage.errors import StorageError
@@ -87,6 +88,8 @@ class Denoiser:
                 "each worker more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
             ) from error
         self.pipe.set_progress_bar_config(disable=True)
+        for part in self.parts.values():
+            use_faster_products(part)
         self.transformer = several(self.parts)
         self._check_sharing()
         self.offload = offload_blocks(self.pipe.components, self.parts, device) if blockwise else None

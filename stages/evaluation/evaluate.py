@@ -25,7 +25,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     needs=("assemble", "reference"),
     reads=draws_identity,
     run=run,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.grid import token_errors
+from adatsq_pipe.stages.numerics.products import linear
 from adatsq_pipe.stages.numerics.transform import rotate
 
 CHUNK = 2**18
@@ -44,9 +45,7 @@ def weight_effects(x_NI: Tensor, gradient_NO: Tensor, error_OI: Tensor) -> Tenso
     `x_NI` [rows, ..., in] is the layer's input and `gradient_NO` [rows, ..., out] the scalar's gradient at its output.
     The product of input and error is in the error's dtype.
     """
-    changed, gradient = (
-        _tokens(one) for one in (torch.nn.functional.linear(x_NI.to(error_OI.dtype), error_OI), gradient_NO)
-    )
+    changed, gradient = (_tokens(one) for one in (linear(x_NI.to(error_OI.dtype), error_OI), gradient_NO))
     found = torch.zeros(len(x_NI), dtype=torch.float64, device=x_NI.device)
     for rows, part in _chunks(changed.shape, all_at_once=x_NI.device.type != "cpu"):
         own = changed[rows, part].float()

@@ -28,6 +28,7 @@ from adatsq_pipe.stages.numerics.grid import (
 from adatsq_pipe.stages.numerics.lloyd import gaussian_codebook
 from adatsq_pipe.stages.numerics.packing import pack, unpack
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
+from adatsq_pipe.stages.numerics.products import linear
 from adatsq_pipe.stages.numerics.transform import rotate, rotate_back, rotate_twice
 from adatsq_pipe.stages.runtime.rounding import RoundedInput, round_by_rows
 from adatsq_pipe.stages.runtime.shared import SharedInput
@@ -331,7 +332,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
         """The output without what makes up for a shift."""
         if self.execution == "simulate":
             rounded = self._rounded_input(x, as_codes=False)
-            out = functional.linear(rounded.values, self.weight_as(x.dtype), self.bias)
+            out = linear(rounded.values, self.weight_as(x.dtype), self.bias)
             return out if rounded.unrounded is None else out + self.low_rank_branch(rounded.unrounded)
         if self.execution == "packed":
             return self._packed(x)
@@ -371,7 +372,7 @@ class QuantizedLinear(nn.Module, StoredTensors):
                 parts.append(functional.linear(rounded.values, rows).mul_(scale))
             else:
                 own_bias = None if bias is None else rows_of(bias, part)
-                parts.append(functional.linear(rounded.values, self.weight_rows(part, dtype), own_bias))
+                parts.append(linear(rounded.values, self.weight_rows(part, dtype), own_bias))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         if rounded.scale is not None:
             out = out.mul_(rounded.scale.to(dtype))
