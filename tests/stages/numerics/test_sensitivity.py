@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from adatsq_pipe.stages.numerics import sensitivity
 from adatsq_pipe.stages.numerics.sensitivity import effective_steps, squared_gradient_mean, temporal_weights
 
 
@@ -17,6 +18,18 @@ def test_squared_gradient_is_that_of_autograd() -> None:
     y.backward(g)
     assert w.grad is not None
     assert float(squared_gradient_mean(x, g)) == pytest.approx(float(w.grad.square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_squared_gradients_of_half_precision_are_those_of_float64(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "BF16_ON_CPU", half)
+    random = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(2, 40, width, generator=random).bfloat16() for width in (96, 160))
+
+    found = squared_gradient_mean(x, g)
+
+    gradient = torch.einsum("bno,bni->oi", g.double(), x.double())
+    assert found.dtype == torch.float64 and float(found) == pytest.approx(float(gradient.square().mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("wanted", [2.0, 5.0, 9.5])
