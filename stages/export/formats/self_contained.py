@@ -28,6 +28,7 @@ MODULES = (
     "numerics.float4",
     "numerics.grid",
     "numerics.clipping",
+    "numerics.products",
     "runtime.spec",
     "runtime.clock",
     "runtime.rounding",
@@ -42,7 +43,7 @@ MODULES = (
     "runtime.quantizer",
 )
 """What runs a quantized model, each after what it imports."""
-TEXT_MODULES = ("numerics.weight_only", "runtime.text_layers", "runtime.text_quantizer")
+TEXT_MODULES = ("numerics.weight_grid", "numerics.weight_only", "runtime.text_layers", "runtime.text_quantizer")
 """What besides loads text encoders in codes."""
 _LOADING = """```python
 from diffusers import DiffusionPipeline

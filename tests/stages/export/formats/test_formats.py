@@ -139,7 +139,7 @@ def test_layers_of_different_widths_draw_the_same_dequantized_and_self_contained
 def test_self_contained_holds_every_module_of_ours_that_its_modules_import() -> None:
     """Each after those: the file is read from top to bottom."""
     before = set[str]()
-    for module in self_contained.MODULES:
+    for module in (*self_contained.MODULES, *self_contained.TEXT_MODULES):
         spec = find_spec(f"adatsq_pipe.stages.{module}")
         assert spec is not None and spec.origin is not None
         needed = set(
