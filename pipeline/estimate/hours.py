@@ -10,7 +10,8 @@ from adatsq_pipe.pipeline.estimate.devices import Device
 from adatsq_pipe.pipeline.estimate.memory import Placed
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.trace import Cost
-from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, clip_cost, clip_tries, solve_cost
+from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, Work, clip_cost, solve_cost
+from adatsq_pipe.stages.numerics.weight_grid import clip_tries
 
 COMMIT = 0.012
 """Seconds that a unit takes besides its work, with a few small arrays: 6 to 15 ms in runs of flux-dev and wan."""

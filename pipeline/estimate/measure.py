@@ -24,11 +24,11 @@ from adatsq_pipe.pipeline.estimate.denoising import Block, Denoising
 from adatsq_pipe.pipeline.estimate.hours import Speed
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
 from adatsq_pipe.pipeline.estimate.probe import Probe
-from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED, clip_tries
+from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.numerics import gptq
-from adatsq_pipe.stages.numerics.grid import weight_grid
+from adatsq_pipe.stages.numerics.weight_grid import clip_tries, weight_grid
 
 REPEATS = 3
 WIDTH, OUTS = 512, (64, 512)

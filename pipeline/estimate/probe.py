@@ -23,10 +23,10 @@ from adatsq_pipe.stages.denoiser.call import Call, Trajectory
 from adatsq_pipe.stages.denoiser.outputs import leaves
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.policy import WEIGHT_ONLY
 from adatsq_pipe.stages.numerics.sensitivity import squared_gradient_mean
 from adatsq_pipe.stages.numerics.transform import rotate
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 from adatsq_pipe.stages.runtime.model import replace_linears
 from adatsq_pipe.stages.runtime.policy_hook import drop_shared_input, set_bits
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adatsq_pipe.pipeline.estimate.outlook import Outlook
-from adatsq_pipe.pipeline.estimate.work import FORWARD, Work, clip_tries
+from adatsq_pipe.pipeline.estimate.work import FORWARD, Work
 from adatsq_pipe.stages.architecture.memory import shown
 from adatsq_pipe.stages.base.units import shards
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.numerics.weight_grid import clip_tries
 from adatsq_pipe.stages.runtime.text_layers import GROUP
 from adatsq_pipe.stages.text.encoders import SHARD, WHOLE, TextEncoderSettings, shards_of
 from adatsq_pipe.stages.text.footprint import BITS, EncoderFootprint, footprints

@@ -21,7 +21,7 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration.effects import FisherSettings
 from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.numerics.gptq import BLOCK, VERY_WIDE, WIDE
-from adatsq_pipe.stages.numerics.grid import CLIP_SMOOTH, CLIP_STEPS, CLIP_STRIDE
+from adatsq_pipe.stages.numerics.weight_grid import clip_tries
 
 FORWARD, BACKWARD, QUANTIZED = "forward", "backward", "quantized"
 CLIP_PASSES = 8
@@ -137,11 +137,6 @@ def _hessian(outlook: Outlook) -> Cost:
             traffic += steps * square * (4 + sums * (4 + 8 + 8))
             kernels += steps * (3 + sums)
     return Cost(flops={"float32": flops}, traffic=traffic, kernels=kernels)
-
-
-def clip_tries(width: int) -> int:
-    """Clipping ratios that are tried for a weight of this input width."""
-    return CLIP_STEPS if width < CLIP_SMOOTH else CLIP_STEPS // CLIP_STRIDE + 2 * int(math.log2(CLIP_STRIDE))
 
 
 def clip_cost(width: int, out: int) -> Cost:

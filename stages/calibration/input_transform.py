@@ -14,7 +14,8 @@ from adatsq_pipe.stages.calibration import inputs, rotations
 from adatsq_pipe.stages.calibration.layer_inputs import LayerInputs
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics import smoothing, transform
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, fake_quantize_tokens, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 OUTLIERS = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -55,13 +56,13 @@ class Basis:
             w = w / self.tensors["smooth"].double()
         return self._rotated(w).float()
 
-    def of_gram(self, gram_II: Tensor) -> Tensor:
-        """The inputs' Gram matrix in this basis, float64. `gram_II` stays as it is.
+    def of_gram(self, gram_II: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The inputs' Gram matrix in this basis, float32 or float64. `gram_II` stays as it is.
 
         The result is made in its own memory; a second matrix is held only while channels are put in order, or rotated
         twice.
         """
-        gram = gram_II.to(torch.float64, copy=True)
+        gram = gram_II.to(dtype, copy=True)
         if self.folded is not None:
             _scale(gram, self.folded)
         if "order" in self.tensors:
@@ -90,8 +91,8 @@ class Basis:
 
 
 def _scale(gram_II: Tensor, factor_I: Tensor) -> None:
-    """Multiply the channels of a Gram matrix, float64, in place."""
-    factor = factor_I.double()
+    """Multiply the channels of a Gram matrix in place."""
+    factor = factor_I.to(gram_II.dtype)
     gram_II.mul_(factor).mul_(factor.unsqueeze(1))
 
 

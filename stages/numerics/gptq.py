@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.grid import Grid
+from adatsq_pipe.stages.numerics.products import linear
 from adatsq_pipe.stages.numerics.transform import BF16_ON_CPU
 
 BLOCK = 128
@@ -31,8 +32,10 @@ VERY_WIDE = 1024
 SINGLE = 0.01
 """The least damping beside which float32 will do: it moves H by 1e-6 of its mean diagonal, and by up to 3e-4 where all
 inputs are close to one direction."""
-FACTORED = 128
-"""Rows of such a layer's matrix that are factored at a time."""
+FACTORED, FACTORED_AT_ONCE = 512, 128
+"""Rows of such a layer's matrix that meet the rows above them at once; and those that are factored at once."""
+TURNED = 2**18
+"""Numbers of a matrix that change places with as many others at a time, in the cache."""
 DAMPING_TRIES = 8
 
 
@@ -85,8 +88,8 @@ def squared_output(W_OI: Tensor, H_II: Tensor) -> float:
         stop = start + WIDE
         twice = H[:stop, start:stop].clone()
         twice[:start] *= 2  # for the products that are left out
-        output = (W[:, :stop] @ twice).float()
-        total += output.mul_(rows[:, start:stop]).sum(1).sum(dtype=torch.float64)
+        output = W[:, :stop] @ twice
+        total += torch.mul(output, rows[:, start:stop]).sum(1).sum(dtype=torch.float64)
     return float(total)
 
 
@@ -99,14 +102,19 @@ def weighted_error(W_OI: Tensor, Q_OI: Tensor, H_II: Tensor) -> float:
     return squared_output(W_OI - Q_OI, H_II) / max(squared_output(W_OI, H_II), 1e-300)
 
 
+def precision(width: int, damping: float) -> torch.dtype:
+    """The dtype in which a Gram matrix of so many inputs is factored first, and needs no more digits before."""
+    return torch.float32 if width >= VERY_WIDE and damping >= SINGLE else torch.float64
+
+
 def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
-    """The factor of `H_II` (float64 [in, in], positive semidefinite) with `damping` times its mean diagonal added to
-    its diagonal; the damping grows tenfold while H is not positive definite.
+    """The factor of `H_II` (float32 or float64 [in, in], positive semidefinite) with `damping` times its mean diagonal
+    added to its diagonal; the damping grows tenfold while H is not positive definite.
 
     Inputs that are always zero take the mean diagonal, so that their columns are rounded to nearest. With `act_order`
     columns are taken by falling diagonal of H. Raises ValueError if no damping helps.
     """
-    diagonal = H_II.diagonal()
+    diagonal = H_II.diagonal().double()
     dead = diagonal == 0
     filled = torch.where(dead, diagonal.mean().clamp(min=1e-30), diagonal)
     width = len(filled)
@@ -115,14 +123,13 @@ def factor(H_II: Tensor, *, damping: float, act_order: bool) -> Factor:
     )
     mean, used = filled.mean().clamp(min=1e-30), damping
     backward = order.flip(0)
-    precisions = (torch.float32, torch.float64) if width >= VERY_WIDE and damping >= SINGLE else (torch.float64,)
     for _ in range(DAMPING_TRIES):
-        for dtype in precisions:
+        for dtype in dict.fromkeys((precision(width, damping), torch.float64)):
             root = _reordered(H_II, backward, dtype)  # overwritten: FLUX's widest takes 1 GB
             root.diagonal().copy_((filled + used * mean)[backward])
             if _factor_in_place(root):
                 D, scale = root.diagonal().double().flip(0).square(), root.diagonal().float().clone()
-                feedback = root.float().div_(scale.unsqueeze(1)).flip(0, 1)
+                feedback = _turned(root.float().div_(scale.unsqueeze(1)))
                 added = (filled - diagonal + used * mean)[order]
                 return Factor(order_I=order, feedback_II=feedback, D_I=D, added_I=added, damping=used)
         used = max(used * 10, 1e-6)
@@ -142,17 +149,28 @@ def _factor_in_place(H_II: Tensor) -> bool:
         torch.linalg.cholesky_ex(H_II.mT, out=(H_II.mT, failed))  # LAPACK's order of numbers: neither reads a copy
         return not failed
     for start in range(0, width, FACTORED):
-        stop = min(start + FACTORED, width)
-        rows, above = H_II[start:stop], H_II[:start]
-        rows[:, start:].addmm_(above[:, start:stop].T, above[:, start:], alpha=-1)
-        root, info = torch.linalg.cholesky_ex(rows[:, start:stop].double(), upper=True)
-        if info:
-            return False
-        rows[:, :start] = 0
-        rows[:, start:stop] = root
-        inverse = torch.linalg.solve_triangular(root.T, torch.eye(stop - start).to(root), upper=False)
-        rows[:, stop:] = inverse.to(H_II.dtype) @ rows[:, stop:]
+        panel = H_II[start : start + FACTORED]
+        _subtract(panel[:, start:], H_II[:start, start:])
+        for first in range(0, len(panel), FACTORED_AT_ONCE):
+            place = start + first
+            rows = panel[first : first + FACTORED_AT_ONCE]
+            stop = place + len(rows)
+            _subtract(rows[:, place:], panel[:first, place:])
+            root, info = torch.linalg.cholesky_ex(rows[:, place:stop].double(), upper=True)
+            if info:
+                return False
+            rows[:, :place] = 0
+            rows[:, place:stop] = root
+            inverse = torch.linalg.solve_triangular(root.T, torch.eye(len(rows)).to(root), upper=False)
+            rows[:, stop:] = linear(inverse.to(H_II.dtype), rows[:, stop:].contiguous().T)
     return True
+
+
+def _subtract(rows: Tensor, above: Tensor) -> None:
+    """Take from `rows` [rows, columns] what the rows above them, [above, columns], explain: the product of those with
+    the first columns, as many as there are rows."""
+    if len(above):
+        rows -= linear(above[:, : len(rows)].T, above.contiguous().T)
 
 
 def _reordered(H_II: Tensor, order_I: Tensor, dtype: torch.dtype) -> Tensor:
@@ -165,6 +183,18 @@ def _reordered(H_II: Tensor, order_I: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
+def _turned(matrix: Tensor) -> Tensor:
+    """`matrix.flip(0, 1)`, in its own memory: all its numbers from the last to the first."""
+    numbers, width = matrix.view(-1), matrix.numel()
+    for start in range(0, width // 2, TURNED):
+        stop = min(start + TURNED, width // 2)
+        first, last = numbers[start:stop], numbers[width - stop : width - start]
+        kept = first.flip(0)
+        first.copy_(last.flip(0))
+        last.copy_(kept)
+    return matrix
+
+
 def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     """Codes on `grid` of `W_OI` (float [out, in]) that preserve X W^T for the inputs of `factor`.
 
@@ -172,44 +202,45 @@ def solve(W_OI: Tensor, factor: Factor, grid: Grid) -> Solution:
     """
     out, width = W_OI.shape
     order, feedback = factor.order_I, factor.feedback_II
-    # The weight, column by column, since columns are rounded together; each makes room for its error.
-    errors = W_OI.float().T.contiguous().index_select(0, order)
+    # The weight, column by column, since columns are rounded together.
+    columns = W_OI.float().T.contiguous()
     group_of = (order // (width // grid.scale_OG.shape[1])).tolist()
     scale, zero = grid.scale_OG.T.contiguous(), grid.zero_OG.T.contiguous()
-    codes = torch.empty(width, out, dtype=torch.uint8, device=errors.device)
+    codes = torch.empty(width, out, dtype=torch.uint8, device=columns.device)
     wide = width >= VERY_WIDE
-    half = wide and (errors.is_cuda or BF16_ON_CPU)
-    fed, small = torch.empty_like(errors, dtype=torch.bfloat16) if half else errors, SMALL_BLOCK if wide else BLOCK
-    squared = torch.zeros((), dtype=torch.float64, device=errors.device)
+    half, small = wide and (columns.is_cuda or BF16_ON_CPU), SMALL_BLOCK if wide else BLOCK
+    fed = torch.empty_like(columns, dtype=torch.bfloat16 if half else torch.float32)
+    """The errors of the columns that are rounded already."""
+    squared = torch.zeros((), dtype=torch.float64, device=columns.device)
 
-    def round_columns(target: Tensor, found: Tensor, first: int) -> None:
-        """Round the columns from `first` on, whose targets lack only what they feed each other."""
+    def round_columns(target: Tensor, errors: Tensor, found: Tensor, first: int, start: int) -> None:
+        """Round the columns from `first` on of the block from `start` on, whose targets lack only what they feed each
+        other. Each makes room for its error."""
         for i, (t, code) in enumerate(zip(target.unbind(), found.unbind(), strict=True), first):
             s, z = scale[group_of[i]], zero[group_of[i]]
-            t.addmv_(errors[first:i].T, feedback[i, first:i])
+            t.addmv_(errors[first - start : i - start].T, feedback[i, first:i])
             torch.div(t, s, out=code).round_().add_(z).clamp_(0, grid.qmax)
             value = torch.sub(code, z).mul_(s)
-            errors[i].sub_(value)
+            errors[i - start].sub_(value)
             t.sub_(value)
 
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
+        errors = columns.index_select(0, order[start:stop])
         if half:
-            target = errors[start:stop] + feedback[start:stop, :start].bfloat16() @ fed[:start]
+            target = errors + feedback[start:stop, :start].bfloat16() @ fed[:start]
         else:
-            target = torch.addmm(errors[start:stop], feedback[start:stop, :start], errors[:start])
+            target = torch.addmm(errors, feedback[start:stop, :start], fed[:start])
         found = torch.empty_like(target)
         for first, part, codes_in in zip(
             range(start, stop, small), target.split(small), found.split(small), strict=True
         ):
             if first > start:
-                part.addmm_(feedback[first : first + len(part), start:first], errors[start:first])
-            round_columns(part, codes_in, first)
-        codes[start:stop] = found
-        if half:
-            fed[start:stop] = errors[start:stop]
+                part += linear(feedback[first : first + len(part), start:first], errors[: first - start].T)
+            round_columns(part, errors, codes_in, first, start)
+        codes.index_copy_(0, order[start:stop], found.to(torch.uint8))
+        fed[start:stop] = errors
         off = target.square_().sum(1, dtype=torch.float64)
         squared += (off * factor.D_I[start:stop]).sum()
-        squared -= (errors[start:stop].square().sum(1, dtype=torch.float64) * factor.added_I[start:stop]).sum()
-    restored = torch.empty_like(codes).index_copy_(0, order, codes)
-    return Solution(codes_OI=restored.T.contiguous(), squared_error=max(float(squared), 0.0), damping=factor.damping)
+        squared -= (errors.square().sum(1, dtype=torch.float64) * factor.added_I[start:stop]).sum()
+    return Solution(codes_OI=codes.T.contiguous(), squared_error=max(float(squared), 0.0), damping=factor.damping)

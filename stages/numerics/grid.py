@@ -1,8 +1,8 @@
 """Uniform grids: weights are quantized offline, activations on the fly.
 
 A grid of b bits has 2^b levels: codes 0 .. qmax = 2^b - 1, and value = (code - zero) * scale. A symmetric grid has the
-fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels. `fake_quantize_*` round to a
-grid and back. Sources: QuaRot (2404.00456), sec. 5, for clipping; TQ-DiT (2502.04056) for static grids and regions.
+fixed zero 2^(b-1). Weight grids are per output channel, or per group of input channels (`weight_grid` finds them).
+`fake_quantize_*` round to a grid and back. Source: TQ-DiT (2502.04056) for static grids and regions.
 """
 
 from __future__ import annotations
@@ -14,20 +14,6 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics.lloyd import nearest_index
-
-CLIP_STEPS = 40
-CLIP_SMALLEST = 0.4
-CLIP_NORM = 2.4
-"""Search for the clipping ratio: steps, smallest ratio, and the error norm |e|^2.4 (GPTQ's; QuaRot, sec. 5), but see
-`clipping_norm`."""
-CLIP_SMOOTH = 512
-CLIP_STRIDE = 8
-"""The error of a row of so many numbers is smooth enough in the ratio to try only every so many steps first, a power of
-two."""
-CLIP_LONG = 1024
-"""Rows of so many numbers have norms without a logarithm, see `clipping_norm`."""
-CLIP_CHUNK = 2**17
-"""Numbers that are tried at a time: 512 KiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,115 +45,6 @@ def quantize(w: Tensor, scale: Tensor, zero: Tensor, qmax: int) -> Tensor:
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Values (codes - zero) * scale, in the dtype of `scale`; `scale` and `zero` broadcast."""
     return torch.sub(codes.to(scale.dtype), zero).mul_(scale)
-
-
-def weight_grid(w_OI: Tensor, *, bits: int, group: int, symmetric: bool, clip: bool) -> Grid:
-    """Grid of `w_OI` [out, in]: min-max per row group, or with `clip` the clipping ratio of least sum |error|^p, with
-    the group's `clipping_norm` p.
-
-    `group` is the groups' width, 0 for the whole row. Ranges include 0; rows of one value are represented exactly.
-    Raises ValueError if `group` does not divide the input width.
-    """
-    out, width = w_OI.shape
-    if group and width % group:
-        raise ValueError(f"group size {group} does not divide the input width {width}; choose a divisor or 0")
-    rows = w_OI.float().reshape(-1, group or width)
-    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
-    ratio = _clipping_ratios(rows, low, high, bits, symmetric) if clip else 1.0
-    scale, zero = (part.reshape(out, -1) for part in _range_grid(low * ratio, high * ratio, bits, symmetric))
-    return Grid(bits=bits, scale_OG=scale, zero_OG=zero)
-
-
-def clipping_norm(bits: int, width: int) -> float:
-    """The p of the error |e|^p by which the range of `width` numbers of so many bits is chosen.
-
-    2.4 is GPTQ's. Ours: with few levels GPTQ pushes columns outwards and wants a wider range, so two bits take 3; long
-    rows take 2.5 at three bits and 2 from four bits on, which need no logarithm and err as little
-    (tests/bench/results/2026-11-30-solves.md).
-    """
-    if bits <= 2:
-        return 3.0
-    if width < CLIP_LONG:
-        return CLIP_NORM
-    return 2.5 if bits == 3 else 2.0
-
-
-def _clipping_ratios(rows_RI: Tensor, low_R: Tensor, high_R: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """The clipping ratio of least error, as `weight_grid` has it, for every row, [rows].
-
-    Of rows of at least CLIP_SMOOTH numbers every eighth ratio is tried, then those four, two and one steps from the
-    best. Rows are taken a few at a time, so that they stay in the processor's cache.
-    """
-    width = rows_RI.shape[1]
-    stride = CLIP_STRIDE if width >= CLIP_SMOOTH else 1
-    size = len(rows_RI) if rows_RI.is_cuda else max(1, CLIP_CHUNK // width)
-    chosen = []
-    for rows, low, high in zip(rows_RI.split(size), low_R.split(size), high_R.split(size), strict=True):
-        clipping = _Clipping(rows, low, high, bits, symmetric)
-        for step in range(0, CLIP_STEPS, stride):
-            clipping.attempt(torch.full_like(low, step))
-        reach = stride // 2
-        while reach:
-            around = clipping.step_R
-            for step_R in (around - reach, around + reach):
-                clipping.attempt(step_R.clamp(0, CLIP_STEPS - 1))
-            reach //= 2
-        chosen.append(clipping.step_R)
-    return _clipping_ratio(torch.cat(chosen))
-
-
-def _clipping_ratio(step_R: Tensor) -> Tensor:
-    return 1 - step_R * (1 - CLIP_SMALLEST) / CLIP_STEPS
-
-
-class _Clipping:
-    """The best clipping found for some rows of a weight: `step_R` counts from no clipping, 0, to CLIP_STEPS - 1."""
-
-    def __init__(self, rows_RI: Tensor, low_R: Tensor, high_R: Tensor, bits: int, symmetric: bool) -> None:
-        self.rows, self.low, self.high, self.bits, self.symmetric = rows_RI, low_R, high_R, bits, symmetric
-        self.step_R = torch.zeros_like(low_R)
-        self._least = torch.full_like(low_R, torch.inf)
-        self._scratch = torch.empty_like(rows_RI), torch.empty_like(rows_RI)
-
-    def attempt(self, step_R: Tensor) -> None:
-        """Take these steps in the rows where they err less."""
-        ratio = _clipping_ratio(step_R)
-        error = self._norm(*_range_grid(self.low * ratio, self.high * ratio, self.bits, self.symmetric))
-        better = error < self._least
-        self._least = torch.where(better, error, self._least)
-        self.step_R = torch.where(better, step_R, self.step_R)
-
-    def _norm(self, scale: Tensor, zero: Tensor) -> Tensor:
-        """sum |error|^p of every row, [rows]."""
-        places, codes = self._scratch
-        torch.div(self.rows, scale.unsqueeze(1), out=places)
-        zero = zero.unsqueeze(1)
-        torch.round(places, out=codes)  # clamp with tensors is not vectorized
-        torch.minimum(torch.maximum(codes, -zero, out=codes), 2**self.bits - 1 - zero, out=codes)
-        errors, power = places.sub_(codes).abs_(), clipping_norm(self.bits, places.shape[1])
-        if power == 2:
-            errors.square_()
-        elif power == 2.5:
-            torch.sqrt(errors, out=codes)
-            errors.square_().mul_(codes)
-        elif power == 3:
-            torch.mul(errors, errors, out=codes)
-            errors.mul_(codes)
-        else:
-            errors.log_().mul_(power).exp_()  # takes less time than pow
-        return errors.sum(1).mul_(scale.pow(power))
-
-
-def _range_grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """(scale, zero) of the ranges [low, high], each [rows]."""
-    qmax = 2**bits - 1
-    if symmetric:
-        scale = 2 * torch.maximum(-low, high) / qmax
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return scale, torch.full_like(scale, 2.0 ** (bits - 1))
-    scale = (high - low) / qmax
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return scale, torch.round(-low / scale).clamp(0, qmax)
 
 
 def fake_quantize_tokens(x_NI: Tensor, qmax: Tensor | float, *, symmetric: bool, group: int = 0) -> Tensor:

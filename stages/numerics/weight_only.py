@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 CLIPPED = 4
 """Bits up to which the clipping ratio is searched for; of more bits a range loses next to nothing."""

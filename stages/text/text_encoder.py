@@ -48,7 +48,7 @@ def _expected(context: Context) -> int | None:
 
 STAGE = Stage(
     name="text_encoder",
-    version=1,
+    version=2,
     needs=(),
     reads=_reads,
     run=run,

@@ -16,7 +16,8 @@ from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.methods._layer import largest_group
 from adatsq_pipe.stages.methods._recipe import Recipe
 from adatsq_pipe.stages.numerics.evolve import evolve
-from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, fake_quantize_tokens, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 ROWS = 512
 """Calibration rows of a layer that errors are measured on, evenly from all timesteps."""

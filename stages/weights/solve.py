@@ -102,7 +102,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="solve",
-    version=5,
+    version=6,
     needs=("capture", "hessian"),
     reads=_reads,
     run=run,

@@ -86,7 +86,10 @@ class Solve:
             else:
                 _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
                 gram = tensors.mapped(folder, name).to(self.device)
-            self._latest = (key, CalibratedInput(basis.of_gram(gram), self.settings.damping, self.settings.act_order))
+            # A low-rank branch takes a matrix's small directions too.
+            dtype = torch.float64 if self.recipe.rank else gptq.precision(len(gram), self.settings.damping)
+            turned = basis.of_gram(gram, dtype)
+            self._latest = (key, CalibratedInput(turned, self.settings.damping, self.settings.act_order))
         return self._latest[1]
 
     def _weight(self, name: str) -> Tensor:
@@ -222,8 +225,8 @@ class Solve:
 
 
 class CalibratedInput:
-    """The Gram matrix of a layer's input, float64 [in, in] in the basis of its codes, and its factor once one is
-    needed."""
+    """The Gram matrix of a layer's input, float32 or float64 [in, in] in the basis of its codes, and its factor once
+    one is needed."""
 
     def __init__(self, gram_II: Tensor, damping: float, act_order: bool) -> None:
         self.gram_II, self._damping, self._act_order = gram_II, damping, act_order

@@ -23,7 +23,7 @@ import click
 import torch
 from torch import nn
 
-from adatsq_pipe.stages.numerics.grid import weight_grid
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 from adatsq_pipe.stages.runtime.linear import EXECUTIONS, QuantizedLinear
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 

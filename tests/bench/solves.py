@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import gptq, weight
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 SHAPES = ((1024, 1024), (3072, 3072), (3072, 12288))
 """(in, out)"""
@@ -79,7 +80,8 @@ def main(width: int, out: int, repeats: int) -> None:
 def row(w: Tensor, gram: Tensor, bits: int, repeats: int) -> str:
     """A line of the table: seconds, their ratio to the published solve's, and the ratio of errors."""
     grid = weight_grid(w, bits=bits, group=0, symmetric=False, clip=True)
-    columns = grid.scale_OG, grid.zero_OG
+    columns, exact = (grid.scale_OG, grid.zero_OG), gram
+    gram = gram.to(gptq.precision(len(gram), DAMPING))  # as the stage has it
     base = cpu_seconds(lambda: published(w, gram, grid), repeats)
     factored = gptq.factor(gram, damping=DAMPING, act_order=True)
     factor = cpu_seconds(lambda: gptq.factor(gram, damping=DAMPING, act_order=True), repeats)
@@ -94,7 +96,7 @@ def row(w: Tensor, gram: Tensor, bits: int, repeats: int) -> str:
 
     shared = cpu_seconds(layer, repeats)
     off = [w - values for values in (dequantize(layer().tensors["codes"], *columns), published(w, gram, grid))]
-    ours, theirs = (float(((e.double() @ gram) * e).sum()) for e in off)
+    ours, theirs = (float(((e.double() @ exact) * e).sum()) for e in off)
     cells = [f"{seconds:.2f} s ({seconds / base:.2f})" for seconds in (factor, solve, clip, factor + shared, shared)]
     shape = f"{w.shape[1]} x {w.shape[0]}"
     return f"| {shape} | {bits} | {base:.2f} s | {' | '.join(cells)} | {ours / theirs:.5f} |"

@@ -14,7 +14,7 @@ FAULTS = [
         CALIBRATION,
         ("range(start, start + size)):", "range(0, size)):"),
         ("return [x.grad if needed", "return [2 * x.grad if needed"),
-        ("through = gradient @ weight", "through = gradient @ weight * 0.5"),
+        ("through = linear(gradient, weight.T)", "through = linear(gradient, weight.T) * 0.5"),
         ("if not isinstance(latents, Tensor) or not latents.requires_grad:", "if not isinstance(latents, Tensor):"),
         ("of_samples(along, of, start, start + size)", "of_samples(along, of, 0, size)"),
     ),

@@ -87,7 +87,7 @@ FAULTS = [
         ("rows[place[step]].append", "rows[0 * place[step] + len(rows) - 1].append"),
         ("recipe.regions and timegroups", "not recipe.regions and timegroups"),
         ("self.settings.damping, self.settings.act_order)", "self.settings.damping, not self.settings.act_order)"),
-        ("basis.of_gram(gram), self.settings.damping", "basis.of_gram(gram), 10 * self.settings.damping"),
+        ("CalibratedInput(turned, self.settings.damping", "CalibratedInput(turned, 10 * self.settings.damping"),
         ("rounds=recipe.rank_rounds", "rounds=1"),
     ),
     *faults(

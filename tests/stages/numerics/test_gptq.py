@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import gptq
-from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid, dequantize, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 
 def _problem(width: int = 24, out: int = 6, rows: int = 200) -> tuple[Tensor, Tensor]:
@@ -158,7 +159,9 @@ def test_the_factor_is_that_of_the_damped_matrix(
 ) -> None:
     if by_blocks:
         monkeypatch.setattr(gptq, "VERY_WIDE", 24)
-        monkeypatch.setattr(gptq, "FACTORED", 7)
+        monkeypatch.setattr(gptq, "FACTORED", 10)
+        monkeypatch.setattr(gptq, "FACTORED_AT_ONCE", 4)
+        monkeypatch.setattr(gptq, "TURNED", 50)
     _, H = _problem()
     made = gptq.factor(H, damping=0.05, act_order=act_order)
     damped = H + 0.05 * float(H.diagonal().mean()) * torch.eye(24, dtype=torch.float64)

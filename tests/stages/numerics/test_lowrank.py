@@ -8,7 +8,8 @@ from torch import Tensor
 
 from adatsq_pipe.stages.numerics import lowrank
 from adatsq_pipe.stages.numerics.gptq import weighted_error
-from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 
 def _problem(seed: int = 3, width: int = 32, out: int = 24) -> tuple[Tensor, Tensor, Tensor]:

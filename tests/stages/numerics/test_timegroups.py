@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adatsq_pipe.stages.numerics import timegroups
-from adatsq_pipe.stages.numerics.grid import dequantize, quantize, weight_grid
+from adatsq_pipe.stages.numerics.grid import dequantize, quantize
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 
 
 def test_outputs_of_gelu_differ_from_other_inputs() -> None:

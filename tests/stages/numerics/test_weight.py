@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adatsq_pipe.stages.numerics import gptq, lowrank, weight
-from adatsq_pipe.stages.numerics.grid import Grid, weight_grid
+from adatsq_pipe.stages.numerics.grid import Grid
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 from tests.support import slow_math
 
 

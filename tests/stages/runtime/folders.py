@@ -13,9 +13,9 @@ from torch import Tensor
 
 from adatsq_pipe.stages.architecture.layers import quantizable_linears
 from adatsq_pipe.stages.numerics.grid import quantize as quantize_to_grid
-from adatsq_pipe.stages.numerics.grid import weight_grid
 from adatsq_pipe.stages.numerics.packing import pack
 from adatsq_pipe.stages.numerics.transform import block_size, hadamard, rotate
+from adatsq_pipe.stages.numerics.weight_grid import weight_grid
 from adatsq_pipe.stages.runtime.spec import FORMAT, LayerSpec
 from adatsq_pipe.storage.checkpoint import stored_tensors, write_pipeline
 
