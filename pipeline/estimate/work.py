@@ -148,15 +148,17 @@ def clip_cost(width: int, out: int) -> Cost:
 def solve_cost(width: int, out: int, *, gptq: bool, clip: bool) -> Cost:
     """One layer [out, width]: its grid, and GPTQ: a Cholesky factor, products of a block of columns and of those
     before them; and the squared output of the weight, by half of its products, without GPTQ of its error too. Wide
-    layers multiply in bfloat16."""
-    numbers = float(width * out)
+    layers are turned and factored in float32, and multiply in bfloat16."""
+    numbers, precise = float(width * out), "float32" if width >= VERY_WIDE else "float64"
     errors, rotation = (1.0 if gptq else 2.0) * numbers * width, 4.0 * width**2 * BLOCK
-    found = Cost(flops={"float64": rotation, HALF if width > WIDE else "float32": errors}, kernels=60.0)
+    found = Cost(flops={precise: rotation}, kernels=60.0)
+    found += Cost(flops={HALF if width > WIDE else "float32": errors})
     found = found + clip_cost(width, out) if clip else found
     if not gptq:
         return found
-    flops = {"float64": width**3 / 3.0, HALF if width >= VERY_WIDE else "float32": numbers * width}
     columns = COLUMN_PASSES * 4 * (BLOCK / 2) * numbers
+    found += Cost(flops={precise: width**3 / 3.0})
+    flops = {HALF if width >= VERY_WIDE else "float32": numbers * width}
     return found + Cost(flops=flops, traffic=columns + 8.0 * 6 * width**2, kernels=COLUMN_KERNELS * width)
 
 
