@@ -97,7 +97,7 @@ def test_two_commits_are_compared_stage_by_stage() -> None:
     old = {stage: {"cpu": 20.0, "memory": 3e9} for stage in two_commits.STAGES}
     new = {stage: {"cpu": 8.0, "memory": 2e9} for stage in two_commits.STAGES}
     new["solve"] = {"cpu": 4.0, "memory": 4e9}
-    lines = two_commits.table({"before": old, "after": new}).splitlines()
+    lines = two_commits.table({"before": old, "after": new}, two_commits.STAGES).splitlines()
     assert lines[0] == "| stage | before, CPU s | after, CPU s | ratio | before, GB | after, GB |"
     assert "| solve | 20.0 | 4.0 | 0.20 | 3.00 | 4.00 |" in lines
     assert lines[-1] == "| in all | 140.0 | 52.0 | 0.37 | 3.00 | 4.00 |"  # 7 x 20; 6 x 8 + 4

@@ -172,7 +172,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="search",
-    version=5,
+    version=4,
     needs=("capture", "fisher", "solve"),
     reads=_reads,
     run=run,

@@ -39,5 +39,5 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 
 STAGE = Stage(
-    name="capture", version=3, needs=(), reads=_reads, run=run, expected=total_units, settings=CaptureSettings
+    name="capture", version=2, needs=(), reads=_reads, run=run, expected=total_units, settings=CaptureSettings
 )

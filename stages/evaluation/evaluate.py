@@ -25,7 +25,7 @@ def run(context: Context, executor: Executor, report: Report) -> None:
 
 STAGE = Stage(
     name="evaluate",
-    version=5,
+    version=4,
     needs=("assemble", "reference"),
     reads=draws_identity,
     run=run,

@@ -1,9 +1,9 @@
 """What do two commits take for the same run, stage by stage? `python -m tests.bench.two_commits MODEL --run-dir DIR`.
 
 Needs `--command NAME=PATH` for each: the `adatsq-pipe` of a checkout of that commit. Every stage is a command of its
-own, in one process with one thread, and the commits take turns, stage by stage. The CPU seconds of that process count,
-and the most main memory that it held: its start is in both. Figures stay in DIR, and a bench that was stopped goes on
-with the same command.
+own, in one process with one thread, and the commits take turns, stage by stage; with `--at-once` all stages are one
+command. The CPU seconds of that process count, and the most main memory that it held: its start is in both. Figures
+stay in DIR, and a bench that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def measured(command: str, model: Path, run: Path, stage: str, sets: tuple[str, 
     return {"cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss * 1024}
 
 
-def table(found: Measured) -> str:
+def table(found: Measured, stages: tuple[str, ...]) -> str:
     """Two columns of seconds, their ratio, two of memory."""
     old, new = found
     head = ["stage", f"{old}, CPU s", f"{new}, CPU s", "ratio", f"{old}, GB", f"{new}, GB"]
     rows = [head, ["---"] * len(head)]
-    for stage in STAGES:
+    for stage in stages:
         one, other = found[old][stage], found[new][stage]
         rows.append([stage, *_cells(one["cpu"], other["cpu"], one["memory"], other["memory"])])
-    sums = [sum(found[name][stage]["cpu"] for stage in STAGES) for name in found]
-    most = [max(found[name][stage]["memory"] for stage in STAGES) for name in found]
+    sums = [sum(found[name][stage]["cpu"] for stage in stages) for name in found]
+    most = [max(found[name][stage]["memory"] for stage in stages) for name in found]
     rows.append(["in all", *_cells(*sums, *most)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -57,9 +57,10 @@ def _cells(old: float, new: float, *memory: float) -> list[str]:
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--command", "commands", multiple=True, required=True, help="NAME=PATH of an adatsq-pipe. Twice.")
+@click.option("--at-once", is_flag=True, help="All stages in one command.")
 @click.option("--set", "sets", multiple=True, help="A setting of both runs, as in a run.")
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Keep both runs and figures here.")
-def main(model: Path, commands: tuple[str, ...], sets: tuple[str, ...], run_dir: Path) -> None:
+def main(model: Path, commands: tuple[str, ...], at_once: bool, sets: tuple[str, ...], run_dir: Path) -> None:
     """Take a model through the same run with two commits, and print what each stage took."""
     paths = dict(each.split("=", 1) for each in commands if "=" in each)
     if len(paths) != 2 or len(commands) != 2:
@@ -67,12 +68,13 @@ def main(model: Path, commands: tuple[str, ...], sets: tuple[str, ...], run_dir:
     run_dir.mkdir(parents=True, exist_ok=True)
     kept = run_dir / "measured.json"
     found: Measured = json.loads(kept.read_text()) if kept.exists() else {name: {} for name in paths}
-    for stage in STAGES:
+    stages = ("all",) if at_once else STAGES
+    for stage in stages:
         for name, path in paths.items():
             if stage not in found[name]:
                 found[name][stage] = measured(path, model.absolute(), run_dir / name, stage, sets)
                 kept.write_text(json.dumps(found))
-    click.echo(table(found))
+    click.echo(table(found, stages))
 
 
 if __name__ == "__main__":

@@ -137,10 +137,29 @@ def test_cuda_on_a_cluster_without_gpus_is_refused_in_one_line(place: RunDir, mo
     devices.check_device(waits)
 
 
-def test_a_cpu_is_identified_as_it_always_was(place: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def _identified(place: RunDir, *sets: str) -> object:
+    steps, _ = plan.plan(_to_run(place, *sets), place)
+    return steps[0].identity["reads"]["compute"]  # type: ignore[index, call-overload]
+
+
+def test_float32_on_a_cpu_alone_is_identified_by_what_multiplies_it(
+    place: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captures of a GPU, and of bfloat16, that were made before are reused."""
+    _gpus(monkeypatch, 1)
+    for device, dtype in (("cuda", "float32"), ("cpu", "bfloat16")):
+        found = _identified(place, f"compute.device={device}", f"compute.dtype={dtype}")
+        assert found == {"device": device, "dtype": dtype, "threads": 1}
+    assert _identified(place, "compute.device=cpu") == {
+        "device": "cpu", "dtype": "float32", "threads": 1, "products": "oneDNN"
+    }  # fmt: skip
+
+
+def test_a_cpu_that_was_chosen_is_identified_as_one_that_was_named(
+    place: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _gpus(monkeypatch, 0)
     steps, _ = plan.plan(_to_run(place), place)
-    assert steps[0].identity["reads"]["compute"] == {"device": "cpu", "dtype": "float32", "threads": 1}  # type: ignore[index, call-overload]
     named, _ = plan.plan(_to_run(place, "compute.device=cpu", "compute.dtype=float32"), place)
     assert [step.fingerprint for step in steps] == [step.fingerprint for step in named]
     _gpus(monkeypatch, 1)
