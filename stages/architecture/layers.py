@@ -7,7 +7,7 @@ parameters of quantized layers and skipped modules add up to the model's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -90,6 +90,12 @@ def quantizable_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
 def _excluded_endings(transformer: nn.Module) -> tuple[str, ...]:
     family = family_of(transformer)
     return family.leave if family is not None else ()
+
+
+def known_to_repeat(transformer: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Those of the `layers` of a denoiser that its family says run more than once in a call."""
+    family = family_of(transformer)
+    return [name for name in layers if family is not None and name.endswith(family.repeated)]
 
 
 def skipped_modules(transformer: nn.Module) -> Iterator[SkippedModule]:

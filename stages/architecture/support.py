@@ -61,12 +61,22 @@ def _sources() -> dict[str, Path]:
     }
 
 
+def _classes(file: Path) -> list[ast.ClassDef]:
+    """The classes that a source file defines."""
+    text = file.read_text("utf-8")
+    try:
+        tree = ast.parse(text)
+    except SystemError:  # Python before 3.11.8 and 3.12.2, where another thread parses too (python/cpython#106905)
+        tree = ast.parse(text)
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
 def call_source(name: str) -> CallSource | None:
     """The call of the pipeline (or denoiser) class `name`; None if diffusers has no source of it."""
     file = _sources().get(name)
     if file is None:
         return None
-    classes = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    classes = _classes(file)
     own = next(node for node in classes if node.name == name)
     calls = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name in ("__call__", "forward")]
     if not calls:
@@ -100,7 +110,7 @@ def components_taken(name: str) -> frozenset[str] | None:
     file = _sources().get(name)
     if file is None:
         return None
-    classes = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    classes = _classes(file)
     own = next(node for node in classes if node.name == name)
     made = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     if made:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from adatsq_pipe.stages.architecture.layers import quantizable_linears, skipped_modules
+from adatsq_pipe.stages.architecture.layers import known_to_repeat, quantizable_linears, skipped_modules
 from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.errors import StageError
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
@@ -62,7 +62,8 @@ class Capture(OutOfMemoryBackoff):
         {**works, "left": self._left}[kind](key)
 
     def _survey(self, key: str) -> None:
-        look = FirstCalls(self.layers_of, self.context.settings[CaptureSettings].rows)
+        known = {part: known_to_repeat(self.denoiser.parts[part], own) for part, own in self.layers_of.items()}
+        look = FirstCalls(self.layers_of, self.context.settings[CaptureSettings].rows, known)
         with unit_of(self.context, self.stage, key, self.micro) as unit, torch.no_grad():
             with unit.timed("model"):
                 calls = self.denoiser.rehearse(self.shards[0], look.around)

@@ -31,6 +31,9 @@ class Family:
     """Names of the modules inside which linears are quantized; empty = the lists of repeated blocks."""
     leave: tuple[str, ...] = ()
     """Name endings of linears that are not quantized."""
+    repeated: tuple[str, ...] = ()
+    """Name endings of linears that run more than once in a call. Capture finds out by itself, and makes the first call
+    once more then."""
     timestep: str = ""
     """Name of the timestep argument of a call; empty = one of the usual names, or the first number."""
     sample: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,29 @@ def test_a_layer_that_runs_twice_is_left_and_takes_no_part_in_the_draw_of_rows()
     assert look.kept is not None and torch.equal(look.kept.output, output)
     rows, peak = look.kept.sampler.of("second", net.second)
     assert torch.equal(rows, fed[chosen.tolist()]) and torch.equal(peak, fed.abs().amax(0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("known", "passes"), [(["first"], 1), ([], 2), (["second"], 2), (["first", "second"], 2), (["unused"], 2)]
+)
+def test_what_is_known_to_repeat_saves_a_pass_and_changes_nothing(known: list[str], passes: int) -> None:
+    """A family that is wrong costs a pass."""
+    net, x = Twice(), torch.randn(2, TOKENS, 4, generator=torch.Generator().manual_seed(0))
+    linears = {name: layer for name, layer in net.named_children() if isinstance(layer, nn.Linear)}
+    part = CallPart(call=_call(x), place=0, share=Fraction(1))
+    looks = [FirstCalls({"transformer": linears}, ROWS, {"transformer": each}) for each in (known, [])]
+    counts = []
+    for look in looks:
+        before = net.passes
+        look.around(part, lambda: net(x))
+        counts.append(net.passes - before)
+    assert counts == [passes, 2]
+    one, other = looks
+    assert one.survey("transformer", 2) == other.survey("transformer", 2)
+    assert one.kept is not None and other.kept is not None
+    (rows, peak), (wanted, peaks) = (look.kept.sampler.of("second", net.second) for look in (one, other) if look.kept)
+    assert torch.equal(rows, wanted) and torch.equal(peak, peaks)
 
 
 @torch.no_grad()
