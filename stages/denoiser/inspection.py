@@ -140,6 +140,7 @@ def _describe(family: Family | None) -> str:
     changes += [f"left: {', '.join(family.leave)}"] if family.leave else []
     changes += [f"the timestep is {family.timestep}"] if family.timestep else []
     changes += [f"the sample is {family.sample}"] if family.sample else []
+    changes += [f"run more than once in a call: {', '.join(family.repeated)}"] if family.repeated else []
     changes += [f"its cache is empty without {family.cached_with}"] if family.cached_with else []
     return f"{'; '.join(changes)} ({family.why})"
 
