@@ -185,10 +185,10 @@ def _reordered(H_II: Tensor, order_I: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _turned(matrix: Tensor) -> Tensor:
     """`matrix.flip(0, 1)`, in its own memory: all its numbers from the last to the first."""
-    numbers, width = matrix.view(-1), matrix.numel()
-    for start in range(0, width // 2, TURNED):
-        stop = min(start + TURNED, width // 2)
-        first, last = numbers[start:stop], numbers[width - stop : width - start]
+    numbers, count = matrix.view(-1), matrix.numel()
+    for start in range(0, count // 2, TURNED):
+        stop = min(start + TURNED, count // 2)
+        first, last = numbers[start:stop], numbers[count - stop : count - start]
         kept = first.flip(0)
         first.copy_(last.flip(0))
         last.copy_(kept)
