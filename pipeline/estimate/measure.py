@@ -28,6 +28,7 @@ from adatsq_pipe.pipeline.estimate.work import BACKWARD, FORWARD, QUANTIZED
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.denoiser.device import require, settle
 from adatsq_pipe.stages.numerics import gptq
+from adatsq_pipe.stages.numerics.products import use_faster_products
 from adatsq_pipe.stages.numerics.weight_grid import clip_tries, weight_grid
 
 REPEATS = 3
@@ -113,6 +114,7 @@ def _real(block: Block, outlook: Outlook, device: str) -> Probe:
                 if tensor is not None:
                     made = real(tensor)
                     own[name] = nn.Parameter(made, requires_grad=False) if own is part._parameters else made
+    use_faster_products(module)
     args, kwargs = tree_map(real, (block.args, block.kwargs))
     return Probe(module, args, kwargs, block.rows, outlook.recipe, device == "cpu")
 

@@ -40,8 +40,8 @@ def _takes(x: Tensor, weight_OI: Tensor) -> bool:
     return not (torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad))
 
 
-class FasterLinear(nn.Linear):
-    """An `nn.Linear` that multiplies by `linear`."""
+class Linear(nn.Linear):
+    """An `nn.Linear` that multiplies by `linear`; reports call it as they call torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -51,4 +51,4 @@ def use_faster_products(module: nn.Module) -> None:
     """Have every plain linear layer in `module` multiply by `linear`, if that makes a difference here."""
     for layer in module.modules() if ONEDNN else ():
         if type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu":
-            layer.__class__ = FasterLinear
+            layer.__class__ = Linear

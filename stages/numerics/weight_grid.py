@@ -123,12 +123,12 @@ class _Clipping:
         reach = CLIP_STRIDE // 2
         while reach:
             before, least = self.step_R, self._least
-            falls = (right - least) * to_left**2 < (left - least) * to_right**2
-            falls |= right.isinf()  # past the last step that was tried
-            error = self.attempt((before + torch.where(falls, reach, -reach)).clamp(0, CLIP_STEPS - 1))
+            rightward = (right - least) * to_left**2 < (left - least) * to_right**2
+            rightward |= right.isinf()  # past the last step that was tried
+            error = self.attempt((before + torch.where(rightward, reach, -reach)).clamp(0, CLIP_STEPS - 1))
             better = self.step_R != before
-            left, to_left = _beside_the_best(left, to_left, better, ~falls, least, error, reach)
-            right, to_right = _beside_the_best(right, to_right, better, falls, least, error, reach)
+            left, to_left = _beside_the_best(left, to_left, better, ~rightward, least, error, reach)
+            right, to_right = _beside_the_best(right, to_right, better, rightward, least, error, reach)
             reach //= 2
 
     def attempt(self, step_R: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ FAULTS = [
         ("if bits <= 2:", "if bits < 2:"),
         ("2.5 if bits == 3", "2.0 if bits == 3"),
         ("reach = stride // 2", "reach = 0"),
-        ("falls |= right.isinf()", "pass"),
+        ("rightward |= right.isinf()", "pass"),
         ("errors[1] = self.attempt(", "errors[1] = ("),
         ("(right - least) * to_left**2 < (left - least)", "(right - least) * to_left**2 > (left - least)"),
         ("torch.where(missed, error, beside)", "torch.where(missed, beside, beside)"),
