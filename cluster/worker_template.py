@@ -12,6 +12,7 @@ its workers are then new processes, as on a cluster.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -166,7 +167,8 @@ def become(request: _Request) -> None:
 
 def _end_with(connection: socket.socket) -> None:
     """End at once when the other side does: whoever kills what Ray started means this process."""
-    connection.recv(1)
+    with contextlib.suppress(OSError):  # a reset, if it ends before it has read all
+        connection.recv(1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

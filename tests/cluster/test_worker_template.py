@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,19 @@ def test_a_copy_has_the_imports_of_the_template_and_all_else_of_what_it_stands_f
     copy = psutil.Process(int(str(_said(process)["pid"])))
     copy.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("unread", [b"", b"started"])
+def test_a_copy_ends_also_if_the_other_side_has_not_read_all(unread: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is reset then, not closed."""
+    killed = list[tuple[int, int]]()
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    own, other = socket.socketpair()
+    own.sendall(unread)
+    other.close()
+    worker_template._end_with(own)
+    own.close()
+    assert killed == [(os.getpid(), signal.SIGKILL)]
 
 
 @pytest.mark.run
