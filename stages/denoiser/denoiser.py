@@ -88,9 +88,8 @@ class Denoiser:
                 "each worker more of a GPU (cluster.gpus_per_worker) or a larger one, or set compute.dtype=bfloat16"
             ) from error
         self.pipe.set_progress_bar_config(disable=True)
-        for part in self.parts.values():
-            use_faster_products(part)
         self.transformer = several(self.parts)
+        use_faster_products(self.transformer)
         self._check_sharing()
         self.offload = offload_blocks(self.pipe.components, self.parts, device) if blockwise else None
         self.device, self._call = device, dict(call)

@@ -24,20 +24,21 @@ LEAST = 2**21
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """`functional.linear`: `x` [..., in] times the transpose of `weight_OI` [out, in], and the bias added. Where a
     gradient is wanted, or a compiler looks on, it is torch's own."""
-    if not _takes(x, weight_OI):
+    if not _takes(x, weight_OI, bias_O):
         return functional.linear(x, weight_OI, bias_O)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
     return product
 
 
-def _takes(x: Tensor, weight_OI: Tensor) -> bool:
+def _takes(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
     if not ONEDNN or x.dtype != torch.float32 or weight_OI.dtype != torch.float32 or x.device.type != "cpu":
         return False
     if x.numel() * len(weight_OI) < LEAST or torch.compiler.is_compiling():
         return False
     if not (weight_OI.is_contiguous() or weight_OI.T.is_contiguous()):  # a part of another: oneDNN is very slow there
         return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad))
+    wanted = any(each is not None and each.requires_grad for each in (x, weight_OI, bias_O))
+    return not (torch.is_grad_enabled() and wanted)
 
 
 class Linear(nn.Linear):

@@ -18,8 +18,8 @@ def squared_gradient_mean(x_NI: Tensor, g_NO: Tensor) -> Tensor:
 
     `x_NI` [..., in] are the inputs and `g_NO` [..., out] the output gradients of one linear over all tokens of a batch.
     With a label-free loss whose noise is independent from sample to sample, the square of the batch's gradient has the
-    expectation of the sum of samples' squares, so no loop over samples is needed. Both in bfloat16 are multiplied so,
-    which changes the mean by less than 1e-4 of itself.
+    expectation of the sum of samples' squares, so no loop over samples is needed. Where both are bfloat16 their
+    product is too, which changes the mean by less than 1e-4 of itself.
     """
     x, g = x_NI.flatten(0, -2), g_NO.flatten(0, -2)
     if x.dtype == g.dtype == torch.bfloat16 and (x.is_cuda or BF16_ON_CPU):

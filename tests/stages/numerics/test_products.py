@@ -91,6 +91,16 @@ def test_no_gradient_is_lost_to_a_weight_that_wants_one(called: list[torch.Size]
     assert not called
 
 
+def test_no_gradient_is_lost_to_a_bias_that_wants_one(called: list[torch.Size]) -> None:
+    x, weight, b = _inputs()
+    b.requires_grad_()
+
+    linear(x, weight, b).sum().backward()
+
+    assert b.grad is not None and b.grad.tolist() == [SHAPE[0] * SHAPE[1]] * OUT
+    assert not called
+
+
 def test_a_row_is_the_same_whatever_its_neighbours() -> None:
     x, weight, b = _inputs()
     rows = x.flatten(0, 1).repeat(8, 1)

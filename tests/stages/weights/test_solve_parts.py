@@ -13,6 +13,7 @@ from torch import Tensor
 from adatsq_pipe.stages.base.run_settings import RunSettings
 from adatsq_pipe.stages.base.settings import ComputeSettings
 from adatsq_pipe.stages.methods._recipe import resolve
+from adatsq_pipe.stages.numerics import gptq
 from adatsq_pipe.stages.weights.solve import STAGE, SolveSettings
 from tests.support import slow_math
 from tests.support.made_context import FIRST
@@ -178,3 +179,14 @@ def test_bins_count_for_the_bytes_only_where_there_are_any() -> None:
     binned = {"method": "svdquant", "clip_bins": 2}
     assert of(**binned)["recipe"]["clip_bins"] == 2
     assert of(**binned, activation_bits=4) != of(**binned, activation_bits=8)
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(0, torch.float32), (2, torch.float64)])
+def test_a_wide_layers_matrix_is_float32_but_beside_a_branch(
+    rank: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch takes the matrix's small directions too."""
+    monkeypatch.setattr(gptq, "VERY_WIDE", 1)
+    store, worker = solved(tmp_path, monkeypatch, {"method": "rtn", "solver": "gptq", "rank": rank})
+    assert worker._latest is not None and worker._latest[1].gram_II.dtype == dtype
+    assert 0 < layer_unit(store)[0].value["error"] < 1
