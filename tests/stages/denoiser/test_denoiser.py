@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
+from adatsq_pipe.stages.architecture.layers import known_to_repeat, quantizable_linears
 from adatsq_pipe.stages.denoiser.call import Call
 from adatsq_pipe.stages.denoiser.conditions import Conditions
 from adatsq_pipe.stages.denoiser.denoiser import Denoiser, Output
+from adatsq_pipe.stages.denoiser.hooks import survey
 from adatsq_pipe.stages.denoiser.outputs import leaves, rebuild, structure
+from adatsq_pipe.stages.numerics import products
 from adatsq_pipe.storage.errors import StorageError
 from tests.conftest import FAMILIES
 from tests.support.mapping import MAPS, file_of
@@ -128,3 +132,21 @@ def test_only_classes_of_diffusers_are_made_from_a_name() -> None:
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no diffusers pipeline folder"):
         Denoiser(str(tmp_path), dtype="float32", device="cpu", call={})
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_denoisers_layers_multiply_by_the_faster_library(
+    faster: bool, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "ONEDNN", faster)
+    opened = _open(tiny_flux)
+    kinds = {type(layer) for layer in quantizable_linears(opened.transformer).values()}
+    assert kinds == {products.Linear if faster else nn.Linear}
+
+
+def test_the_family_of_dit_names_the_layers_that_run_twice(family: Callable[[str], Path]) -> None:
+    """So that capture need not make the first call once more to find out."""
+    opened = _open(family("dit"))
+    layers, call = quantizable_linears(opened.transformer), opened.rehearse(_conditions("dit"))[0]
+    seen = survey(lambda: opened.run(call), layers, 2)
+    assert len(seen.repeated) == 2 and sorted(known_to_repeat(opened.transformer, layers)) == sorted(seen.repeated)
