@@ -104,7 +104,7 @@ class _Dispatch(Generic[ContextT, ResultT]):
         self.pool, self.worker_class, self.context = pool, worker_class, context
         self.queue_depth = int(getattr(worker_class, "queue_depth", 1))
         self.spare, claimed, now = pool.spare, pool.spare.claim(worker_class, tasks), time.monotonic()
-        self.running = {reference: _Attempt(actor, task, now) for reference, (actor, task) in claimed.items()}
+        self.running = {reference: _Attempt(actor, task, now) for reference, (actor, task, _) in claimed.items()}
         begun = {attempt.task for attempt in self.running.values()}
         self.waiting = deque(task for task in tasks if task not in begun)
         self.idle: deque[ActorHandle] = deque()
@@ -114,7 +114,7 @@ class _Dispatch(Generic[ContextT, ResultT]):
         self.durations: list[float] = []
         self.failed_on: dict[str, set[ActorHandle]] = {}
         self.failures = FailureTracker(pool.retries)
-        busy = {actor for actor, _ in (*claimed.values(), *self.spare.running.values())}
+        busy = {attempt.actor for attempt in (*claimed.values(), *self.spare.running.values())}
         for actor in [actor for actor in pool.actors if actor not in busy]:
             self._ping(actor)
         self.last_answer = self.last_growth = time.monotonic()

@@ -20,6 +20,7 @@ import ray
 from adatsq_pipe.cluster.actor_pool import ActorPool, WorkerActor
 from adatsq_pipe.cluster.coordinator import Coordinator, Report, Search
 from adatsq_pipe.cluster.errors import ClusterUnreachable, Stopped
+from adatsq_pipe.cluster.ray_helpers import end_helpers
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.cluster.session_folder import of_ray, session_folder
 from adatsq_pipe.cluster.worker_slot import ContextT, ResultT, WorkerClass
@@ -176,6 +177,7 @@ def _start(resources: Resources, folder: str | None, template: WorkerTemplate | 
             f"Ray cannot start on this machine ({_reason(error)}); look at its logs below {folder or of_ray()}, or run "
             "without Ray: --executor inline"
         ) from error
+    end_helpers()
 
 
 def _reason(error: Exception) -> str:

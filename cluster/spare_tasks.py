@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 class SpareAttempt(NamedTuple):
-    """A spare task at an actor, which has no other."""
+    """A spare task of a worker class at an actor, which has no other."""
 
     actor: ActorHandle
     task: str
+    worker_class: object
 
 
 class SpareTasks(Generic[ContextT, ResultT]):
-    """The tasks of one worker class that are on offer, and those that were begun.
+    """The tasks of one worker class that are on offer, and those that were begun, of this class or of an earlier one.
 
     The stream that they belong to claims what is in progress when it starts, so that no task runs twice. What fails
     here is not reported: that stream tries it again.
@@ -39,7 +40,7 @@ class SpareTasks(Generic[ContextT, ResultT]):
 
     def offer(self, worker_class: WorkerClass[ContextT, ResultT], context: ContextT, keys: Iterable[str]) -> None:
         """From now on these are the tasks that idle actors may begin, in place of those that were offered before."""
-        begun = {attempt.task for attempt in self.running.values()} if worker_class == self._worker_class else set()
+        begun = {attempt.task for attempt in self.running.values() if attempt.worker_class == worker_class}
         self._worker_class, self._context = worker_class, context
         self._waiting = deque(key for key in keys if key not in begun)
 
@@ -49,7 +50,7 @@ class SpareTasks(Generic[ContextT, ResultT]):
             if self._waiting:
                 task = self._waiting.popleft()
                 reference = actor.run.remote(self._worker_class, self._context, task)
-                self.running[reference] = SpareAttempt(actor, task)
+                self.running[reference] = SpareAttempt(actor, task, self._worker_class)
         taken = {attempt.actor for attempt in self.running.values()}
         return deque(actor for actor in idle if actor not in taken)
 
@@ -61,10 +62,13 @@ class SpareTasks(Generic[ContextT, ResultT]):
 
     def claim(self, worker_class: object, tasks: Collection[str]) -> dict[ObjectRef, SpareAttempt]:
         """Those of `tasks` that are in progress. They, and what waits of that class, are no longer spare."""
-        if worker_class != self._worker_class:
-            return {}
-        self._waiting.clear()
-        claimed = {reference: attempt for reference, attempt in self.running.items() if attempt.task in tasks}
-        for reference in claimed:
+        if worker_class == self._worker_class:
+            self._waiting.clear()
+        mine = [
+            (reference, attempt)
+            for reference, attempt in self.running.items()
+            if attempt.worker_class == worker_class and attempt.task in tasks
+        ]
+        for reference, _ in mine:
             del self.running[reference]
-        return claimed
+        return dict(mine)

@@ -17,10 +17,11 @@ from adatsq_pipe.cluster.inline_executor import InlineExecutor
 from adatsq_pipe.cluster.resources import Resources
 from adatsq_pipe.cluster.worker_template import WorkerTemplate
 from adatsq_pipe.pipeline import captions, devices, placement
+from adatsq_pipe.pipeline.beside import spare_units
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan, stages_of, with_optional
-from adatsq_pipe.pipeline.plots.ahead import PlotsAhead
+from adatsq_pipe.pipeline.plots.ahead import PlotsAhead, import_all
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
@@ -28,7 +29,7 @@ from adatsq_pipe.stages.base.settings import ComputeSettings, DataSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import complete
 from adatsq_pipe.stages.calibration.survey import left_of, survey_of
-from adatsq_pipe.stages.evaluation import reference, rehearsal
+from adatsq_pipe.stages.evaluation import rehearsal
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.storage.cast_copy import cast_bytes
 from adatsq_pipe.storage.errors import DamagedUnit, StorageError
@@ -38,8 +39,6 @@ from adatsq_pipe.storage.rundir import RunDir
 REPAIRS = 8
 NAMED = 4
 """Kinds of layers left alone that are named on the screen; the report has all."""
-DRAWN_BESIDE = ("capture", "fisher", "assemble")
-"""Stages beside which idle workers draw the reference: their workers hold the full-precision model, or none."""
 SEARCH_MODULES = ("adatsq_pipe.stages.allocation.search", "adatsq_pipe.storage.tables", "zarr")
 """Modules that a search needs. The process that runs it imports them beforehand, so that no worker waits for them."""
 
@@ -90,6 +89,8 @@ class Executors:
     """Whether the screen showed what the run computes on."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
+    reports: bool = False
+    """Whether the run is to end with a report. What makes it is imported while Ray starts, which leaves a core idle."""
     ahead: PlotsAhead | None = None
     """Plots of the report that are drawn while stages run."""
 
@@ -140,6 +141,8 @@ class Executors:
 
         options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**options, gpus_per_worker=self.share)
+        if self.reports:
+            threading.Thread(target=import_all, daemon=True).start()
         # It passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
         return RayExecutor(resources, digest(self.run.uri)[:12], SEARCH_MODULES, template)  # type: ignore[return-value]
 
@@ -183,6 +186,7 @@ def execute(
     """
     ran = False
     stages = with_optional(config, stages)
+    executors.reports = "evaluate" in stages
     _withdraw_noted(run, screen)
     for _ in range(REPAIRS):
         try:
@@ -272,7 +276,8 @@ def _run_stage(
     if name in rehearsal.TABLES:
         executors.rehearse(steps, stages, context, screen)
     if placed is None or placed.share >= 1.0:  # workers that share a GPU are sized for this stage alone
-        _offer_draws(name, steps, stages, context, run, executor)
+        spare = spare_units(name, steps, stages, context, run)
+        executor.offer(spare.worker, context, spare.units)
     try:
         with screen.stage(name) as report:
             step.stage.run(context, executor, report)
@@ -284,17 +289,6 @@ def _run_stage(
     complete(context, name)
     if name == "capture" and (line := _unusual(context)):
         screen.say(line)
-
-
-def _offer_draws(
-    name: str, steps: Sequence[Step], stages: Sequence[str], context: Context, run: RunDir, executor: RunExecutor
-) -> None:
-    """Workers that stage `name` leaves idle may draw the reference, if it is to be done and its model is at hand."""
-    step, missing = next((s for s in steps if s.stage.name == reference.STAGE.name), None), list[str]()
-    if step is not None and name in DRAWN_BESIDE and step.stage.name in stages and not step.complete:
-        run.record_identity(step.stage.name, step.fingerprint, dict(step.identity))
-        missing = list(context.manifest(step.stage.name).missing(reference.units(context)))
-    executor.offer(reference.WORKER, context, missing)
 
 
 def _unusual(context: Context) -> str:

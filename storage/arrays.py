@@ -28,11 +28,16 @@ MEMBERS = "members"
 def open_group(folder: Path) -> zarr.Group:
     """The group of the unit in `folder`, read-only; of one in a pack its description, without the numbers. Cached until
     the group on disk is replaced."""
+    return _open(folder, *_version(folder))
+
+
+def _version(folder: Path) -> tuple[bool, tuple[int, int, int]]:
+    """Whether the group is in a pack, and what tells it from the one that replaces it."""
     path, packed = folder / PACK, True
     if not path.exists():
         path, packed = folder / FOLDER / "zarr.json", False
     stat = path.stat()
-    return _open(folder, packed, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return packed, (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=256)
@@ -59,13 +64,20 @@ def read(folder: Path, name: str) -> npt.NDArray[Any]:
     return numbers_of(folder, array_of(open_group(folder), name))
 
 
-def member(group: zarr.Group, name: str) -> tuple[zarr.Array[Any], int | EllipsisType]:
+def member(folder: Path, name: str) -> tuple[zarr.Array[Any], int | EllipsisType]:
     """The array that holds the tensor `name`, and its place there; the whole array in a group that stacks nothing."""
-    members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
+    version = _version(folder)
+    members = cast("Mapping[str, tuple[str, int]] | None", _open(folder, *version).attrs.get(MEMBERS))
     if members is None:
-        return array_of(group, name), ...
+        return array_of(_open(folder, *version), name), ...
     stack, index = members[name]
-    return array_of(group, stack), index
+    return _stack(folder, *version, stack), index
+
+
+@lru_cache(maxsize=1024)
+def _stack(folder: Path, packed: bool, stamp: tuple[int, int, int], name: str) -> zarr.Array[Any]:
+    """An array that holds many tensors, which are asked for one by one."""
+    return array_of(_open(folder, packed, stamp), name)
 
 
 def mapped(folder: Path, name: str) -> npt.NDArray[Any]:
@@ -73,7 +85,7 @@ def mapped(folder: Path, name: str) -> npt.NDArray[Any]:
     again. What is changed in place is copied first; the file keeps its numbers."""
     import numpy as np  # `status` reads no array
 
-    array, index = member(open_group(folder), name)
+    array, index = member(folder, name)
     place, shape = _place(folder, array, index), array.shape if index is ... else array.shape[1:]
     if place is None or not array.nbytes:
         return numbers_of(folder, array, index)

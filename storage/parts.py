@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 from adatsq_pipe.storage.files import read_json_object
 from adatsq_pipe.storage.fingerprint import Plain, canonical
@@ -18,6 +20,9 @@ from adatsq_pipe.storage.pack import PACK, Span
 
 PARTS = "parts.json"
 _PIECE = 2**20
+
+Stamp: TypeAlias = tuple[int, int, int]
+"""What tells a file from the one that replaces it: inode, time of change and size."""
 
 
 def write(folder: Path, spans: Mapping[str, Span], digests: Mapping[str, str]) -> None:
@@ -31,17 +36,37 @@ def altered(folder: Path, names: Sequence[str], *, once: bool) -> list[str]:
     """Those of the tensors `names` whose bytes in the pack are not those that `parts.json` has digests of; all of them
     if anything else in the pack is not. With `once`, what this process has hashed is hashed again only if the pack was
     written since."""
-    body, path = read_json_object(folder / PARTS), folder / PACK
-    stat = os.stat(path)
-    stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    tensors = {name: (Span(start, size), str(sha)) for name, (start, size, sha) in body["tensors"].items()}
+    path = folder / PACK
+    stamp, known = _stamp(path), _read(folder / PARTS, _stamp(folder / PARTS), path.stat().st_size)
 
     def differs(spans: Sequence[Span], wanted: str) -> bool:
         return (_digest_once(path, tuple(spans), stamp) if once else _digest(path, spans)) != wanted
 
-    if differs(_others([span for span, _ in tensors.values()], stat.st_size), body["rest"]):
+    if differs(known.others, known.rest):
         return list(names)
-    return [name for name in names if name not in tensors or differs([tensors[name][0]], tensors[name][1])]
+    return [name for name in names if name not in known.tensors or differs(*known.tensors[name])]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What `parts.json` says of a pack: where every tensor lies, with its digest, and the same of all other bytes."""
+
+    tensors: Mapping[str, tuple[tuple[Span], str]]
+    others: tuple[Span, ...]
+    rest: str
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, stamp: Stamp, size: int) -> _Parts:
+    """`size` is the pack's. Read once, until the file is replaced."""
+    body = read_json_object(path)
+    tensors = {name: ((Span(start, length),), str(sha)) for name, (start, length, sha) in body["tensors"].items()}
+    return _Parts(tensors, tuple(_others([span for (span,), _ in tensors.values()], size)), str(body["rest"]))
+
+
+def _stamp(path: Path) -> Stamp:
+    stat = os.stat(path)
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _others(spans: Sequence[Span], size: int) -> list[Span]:
@@ -54,7 +79,7 @@ def _others(spans: Sequence[Span], size: int) -> list[Span]:
 
 
 @lru_cache(maxsize=2**16)
-def _digest_once(path: Path, spans: tuple[Span, ...], stamp: tuple[int, int, int]) -> str:
+def _digest_once(path: Path, spans: tuple[Span, ...], stamp: Stamp) -> str:
     """`stamp` is part of the cache's key, so that a replaced file is hashed again."""
     return _digest(path, spans)
 

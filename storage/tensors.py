@@ -169,7 +169,7 @@ def mapped(folder: Path, name: str) -> Tensor:
     """The tensor `name` of a group, mapped into memory: a number is read when it is used, and the system may drop it
     again. What is changed in place is copied first; the file keeps its numbers.
     """
-    return _as_stored(arrays.member(open_group(folder), name)[0], arrays.mapped(folder, name))
+    return _as_stored(arrays.member(folder, name)[0], arrays.mapped(folder, name))
 
 
 def lazy(folder: Path) -> dict[str, LazyTensor]:

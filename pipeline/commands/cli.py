@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from io import TextIOWrapper
@@ -60,6 +62,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # A caption or a path that the terminal's encoding cannot write must not end a run.
             stream.reconfigure(errors="backslashreplace")
+    atexit.register(gc.freeze)  # as the program ends, nothing of what it holds need be searched for garbage
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -80,20 +81,26 @@ def html(
     template: str, *, title: str, charts: Mapping[str, Chart], tables: Mapping[str, Table], **values: object
 ) -> str:
     """The page that a template makes of its charts and tables, which it names, and of other `values`."""
-    environment = Environment(
-        loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"method": name_of, "measured": measured, "resized": resized}
     figures = {
         name: {"title": c.title, "description": c.description, "figure": script(c.figure.to_json())}
         for name, c in charts.items()
     }
     data = {name: table.plain() for name, table in [*tables.items(), *((n, c.table) for n, c in charts.items())]}
-    return environment.get_template(template).render(
+    return _environment().get_template(template).render(
         title=title, charts=figures, tables=tables, library=Markup(get_plotlyjs()), data=script(json.dumps(data)),
         **values,
     )  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    """Where the templates are, and how they show values. It keeps those that it has compiled."""
+    environment = Environment(
+        loader=PackageLoader("adatsq_pipe.pipeline.page", "templates"), autoescape=select_autoescape(default=True),
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"method": name_of, "measured": measured, "resized": resized}
+    return environment
 
 
 def _groups(pairs: Sequence[Pair], report: Path) -> list[Group]:

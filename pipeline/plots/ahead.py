@@ -1,6 +1,7 @@
-"""The plots that need no evaluation, drawn in a thread while the last stages run.
+"""What of the report is done before the run ends: its imports, and the plots that need no evaluation.
 
-That thread also imports what the report is made with. What it cannot draw the report draws, and says what is wrong.
+Both happen in threads: the imports while Ray starts, the plots while the last stages run. What cannot be drawn then the
+report draws, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ def drawings(context: Context) -> dict[str, Callable[[Path | BytesIO], object]]:
     return found
 
 
+def import_all() -> None:
+    """Import what the report is made with."""
+    pyplot()
+    for module in MODULES:
+        importlib.import_module(module)
+
+
 class PlotsAhead:
     """The plots of one run's search, drawn from now on."""
 
@@ -42,9 +50,7 @@ class PlotsAhead:
         self._thread.start()
 
     def _draw(self) -> None:
-        pyplot()
-        for module in MODULES:
-            importlib.import_module(module)
+        import_all()
         with suppress(Exception):
             for name, draw in drawings(self._context).items():
                 file = BytesIO()

@@ -61,3 +61,8 @@ def batch_count(context: Context) -> int:
     """Batches of captions times seeds."""
     settings = context.settings[EvaluateSettings]
     return len(shards(len(settings.prompts) * settings.seeds, settings.batch))
+
+
+def draw_unit(batch: int) -> str:
+    """The unit of the reference with the full-precision draws of a batch."""
+    return f"draw/{batch:03d}"

@@ -10,13 +10,22 @@ from __future__ import annotations
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
-from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draws_identity
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draw_unit, draws_identity
 
 WORKER = WorkerRef(stage="evaluate", path="adatsq_pipe.stages.evaluation.evaluate_worker:Evaluate")
 
 
 def _units(context: Context) -> list[str]:
     return [f"quantized/{i:03d}" for i in range(batch_count(context))]
+
+
+def ready(context: Context) -> list[str]:
+    """The units that can be done now: the model is assembled, and what they are compared with is drawn."""
+    if not context.manifest("assemble").done("model"):
+        return []
+    wanted = {draw_unit(place): unit for place, unit in enumerate(_units(context))}
+    missing = set(context.manifest("reference").missing(list(wanted)))
+    return [unit for draw, unit in wanted.items() if draw not in missing]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

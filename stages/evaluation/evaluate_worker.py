@@ -13,7 +13,7 @@ from adatsq_pipe.stages.base.context import Context
 from adatsq_pipe.stages.base.micro_batch import OutOfMemoryBackoff
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.units import unit_of
-from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, draw_unit
 from adatsq_pipe.stages.evaluation.sampling import drawn, draws
 from adatsq_pipe.stages.numerics.metrics import psnr, relative_error
 from adatsq_pipe.stages.scenes.world import scorer
@@ -47,7 +47,7 @@ class Evaluate(OutOfMemoryBackoff):
     def __call__(self, key: str) -> None:
         shard = int(key.partition("/")[2])
         model = self.context.read("assemble", "model")[1]
-        folder = self.context.read("reference", f"draw/{shard:03d}")[1]
+        folder = self.context.read("reference", draw_unit(shard))[1]
         wanted = {name: tensors.mapped(folder, name) for name in ("states", "latents", "pictures")}
         with unit_of(self.context, self.stage, key, self.micro) as unit:
             states, pictures = drawn(self.context, self.micro, model, self.batches[shard], unit)

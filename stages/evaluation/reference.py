@@ -10,7 +10,7 @@ from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
 from adatsq_pipe.stages.base.settings import ModelSettings
 from adatsq_pipe.stages.base.stage import Stage
 from adatsq_pipe.stages.base.units import fan_out
-from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draws_identity
+from adatsq_pipe.stages.evaluation.draws import EvaluateSettings, batch_count, draw_unit, draws_identity
 
 TRUTH = "truth"
 
@@ -21,7 +21,7 @@ WORKER = WorkerRef(stage="reference", path="adatsq_pipe.stages.evaluation.refere
 def units(context: Context) -> list[str]:
     """Of the stage, as its settings say."""
     truth = [TRUTH] if context.settings[ModelSettings].world else []
-    return [*truth, *(f"draw/{i:03d}" for i in range(batch_count(context)))]
+    return [*truth, *map(draw_unit, range(batch_count(context)))]
 
 
 def run(context: Context, executor: Executor, report: Report) -> None:

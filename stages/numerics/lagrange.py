@@ -90,19 +90,22 @@ class Walk:
         total = float((budget - bits[0]) * self.price_N.sum()) + 1e-9
         if not len(item):
             return choice, 0.0
-        before = self._sources(item, target)
-        spent = np.cumsum((bits[target] - bits[before]) * self.price_N[item])
+        spent = self._spent
         whole = int(np.searchsorted(spent, total, side="right"))
         np.maximum.at(choice, item[:whole], target[:whole])
         left = total - (float(spent[whole - 1]) if whole else 0.0)
         return self._filled(choice, left), float(slope[min(whole, len(slope) - 1)])
 
-    def _sources(self, item: Index, target: Index) -> Index:
-        """The width that each segment starts from."""
-        source, now = np.empty_like(target), np.zeros(len(self.cost_NW), dtype=np.int64)
-        for i, (one, to) in enumerate(zip(item.tolist(), target.tolist(), strict=True)):
-            source[i], now[one] = now[one], to
-        return source
+    @cached_property
+    def _spent(self) -> Array:
+        """What all segments up to each cost together, in bits times price beyond the smallest width."""
+        bits, (_, item, target) = np.array(self.widths, dtype=np.float64), self._segments
+        order = np.lexsort((target, item))  # an item's segments one after the other: each starts where the last ended
+        before = np.zeros_like(target)
+        same = item[order][1:] == item[order][:-1]
+        before[order[1:][same]] = target[order[:-1][same]]
+        result: Array = np.cumsum((bits[target] - bits[before]) * self.price_N[item])
+        return result
 
     def _filled(self, choice: Index, left: float) -> Index:
         """The choice with what is left of the budget spent on the raises of largest gain per price that fit."""
