@@ -18,6 +18,7 @@ from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
+from adatsq_pipe.stages.numerics.symmetric import half_size
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 from adatsq_pipe.stages.scenes.world import scorer
 
@@ -77,9 +78,9 @@ def _fisher(outlook: Outlook, units: int) -> float:
 
 
 def _hessian(outlook: Outlook) -> float:
-    """The Gram matrices of every input."""
+    """The halves of the Gram matrices of every input."""
     widths = {row.name: row.in_features for row in outlook.survey.layers}
-    return sum(count * (FLOAT * widths[owner] ** 2 + ARRAY) for owner, count in outlook.grams.items())
+    return sum(count * (FLOAT * half_size(widths[owner]) + ARRAY) for owner, count in outlook.grams.items())
 
 
 def _solved(recipe: Recipe, row: LayerInfo, steps: int) -> int:

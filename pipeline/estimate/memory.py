@@ -15,6 +15,8 @@ from adatsq_pipe.stages.calibration.survey import CaptureSettings
 from adatsq_pipe.stages.evaluation.draws import EvaluateSettings
 from adatsq_pipe.stages.evaluation.reference_worker import TRUE_SCENES
 from adatsq_pipe.stages.numerics.gptq import VERY_WIDE
+from adatsq_pipe.stages.numerics.gram import BLOCK
+from adatsq_pipe.stages.numerics.symmetric import half_size
 
 PROCESS = 650 * 10**6
 """Bytes of main memory of a worker's process before it holds a model: Python, torch, diffusers, transformers, Ray."""
@@ -94,7 +96,7 @@ def _besides(outlook: Outlook, stage: str) -> float:
     if stage == "fisher":
         return _errors(outlook) + _backward(outlook)
     if stage == "hessian":
-        return max(_gram(outlook, name) for name in outlook.grams)
+        return max(_gram(outlook, name, whole=False) for name in outlook.grams)
     if stage == "solve":
         return max(_solve(outlook, *shape) for shape in _shapes(outlook))
     if stage == "search":
@@ -114,7 +116,7 @@ def _on_device(outlook: Outlook, stage: str, plan: MemoryPlan, device: int) -> P
     if stage not in WITH_MODEL:
         held = 0.0 if plan.blockwise else float(plan.weights)
         work = max(
-            *(_gram(outlook, name) for name in outlook.grams) if stage == "hessian" else (0.0,),
+            *(_gram(outlook, name, whole=True) for name in outlook.grams) if stage == "hessian" else (0.0,),
             *(_solve(outlook, *shape) for shape in _shapes(outlook)) if stage == "solve" else (0.0,),
         )
         return Placed(device=int(RUNTIME + held + work), host=PROCESS + loaded, blockwise=plan.blockwise)
@@ -197,10 +199,12 @@ def _unit_of_capture(outlook: Outlook) -> float:
     )  # fmt: skip
 
 
-def _gram(outlook: Outlook, owner: str) -> float:
-    """An input's Gram matrices in float64, and one step's product in float32."""
-    width = next(row.in_features for row in outlook.survey.layers if row.name == owner)
-    return float(width**2 * (8 * outlook.grams[owner] + 4))
+def _gram(outlook: Outlook, owner: str, *, whole: bool) -> float:
+    """The halves of an input's Gram matrices; and, in blocks or of the `whole` matrix, their sums in float64 and one
+    step's product in float32."""
+    width, count = next(row.in_features for row in outlook.survey.layers if row.name == owner), outlook.grams[owner]
+    block = width**2 if whole else min(width**2, BLOCK // 8)
+    return float(4 * half_size(width) * count + block * (8 * count + 4))
 
 
 def _shapes(outlook: Outlook) -> set[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 H'_l = sum_t alpha[t, l] X_t^T X_t / rows (AdaTSQ, sec. 3.2), alpha = softmax_t(I / tau). Layers fed the same tensor
 share the per-step Gram; those of equal alpha share H', which is stored once: the unit's value names, for every layer,
-the layer under whose name its `gram` lies. Sums run over steps in order, in float64.
+the layer under whose name its `gram` lies. Sums run over steps in order, in float64. Half of each matrix is stored.
 Units: `gram/<layer that owns the input>`; those of narrow inputs are done a few at a time.
 """
 
@@ -74,7 +74,7 @@ def _reads(settings: RunSettings, model: str) -> Plain:
 
 STAGE = Stage(
     name="hessian",
-    version=2,
+    version=3,
     needs=("capture", "fisher"),
     reads=_reads,
     run=run,

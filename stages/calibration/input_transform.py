@@ -56,13 +56,12 @@ class Basis:
             w = w / self.tensors["smooth"].double()
         return self._rotated(w).float()
 
-    def of_gram(self, gram_II: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The inputs' Gram matrix in this basis, float32 or float64. `gram_II` stays as it is.
+    def of_gram(self, gram_II: Tensor) -> Tensor:
+        """The inputs' Gram matrix in this basis, dtype kept: in the memory of `gram_II`, which is used up.
 
-        The result is made in its own memory; a second matrix is held only while channels are put in order, or rotated
-        twice.
+        A second matrix is held only while channels are put in order, or rotated twice.
         """
-        gram = gram_II.to(dtype, copy=True)
+        gram = gram_II
         if self.folded is not None:
             _scale(gram, self.folded)
         if "order" in self.tensors:

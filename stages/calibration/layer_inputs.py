@@ -13,7 +13,7 @@ from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import inputs
 from adatsq_pipe.stages.calibration.survey import survey_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics import gram, shift, timegroups
+from adatsq_pipe.stages.numerics import gram, shift, symmetric, timegroups
 from adatsq_pipe.stages.runtime.spec import LayerSpec
 
 BATCHES = 8
@@ -76,7 +76,8 @@ class LayerInputs:
         """Their Gram matrix, timesteps alike, float64 [in, in]."""
         rows = [x for _, x in self]
         alike = {"": torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)}
-        return gram.weighted([[x] for x in rows], alike, device=str(self.device))[""].to(self.device).double()
+        half = gram.weighted([[x] for x in rows], alike, device=str(self.device))[""].to(self.device)
+        return symmetric.whole(half, self.row.in_features, torch.float64)
 
     def shifted(self, recipe: Recipe) -> LayerInputs:
         """The same inputs under the shift that a recipe gives them."""

@@ -3,7 +3,8 @@
 A matrix of real size does not fit in a processor's cache, and adding whole matrices step after step takes longer than
 their products. So it is made in blocks of rows that fit, each over all steps. Of a block only the part from the
 diagonal on is multiplied: the rest mirrors other blocks. An element is the same sum in the same order as of whole
-products.
+products. Only half of the matrix is kept (see `symmetric`): to write and hash a whole one takes longer than to multiply
+few rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from adatsq_pipe.stages.numerics.symmetric import STRIP, half_size, strips
 
 BLOCK = 8 * 2**20
 """Bytes of the float64 sums of a block of rows."""
@@ -22,7 +25,8 @@ _LINE = 64
 
 
 def weighted(rows: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor], *, device: str) -> dict[str, Tensor]:
-    """sum_t w[t] X_t^T X_t / len(X_t) for each of the `weights` ([steps]), float32 [in, in] on the CPU, by name.
+    """sum_t w[t] X_t^T X_t / len(X_t) for each of the `weights` ([steps]), by name: its half (see `symmetric`), float32
+    on the CPU.
 
     `rows` are the parts of X_t of every step, [rows, in] each, in any floating dtype, mapped from files or not.
     Products are float32 and sums float64, in order of steps. Inputs of more than CONVERTED bytes are converted a step
@@ -32,7 +36,8 @@ def weighted(rows: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor], *,
     size = _block(width) if device == "cpu" else width
     scales = {name: [w.item() / n for w, n in zip(of_step, counts, strict=True)] for name, of_step in weights.items()}
     held = list(_converted(rows, device)) if sum(counts) * width * 4 <= CONVERTED else None
-    found = {name: torch.empty(width, width) for name in weights}
+    found = {name: torch.empty(half_size(width), device=device) for name in weights}
+    places = {name: dict(strips(half, width)) for name, half in found.items()}
     for start in range(0, width, size):
         shape = (min(size, width - start), width - start)
         product = torch.empty(shape, device=device)
@@ -42,16 +47,15 @@ def weighted(rows: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor], *,
             for name, total in sums.items():
                 total.add_(product, alpha=scales[name][step])
         for name, total in sums.items():
-            own = found[name][start : start + size]
-            own[:, start:] = total
-            found[name][start + size :, start : start + size] = own[:, start + size :].T
-    return found
+            for at in range(0, len(total), STRIP):
+                places[name][start + at].copy_(total[at : at + STRIP, at:])
+    return {name: half.cpu() for name, half in found.items()}
 
 
 def _block(width: int) -> int:
-    """Rows of a block: a multiple of 64, for widths that are one too; else all, since only whole kernels of 64 columns
-    add in one order wherever they stand."""
-    return width if width % 64 else max(64, BLOCK // (8 * width) // 64 * 64)
+    """Rows of a block: whole strips, for widths that are of whole strips too; else all, since only whole kernels of 64
+    columns add in one order wherever they stand."""
+    return width if width % STRIP else max(STRIP, BLOCK // (8 * width) // STRIP * STRIP)
 
 
 def _converted(rows: Sequence[Sequence[Tensor]], device: str) -> Iterator[Tensor]:

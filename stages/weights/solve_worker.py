@@ -26,7 +26,7 @@ from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe
-from adatsq_pipe.stages.numerics import clipping, gptq, magnitude, timegroups, weight
+from adatsq_pipe.stages.numerics import clipping, gptq, magnitude, symmetric, timegroups, weight
 from adatsq_pipe.stages.numerics.gptq import Factor, Solution
 from adatsq_pipe.stages.numerics.grid import Grid
 from adatsq_pipe.stages.numerics.weight import QuantizedWeight
@@ -81,14 +81,15 @@ class Solve:
         key = (name, basis.block, basis.regular) if basis.shared else None
         if key is None or self._latest is None or self._latest[0] != key:
             self._latest = None  # before the next is read: a Gram matrix of FLUX's widest input takes 1.9 GB
+            width = row.in_features
+            # A low-rank branch takes a matrix's small directions too.
+            dtype = torch.float64 if self.recipe.rank else gptq.precision(width, self.settings.damping)
             if found_in.shift is not None:
-                gram = found_in.gram()
+                gram = found_in.gram().to(dtype)
             else:
                 _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
-                gram = tensors.mapped(folder, name).to(self.device)
-            # A low-rank branch takes a matrix's small directions too.
-            dtype = torch.float64 if self.recipe.rank else gptq.precision(len(gram), self.settings.damping)
-            turned = basis.of_gram(gram, dtype)
+                gram = symmetric.whole(tensors.mapped(folder, name).to(self.device), width, dtype)
+            turned = basis.of_gram(gram)
             self._latest = (key, CalibratedInput(turned, self.settings.damping, self.settings.act_order))
         return self._latest[1]
 

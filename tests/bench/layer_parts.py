@@ -30,7 +30,7 @@ from adatsq_pipe.stages.calibration.unit_keys import gram_unit
 from adatsq_pipe.stages.denoiser.loading import denoiser_of
 from adatsq_pipe.stages.methods._layer import incompatibility, spec_of
 from adatsq_pipe.stages.methods._recipe import Recipe, resolve
-from adatsq_pipe.stages.numerics import float4, gptq, magnitude, weight
+from adatsq_pipe.stages.numerics import float4, gptq, magnitude, symmetric, weight
 from adatsq_pipe.stages.numerics.grid import fake_quantize_tokens
 from adatsq_pipe.storage import tensors
 from tests.bench.rollout import context_of
@@ -80,7 +80,8 @@ class Layers:
         own = self.linears[row.name].weight.detach().float()
         found_in, spec = rounded_inputs(self.context, recipe, row, spec_of(recipe, row), "cpu")
         basis, spec = best_basis(recipe, found_in, spec, own)
-        gram, w = basis.of_gram(self._gram(row) if found_in.shift is None else found_in.gram()), basis.of_weight(own)
+        gram = basis.of_gram(self._gram(row) if found_in.shift is None else found_in.gram())
+        w = basis.of_weight(own)
         x = torch.cat([basis.of_rows(rows) for _, rows in found_in])
         if spec.number_format:
             meant, values = w, float4.fake_quantize_floats(w, spec.number_format)
@@ -107,7 +108,7 @@ class Layers:
     def _gram(self, row: LayerInfo) -> torch.Tensor:
         name = self.context.manifest("hessian").read(gram_unit(row.input_of)).value[row.name]["gram"]
         _, folder = self.context.read("hessian", gram_unit(row.input_of), tensors=[name])
-        return tensors.mapped(folder, name)
+        return symmetric.whole(tensors.mapped(folder, name), row.in_features, torch.float64)
 
 
 def line(part: str, without: Mapping[str, Errors], found: Mapping[str, Errors | None], sizes: Mapping[str, int]) -> str:

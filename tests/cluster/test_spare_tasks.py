@@ -15,6 +15,10 @@ class Later(Upper):
     """The worker of the later stream."""
 
 
+class Last(Upper):
+    """The worker of the stream after that."""
+
+
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     ray = FakeRay()
@@ -95,3 +99,23 @@ def test_a_stop_lets_it_finish(ray: FakeRay, pool: ActorPool, plan: Plan) -> Non
     with pytest.raises(Stopped):
         list(results)
     assert plan.calls.count("x") == 1 and "y" not in plan.calls and not pool.spare.running
+
+
+def test_what_was_begun_of_an_earlier_offer_is_taken_over_too(ray: FakeRay, pool: ActorPool, plan: Plan) -> None:
+    """The last stage's offer stands no more when the stream of its tasks starts: another has taken its place."""
+    ray.actors[1].hangs = {"x"}
+    pool.spare.offer(Later, plan, ["x", "y"])
+    assert dict(pool.stream(Upper, plan, ["a"])) == {"a": "A"}
+    pool.spare.offer(Last, plan, ["y"])
+    ray.clock.sleep = lambda seconds: ray.actors[1].hangs.clear()  # type: ignore[method-assign]
+    assert dict(pool.stream(Later, plan, ["x"])) == {"x": "X"}
+    assert [task for _, task in ray.sent] == ["a", "x", "y"], "the other actor is idle, and y is on offer"
+
+
+def test_a_stream_takes_over_nothing_of_another_worker_class(ray: FakeRay, pool: ActorPool, plan: Plan) -> None:
+    ray.actors[1].hangs = {"x"}
+    pool.spare.offer(Later, plan, ["x"])
+    assert dict(pool.stream(Upper, plan, ["a"])) == {"a": "A"}
+    assert dict(pool.stream(Last, plan, ["x"])) == {"x": "X"}
+    assert [actor for actor, task in ray.sent if task == "x"] == [ray.actors[1], ray.actors[0]]
+    assert [attempt.worker_class for attempt in pool.spare.running.values()] == [Later]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from adatsq_pipe.pipeline import config, plan, runner
+from adatsq_pipe.pipeline.beside import Spare
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.stages.base.context import Context, Report
@@ -56,7 +57,7 @@ class Made:
         self.folder, self.run, self.screen = folder, RunDir(folder / "run"), Screen()
         self.worked: list[str] = []
         self.before: dict[str, Callable[[Context], None]] = {}
-        self.executors, self.executor = 0, Offered()
+        self.executors, self.executor, self.reports = 0, Offered(), False
         (folder / "model").mkdir()
         self.run.create()
         stages = {name: self._stage(name) for name in NEEDS}
@@ -112,6 +113,7 @@ class Made:
             loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish, conclude=conclude
         )
         assert [step.stage.name for step in steps] == list(NEEDS) and context == self.context()
+        self.reports = executors.reports
         return ran
 
 
@@ -134,6 +136,12 @@ def test_every_missing_stage_is_run_in_order_and_vouches_for_its_units(made: Mad
     assert [(e["stage"], e["fingerprint"]) for e in entries] == [(n, context.fingerprints[n]) for n in NEEDS]
     assert all(set(e) == {"stage", "fingerprint", "wall"} for e in entries)
     assert made.run.identities("second")[0]["needs"] == {"first": context.fingerprints["first"]}
+
+
+@pytest.mark.parametrize(("stages", "reports"), [((), True), (("first", "second"), False)])
+def test_only_a_run_that_evaluates_is_to_end_with_a_report(made: Made, stages: tuple[str, ...], reports: bool) -> None:
+    made.execute(*stages)
+    assert made.reports is reports
 
 
 def test_a_run_with_nothing_to_do_makes_no_executor(made: Made) -> None:
@@ -309,27 +317,12 @@ def test_a_stage_beside_the_ordinary_ones_is_run_resumed_and_repaired_as_they_ar
     assert [step.stage.name for step in plan.plan(loaded, made.run)[0]] == list(NEEDS), "a plan does not know it"
 
 
-def test_idle_workers_may_draw_the_reference_beside_stages_that_have_its_model(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    units = ["a", "b", "c"]  # evaluate does two of them, the third is drawn beside the second stage
-    draws = SimpleNamespace(STAGE=SimpleNamespace(name="evaluate"), units=lambda context: units, WORKER="draws")
-    monkeypatch.setattr(runner, "reference", draws)
-    monkeypatch.setattr(runner, "DRAWN_BESIDE", ("first", "assemble"))
+def test_idle_workers_are_offered_what_there_is_beside_each_stage(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spare(name: str, steps: list[plan.Step], stages: list[str], context: Context, run: RunDir) -> Spare:
+        assert [step.stage.name for step in steps] == list(NEEDS) and stages == ["first", "second"] and run is made.run
+        return Spare(f"beside {name}", [name, context.fingerprints[name]])  # type: ignore[arg-type]
 
-    def drawn(context: Context) -> None:
-        manifest = made.context().manifest("evaluate")
-        manifest.open_unit("c")
-        manifest.commit("c")
-
-    made.before["second"] = drawn
-    assert made.execute("first", "second", "assemble", "evaluate")
-    assert made.executor.offers == [("draws", units), ("draws", []), ("draws", ["a", "b"]), ("draws", [])]
-
-
-def test_what_is_not_to_be_drawn_is_not_on_offer(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = SimpleNamespace(STAGE=SimpleNamespace(name="evaluate"), units=lambda context: ["a"], WORKER="draws")
-    monkeypatch.setattr(runner, "reference", draws)
-    monkeypatch.setattr(runner, "DRAWN_BESIDE", ("first", "second"))
+    monkeypatch.setattr(runner, "spare_units", spare)
     assert made.execute("first", "second")
-    assert [keys for _, keys in made.executor.offers] == [[], []]
+    prints = made.context().fingerprints
+    assert made.executor.offers == [(f"beside {name}", [name, prints[name]]) for name in ("first", "second")]

@@ -21,6 +21,7 @@ from adatsq_pipe.storage import tables, tensors
 from adatsq_pipe.storage.manifest import Manifest
 from adatsq_pipe.storage.rundir import RunDir
 from tests.support.made_context import FIRST, MODULATION, SECOND, SHAPES, TOKENS, made_context
+from tests.support.slow_math import half
 
 
 def make_store(
@@ -170,11 +171,11 @@ class MadeStore:
                 manifest.commit(unit)
 
     def write_grams(self) -> None:
-        """Hessian's `gram/<source>`: the Gram matrix of every layer that shares the input."""
+        """Hessian's `gram/<source>`: half of the Gram matrix of every layer that shares the input."""
         manifest = self.manifest("hessian")
         for source in self.rows:
             sharers = [name for name in self.names if self.source[name] == source]
-            tensors.write(manifest.open_unit(f"gram/{source}"), {name: self.grams[name] for name in sharers})
+            tensors.write(manifest.open_unit(f"gram/{source}"), {name: half(self.grams[name]) for name in sharers})
             manifest.commit(
                 f"gram/{source}", value={n: {"gram": n, "tau": None, "effective_steps": self.steps} for n in sharers}
             )

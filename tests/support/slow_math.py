@@ -70,6 +70,21 @@ def values(codes_OI: Tensor, scale_OG: Tensor, zero_OG: Tensor) -> Tensor:
     return held
 
 
+def half(matrix_II: Tensor) -> Tensor:
+    """A symmetric matrix as it is stored: of every row the numbers from the square on the diagonal on."""
+    return torch.cat([row[64 * (i // 64) :] for i, row in enumerate(matrix_II)])
+
+
+def from_half(half: Tensor) -> Tensor:
+    """The matrix that is stored so."""
+    width = next(n for n in range(1, len(half) + 1) if sum(n - 64 * (i // 64) for i in range(n)) == len(half))
+    found, numbers = torch.zeros(width, width, dtype=half.dtype), iter(half.tolist())
+    for i in range(width):
+        for j in range(64 * (i // 64), width):
+            found[i, j] = found[j, i] = next(numbers)
+    return found
+
+
 def error(w_OI: Tensor, held_OI: Tensor, gram_II: Tensor) -> float:
     """||W - Q||_H^2 / ||W||_H^2, the norm of a row being w H w^T."""
     gram = gram_II.double()

@@ -142,7 +142,17 @@ def test_main_memory_of_a_worker() -> None:
     assert found["capture"] == model + capture
     fisher = 1.15 * (4 * 6144 + 5000 + STEPS * BATCH * 256) + 0.8 * capture
     assert found["fisher"] == int(model + fisher)
-    assert found["hessian"] == int(model + max(64**2 * (8 + 4), 0.8 * max(capture, fisher)))
+    assert found["hessian"] == int(model + max(64**2 * (4 + 8 + 4), 0.8 * max(capture, fisher)))
+
+
+def test_gram_matrices_are_summed_in_blocks_in_main_memory_and_whole_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "BLOCK", 8 * 16 * 64)
+    found = outlook("recipe.temporal=true")
+    owner, two = next(iter(found.grams)), 2
+    assert memory._gram(found, owner, whole=False) == 64**2 * 4 * two + 16 * 64 * (8 * two + 4)
+    assert memory._gram(found, owner, whole=True) == 64**2 * 4 * two + 64 * 64 * (8 * two + 4)
 
 
 def test_a_wide_layer_is_factored_in_float32() -> None:

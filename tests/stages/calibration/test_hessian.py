@@ -13,6 +13,7 @@ from torch import Tensor
 from adatsq_pipe.stages.base.survey import LayerInfo
 from adatsq_pipe.stages.calibration import hessian, hessian_worker
 from adatsq_pipe.storage import tensors
+from tests.support import slow_math
 from tests.support.made_context import FIRST, MODULATION, SECOND
 from tests.support.made_store import MadeStore, make_store
 
@@ -24,7 +25,7 @@ def _done(store: MadeStore, source: str, **survey: Any) -> tuple[dict[str, Tenso
     store.write_scores()
     hessian_worker.Hessian(store.context)(f"gram/{source}")
     marker, folder = store.context.read("hessian", f"gram/{source}")
-    return tensors.read(folder), marker.value
+    return {name: slow_math.from_half(half) for name, half in tensors.read(folder).items()}, marker.value
 
 
 def _gram_of_step(store: MadeStore, source: str, step: int) -> Tensor:

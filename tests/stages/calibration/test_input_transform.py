@@ -66,27 +66,19 @@ def test_the_product_and_the_gram_matrix_are_those_of_the_turned_input(name: str
     assert gram.dtype == torch.float64 and weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["rotation", "smooth", "folded", "order"])
-def test_a_gram_matrix_stays_as_it_is(name: str) -> None:
-    gram = torch.randn(16, 16, dtype=torch.float64)
-    before = gram.clone()
-    BASES[name].of_gram(gram)
-    assert torch.equal(gram, before)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
-@pytest.mark.parametrize(("basis", "most"), [("rotation", 1.75), ("order", 2.5)])
-def test_a_wide_gram_matrix_is_turned_beside_at_most_one_copy(basis: str, most: float) -> None:
+@pytest.mark.parametrize(("basis", "most"), [("rotation", 0.75), ("smooth", 0.25), ("order", 1.5)])
+def test_a_wide_gram_matrix_is_turned_in_its_own_memory_or_beside_one_copy(basis: str, most: float) -> None:
     """Copies are counted by what the process holds at most, in matrices of float64."""
     width = 4096
-    gram, turns = torch.ones(width, width), {"order": torch.arange(width).flip(0).int()}
-    own = Basis(tensors=turns if basis == "order" else {}, block=64)
-    size = 8 * width**2
-    own.of_gram(gram[:64, :64]) if basis == "rotation" else None  # loads what multiplies
+    gram = torch.ones(width, width, dtype=torch.float64)
+    turns = {"order": {"order": torch.arange(width).flip(0).int()}, "smooth": {"smooth": torch.ones(width).bfloat16()}}
+    own = Basis(tensors=turns.get(basis, {}), block=64 if basis == "rotation" else 1)
+    own.of_gram(gram[:64, :64].clone()) if basis == "rotation" else None  # loads what multiplies
     take_peak()
     before = take_peak()
     turned = own.of_gram(gram)
-    assert size < take_peak() - before < most * size
+    assert take_peak() - before < most * 8 * width**2
     assert turned.shape == (width, width)
 
 

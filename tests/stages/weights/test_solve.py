@@ -82,7 +82,7 @@ def test_layers_of_one_input_are_one_task_and_its_gram_matrix_is_factored_once(
     assert tasks == {f"layers/{FIRST}": [FIRST, SECOND], f"layers/{MODULATION}": [MODULATION]}
     manifest = store.manifest("hessian")
     value = {n: {"gram": FIRST, "tau": None, "effective_steps": store.steps} for n in (FIRST, SECOND)}
-    tensors.write(manifest.open_unit(f"gram/{FIRST}"), {FIRST: store.grams[FIRST]})
+    tensors.write(manifest.open_unit(f"gram/{FIRST}"), {FIRST: slow_math.half(store.grams[FIRST])})
     manifest.commit(f"gram/{FIRST}", value=value)
     store.manifest("solve").open_unit(f"layer/{SECOND}")
     worker, factored = _solving(store, monkeypatch)
