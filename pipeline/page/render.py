@@ -103,6 +103,12 @@ def _environment() -> Environment:
     return environment
 
 
+def compile_templates() -> None:
+    """Compile all templates, which pages then take as they are."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 def _groups(pairs: Sequence[Pair], report: Path) -> list[Group]:
     """The worst pairs first, then some of every kind of caption; pictures are embedded while there is room."""
     ordered = sorted(pairs, key=lambda pair: -pair.row["latent_error"])

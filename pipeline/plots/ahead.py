@@ -35,10 +35,13 @@ def drawings(context: Context) -> dict[str, Callable[[Path | BytesIO], object]]:
 
 
 def import_all() -> None:
-    """Import what the report is made with."""
+    """Import what the report is made with, and compile the page's templates."""
     pyplot()
     for module in MODULES:
         importlib.import_module(module)
+    from adatsq_pipe.pipeline.page.render import compile_templates  # imports plotly
+
+    compile_templates()
 
 
 class PlotsAhead:

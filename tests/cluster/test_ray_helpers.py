@@ -44,10 +44,11 @@ def test_the_monitors_end_and_everything_else_lives(tmp_path: Path, opened: Exit
 
 @pytest.mark.run
 def test_a_local_ray_runs_and_ends_without_them() -> None:
+    before = psutil.Process().children()
     executor = RayExecutor(Resources(workers=1), "helpers")
-    running = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    started = [child for child in psutil.Process().children() if child not in before]
+    running = [" ".join(child.cmdline()) for child in started]
     assert any("gcs_server" in line for line in running) and any("raylet" in line for line in running)
     assert not any(name in line for line in running for name in HELPERS)
     executor.close()
-    left = [" ".join(child.cmdline()) for child in psutil.Process().children() if child.is_running()]
-    assert not any("/ray/" in line for line in left)
+    assert not psutil.wait_procs(started, timeout=30)[1]

@@ -119,3 +119,13 @@ def test_a_stream_takes_over_nothing_of_another_worker_class(ray: FakeRay, pool:
     assert dict(pool.stream(Last, plan, ["x"])) == {"x": "X"}
     assert [actor for actor, task in ray.sent if task == "x"] == [ray.actors[1], ray.actors[0]]
     assert [attempt.worker_class for attempt in pool.spare.running.values()] == [Later]
+
+
+def test_a_task_that_waits_again_goes_to_no_actor_that_does_a_spare_one(
+    ray: FakeRay, pool: ActorPool, plan: Plan
+) -> None:
+    ray.actors[1].hangs = {"x"}
+    plan.failures = {"a": 1}
+    pool.spare.offer(Later, plan, ["x"])
+    assert dict(pool.stream(Upper, plan, ["a"])) == {"a": "A"}
+    assert ray.sent == [(ray.actors[0], "a"), (ray.actors[1], "x"), (ray.actors[0], "a")]

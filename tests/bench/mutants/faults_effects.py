@@ -65,6 +65,8 @@ FAULTS = [
         ("taken = slope > multiplier", "taken = slope > 2 * multiplier"),
         ('side="right"', 'side="left") + 1 - int("0"'),
         ("return self._filled(choice, left), ", "return choice, "),
+        ("before[order[1:][same]] = target[order[:-1][same]]", "pass"),
+        ("np.lexsort((target, item))", "np.lexsort((item, target))"),
         ("fits = np.where(price <= left, rate, -1.0)", "fits = np.where(price <= 2 * left, rate, -1.0)"),
     ),
     *faults(

@@ -127,7 +127,14 @@ FAULTS = [
         f"{NUMERICS}gram.py tests/stages/calibration/test_hessian.py",
         ("w.item() / n for w", "w.item() for w"),
         ("alpha=scales[name][step]", "alpha=scales[name][0]"),
-        ("own[:, start + size :].T", "own[:, start + size :].T * 0"),
+        ("total[at : at + STRIP, at:]", "total[at : at + STRIP, : len(total[0]) - at]"),
+    ),
+    *faults(
+        "stages/numerics/symmetric.py",
+        f"{NUMERICS}symmetric.py {NUMERICS}gram.py",
+        ("strip[:, len(strip) :].T", "strip[:, len(strip) :].T * 0"),
+        ("min(STRIP, width - first)", "STRIP"),
+        ("        place += size", "        place += size - 1"),
     ),
     *faults(
         "stages/numerics/magnitude.py",

@@ -28,6 +28,17 @@ FAULTS = [
         ("self._stopping = True", "pass"),
     ),
     *faults(
+        "cluster/spare_tasks.py",
+        "tests/cluster/test_spare_tasks.py",
+        ("if attempt.worker_class == worker_class and attempt.task in tasks", "if attempt.task in tasks"),
+        (
+            "        if worker_class == self._worker_class:\n            self._waiting.clear()",
+            "        self._waiting.clear()",
+        ),
+        ("            del self.running[reference]\n", "            pass\n"),
+        ("if actor not in taken", "if True"),
+    ),
+    *faults(
         "cluster/worker_slot.py",
         "tests/cluster/test_worker_slot.py tests/cluster/test_inline_executor.py",
         ("self._identity != identity", "False"),
@@ -51,6 +62,19 @@ FAULTS = [
         ("[name for name in names if name in chosen]", "chosen"),
         ("names[names.index(first) : names.index(last) + 1]", "names[names.index(first) : names.index(last)]"),
         ('"version": stage.version,', ""),
+    ),
+    *faults(
+        "pipeline/beside.py",
+        f"{PIPELINE}beside.py",
+        ("if step is None or not units or name not in stages or step.complete:", "if step is None or not units:"),
+        ("    run.record_identity(name, step.fingerprint, dict(step.identity))\n", ""),
+        ("list(context.manifest(name).missing(units))", "list(units)"),
+    ),
+    *faults(
+        "stages/evaluation/evaluate.py",
+        f"{PIPELINE}beside.py",
+        ("if draw not in missing", ""),
+        ('if not context.manifest("assemble").done("model"):', "if False:"),
     ),
     *faults(
         "pipeline/placement.py",

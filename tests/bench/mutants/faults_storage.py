@@ -54,8 +54,8 @@ FAULTS = [
     *faults(
         "storage/parts.py",
         f"{STORAGE}manifest_tensors.py {STORAGE}manifest_store.py",
-        ("if differs(_others(", "if False and differs(_others("),
-        ("if name not in tensors or differs(", "if name not in tensors and differs("),
+        ("if differs(known.others", "if False and differs(known.others"),
+        ("if name not in known.tensors or differs(", "if name not in known.tensors and differs("),
         ("stat.st_mtime_ns", "0"),
     ),
     *faults(
