@@ -104,8 +104,8 @@ def _environment() -> Environment:
 
 
 def compile_templates() -> None:
-    """Compile all templates, which pages then take as they are."""
-    for name in _environment().list_templates():
+    """Compile the templates of all pages, which take them as they are then."""
+    for name in _environment().list_templates(filter_func=lambda name: name.endswith(".html.jinja")):
         _environment().get_template(name)
 
 
