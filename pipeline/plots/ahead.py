@@ -6,7 +6,6 @@ report draws, and says what is wrong.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import threading
 from collections.abc import Callable, Mapping
@@ -43,7 +42,6 @@ def import_all() -> None:
     from adatsq_pipe.pipeline.page.render import compile_templates  # imports plotly
 
     compile_templates()
-    gc.freeze()  # all this is kept, and need not be searched for garbage
 
 
 class PlotsAhead:

@@ -57,9 +57,9 @@ class Basis:
         return self._rotated(w).float()
 
     def of_gram(self, gram_II: Tensor) -> Tensor:
-        """The inputs' Gram matrix in this basis, dtype kept: in the memory of `gram_II`, which is used up.
+        """The inputs' Gram matrix in this basis, dtype kept.
 
-        A second matrix is held only while channels are put in order, or rotated twice.
+        `gram_II` is used up: the result is made in its memory, except where channels are put in order or rotated twice.
         """
         gram = gram_II
         if self.folded is not None:
