@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,25 @@ def test_they_have_the_bytes_of_the_same_plots_drawn_to_files(tmp_path: Path) ->
         "policy.png": (tmp_path / "policy.png").read_bytes(),
         "weight_bits.png": (tmp_path / "bits.png").read_bytes(),
     }
+
+
+def test_what_is_let_go_of_meanwhile_is_freed(tmp_path: Path) -> None:
+    """A model that a stage let go of may be garbage yet when the plots are drawn, and wait to be collected."""
+
+    class Model: ...
+
+    context = made.drawn(made.store(tmp_path))
+    gc.disable()
+    try:
+        gone: Any = Model()
+        gone.itself, left = gone, weakref.ref(gone)
+        del gone
+        PlotsAhead(context).of(context)
+        assert left() is not None, "it is in a cycle"
+    finally:
+        gc.enable()
+    gc.collect()
+    assert left() is None
 
 
 def test_another_context_gets_none(tmp_path: Path) -> None:
