@@ -30,6 +30,12 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     return product
 
 
+def times_symmetric(x: Tensor, h_BB: Tensor) -> Tensor:
+    """`x` [..., n] times a symmetric matrix [n, n], by oneDNN where `linear` is; else torch's own product."""
+    h = h_BB.contiguous()
+    return linear(x, h) if _takes(x, h, None) else x @ h_BB
+
+
 def _takes(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
     if not ONEDNN or x.dtype != torch.float32 or weight_OI.dtype != torch.float32 or x.device.type != "cpu":
         return False

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adatsq_pipe.stages.numerics.products import times_symmetric
+
 BF16_ON_CPU = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this CPU multiplies bfloat16 matrices natively; others take several times as long as for float32."""
 _MULTIPLIED = 32
@@ -68,7 +70,7 @@ def _in_factors(x: Tensor) -> bool:
 def _rotate_in_factors(x: Tensor, h_BB: Tensor) -> Tensor:
     """`rotate`: Sylvester's H of 2 n is [[H, H], [H, -H]] of n, so a block is cut into parts, each multiplied by the
     same small H, and parts are added and subtracted pairwise."""
-    out = x.reshape(-1, _MULTIPLIED) @ h_BB[:_MULTIPLIED, :_MULTIPLIED]
+    out = times_symmetric(x.reshape(-1, _MULTIPLIED), h_BB[:_MULTIPLIED, :_MULTIPLIED])
     width = h_BB.shape[0]
     while width > _MULTIPLIED:
         first, second = out.view(-1, 2, width // 2).unbind(1)

@@ -57,6 +57,7 @@ FAULTS = [
         ("x.numel() * len(weight_OI) < LEAST", "False"),
         ("torch.is_grad_enabled() and", "False and"),
         ("weight_OI.is_contiguous() or weight_OI.T.is_contiguous()", "True"),
+        ("h = h_BB.contiguous()", "h = h_BB"),
         ("type(layer) is nn.Linear and layer.weight.dtype == torch.float32", "type(layer) is nn.Linear"),
     ),
     *faults(

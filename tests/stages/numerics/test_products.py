@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adatsq_pipe.stages.numerics import products
-from adatsq_pipe.stages.numerics.products import Linear, linear, use_faster_products
+from adatsq_pipe.stages.numerics.products import Linear, linear, times_symmetric, use_faster_products
 
 SHAPE = (6, 40, 128)
 OUT = 96
@@ -106,6 +106,21 @@ def test_a_row_is_the_same_whatever_its_neighbours() -> None:
     rows = x.flatten(0, 1).repeat(8, 1)
 
     assert torch.equal(linear(rows[:200], weight, b), linear(rows, weight, b)[:200])
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "taken"), [(4096, torch.float32, True), (40, torch.float32, False), (4096, torch.float64, False)]
+)
+def test_a_symmetric_matrix_is_multiplied_by_even_if_it_is_part_of_another(
+    called: list[torch.Size], rows: int, dtype: torch.dtype, taken: bool
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    x, part = (torch.randn(n, 32, generator=random).to(dtype) for n in (rows, 32))
+    large = torch.zeros(64, 64, dtype=dtype)
+    large[:32, :32] = part + part.T
+    found = times_symmetric(x, large[:32, :32])
+    assert called == ([x.shape] if taken else [])
+    torch.testing.assert_close(found.double(), x.double() @ (part + part.T).double(), rtol=1e-5, atol=1e-4)
 
 
 def test_plain_float32_layers_of_a_model_are_told_to_use_it(called: list[torch.Size]) -> None:
