@@ -21,7 +21,7 @@ from adatsq_pipe.pipeline.beside import spare_units
 from adatsq_pipe.pipeline.config import RunConfig
 from adatsq_pipe.pipeline.errors import ConfigError
 from adatsq_pipe.pipeline.plan import Step, plan, stages_of, with_optional
-from adatsq_pipe.pipeline.plots.ahead import PlotsAhead, import_all
+from adatsq_pipe.pipeline.plots.ahead import PlotsAhead
 from adatsq_pipe.stages.architecture import memory
 from adatsq_pipe.stages.architecture.support import CONVOLUTION, RAW, TABLE
 from adatsq_pipe.stages.base.context import Context, Executor, Report, WorkerRef
@@ -89,8 +89,6 @@ class Executors:
     """Whether the screen showed what the run computes on."""
     memory_line: str = ""
     """The last line that the screen showed of the workers' memory."""
-    reports: bool = False
-    """Whether the run is to end with a report. What makes it is imported while Ray starts, which leaves a core idle."""
     ahead: PlotsAhead | None = None
     """Plots of the report that are drawn while stages run."""
 
@@ -141,8 +139,6 @@ class Executors:
 
         options = cluster.model_dump(exclude={"executor", "gpus_per_worker", "gpu_memory"})
         resources = Resources(**options, gpus_per_worker=self.share)
-        if self.reports:
-            threading.Thread(target=import_all, daemon=True).start()
         # It passes the search an ActorPool, which has `stream` alone; a search calls nothing else.
         return RayExecutor(resources, digest(self.run.uri)[:12], SEARCH_MODULES, template)  # type: ignore[return-value]
 
@@ -186,7 +182,6 @@ def execute(
     """
     ran = False
     stages = with_optional(config, stages)
-    executors.reports = "evaluate" in stages
     _withdraw_noted(run, screen)
     for _ in range(REPAIRS):
         try:

@@ -1,7 +1,7 @@
-"""What of the report is done before the run ends: its imports, and the plots that need no evaluation.
+"""The plots that need no evaluation, drawn in a thread while the last stages run.
 
-Both happen in threads: the imports while Ray starts, the plots while the last stages run. What cannot be drawn then the
-report draws, and says what is wrong.
+That thread also imports what the report is made with, and compiles its page's templates. What it cannot draw the report
+draws, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adatsq_pipe.stages.weights.widths import weight_widths
 
 POLICY, WEIGHT_BITS = "policy.png", "weight_bits.png"
 
-MODULES = ("adatsq_pipe.pipeline.report", "adatsq_pipe.pipeline.page.content", "pyarrow.dataset", "zarr")
+MODULES = ("adatsq_pipe.pipeline.report", "adatsq_pipe.pipeline.page.content", "zarr")
 """Modules that the report of a finished run needs, by name: a run with nothing to do, and `status`, import none."""
 
 
@@ -34,16 +34,6 @@ def drawings(context: Context) -> dict[str, Callable[[Path | BytesIO], object]]:
     return found
 
 
-def import_all() -> None:
-    """Import what the report is made with, and compile the page's templates."""
-    pyplot()
-    for module in MODULES:
-        importlib.import_module(module)
-    from adatsq_pipe.pipeline.page.render import compile_templates  # imports plotly
-
-    compile_templates()
-
-
 class PlotsAhead:
     """The plots of one run's search, drawn from now on."""
 
@@ -53,7 +43,12 @@ class PlotsAhead:
         self._thread.start()
 
     def _draw(self) -> None:
-        import_all()
+        pyplot()
+        for module in MODULES:
+            importlib.import_module(module)
+        from adatsq_pipe.pipeline.page.render import compile_templates  # imports plotly
+
+        compile_templates()
         with suppress(Exception):
             for name, draw in drawings(self._context).items():
                 file = BytesIO()

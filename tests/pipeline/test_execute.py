@@ -57,7 +57,7 @@ class Made:
         self.folder, self.run, self.screen = folder, RunDir(folder / "run"), Screen()
         self.worked: list[str] = []
         self.before: dict[str, Callable[[Context], None]] = {}
-        self.executors, self.executor, self.reports = 0, Offered(), False
+        self.executors, self.executor = 0, Offered()
         (folder / "model").mkdir()
         self.run.create()
         stages = {name: self._stage(name) for name in NEEDS}
@@ -113,7 +113,6 @@ class Made:
             loaded, self.run, list(stages or NEEDS), executors, self.screen, publish=publish, conclude=conclude
         )
         assert [step.stage.name for step in steps] == list(NEEDS) and context == self.context()
-        self.reports = executors.reports
         return ran
 
 
@@ -136,12 +135,6 @@ def test_every_missing_stage_is_run_in_order_and_vouches_for_its_units(made: Mad
     assert [(e["stage"], e["fingerprint"]) for e in entries] == [(n, context.fingerprints[n]) for n in NEEDS]
     assert all(set(e) == {"stage", "fingerprint", "wall"} for e in entries)
     assert made.run.identities("second")[0]["needs"] == {"first": context.fingerprints["first"]}
-
-
-@pytest.mark.parametrize(("stages", "reports"), [((), True), (("first", "second"), False)])
-def test_only_a_run_that_evaluates_is_to_end_with_a_report(made: Made, stages: tuple[str, ...], reports: bool) -> None:
-    made.execute(*stages)
-    assert made.reports is reports
 
 
 def test_a_run_with_nothing_to_do_makes_no_executor(made: Made) -> None:

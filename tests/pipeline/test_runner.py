@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adatsq_pipe.cluster import ray_executor
 from adatsq_pipe.pipeline import placement, runner
 from adatsq_pipe.pipeline.config import RunConfig, load
 from adatsq_pipe.pipeline.errors import ConfigError
@@ -76,19 +74,6 @@ def test_plots_of_units_that_were_found_damaged_are_not_taken(monkeypatch: pytes
     screen: Any = Silent()
     runner.execute(_config(), RunDir(tmp_path), [], executors, screen, conclude=conclude)
     assert asked == ["plots", "ended", "none"]
-
-
-@pytest.mark.parametrize("reports", [False, True])
-def test_what_makes_the_report_is_imported_while_ray_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reports: bool
-) -> None:
-    imported, seen = threading.Event(), list[bool]()
-    monkeypatch.setattr(runner, "import_all", imported.set)
-    monkeypatch.setattr(ray_executor, "RayExecutor", lambda *_: seen.append(imported.wait(5.0 if reports else 0.2)))
-    executors = Executors(_config("cluster.address=127.0.0.1:1"), RunDir(tmp_path))
-    executors.reports = reports
-    executors.get()
-    assert seen == [reports]
 
 
 def test_a_share_set_by_hand_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
