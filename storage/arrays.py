@@ -12,7 +12,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
-from adatsq_pipe.storage.files import file_size, read_json_object
+from adatsq_pipe.storage.files import Stamp, file_size, read_json_object, stamp_of
 from adatsq_pipe.storage.pack import PACK, contents
 
 if TYPE_CHECKING:
@@ -31,17 +31,16 @@ def open_group(folder: Path) -> zarr.Group:
     return _open(folder, *_version(folder))
 
 
-def _version(folder: Path) -> tuple[bool, tuple[int, int, int]]:
+def _version(folder: Path) -> tuple[bool, Stamp]:
     """Whether the group is in a pack, and what tells it from the one that replaces it."""
     path, packed = folder / PACK, True
     if not path.exists():
         path, packed = folder / FOLDER / "zarr.json", False
-    stat = path.stat()
-    return packed, (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return packed, stamp_of(path)
 
 
 @lru_cache(maxsize=256)
-def _open(folder: Path, packed: bool, stamp: tuple[int, int, int]) -> zarr.Group:
+def _open(folder: Path, packed: bool, stamp: Stamp) -> zarr.Group:
     import zarr  # `status` reads no array
     from zarr.core.buffer.cpu import Buffer  # as zarr
     from zarr.storage import MemoryStore  # as zarr
@@ -67,15 +66,16 @@ def read(folder: Path, name: str) -> npt.NDArray[Any]:
 def member(folder: Path, name: str) -> tuple[zarr.Array[Any], int | EllipsisType]:
     """The array that holds the tensor `name`, and its place there; the whole array in a group that stacks nothing."""
     version = _version(folder)
-    members = cast("Mapping[str, tuple[str, int]] | None", _open(folder, *version).attrs.get(MEMBERS))
+    group = _open(folder, *version)
+    members = cast("Mapping[str, tuple[str, int]] | None", group.attrs.get(MEMBERS))
     if members is None:
-        return array_of(_open(folder, *version), name), ...
+        return array_of(group, name), ...
     stack, index = members[name]
     return _stack(folder, *version, stack), index
 
 
 @lru_cache(maxsize=1024)
-def _stack(folder: Path, packed: bool, stamp: tuple[int, int, int], name: str) -> zarr.Array[Any]:
+def _stack(folder: Path, packed: bool, stamp: Stamp, name: str) -> zarr.Array[Any]:
     """An array that holds many tensors, which are asked for one by one."""
     return array_of(_open(folder, packed, stamp), name)
 
@@ -125,8 +125,7 @@ def _place(folder: Path, array: zarr.Array[Any], index: int | EllipsisType) -> t
 def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     """Prefixes, relative to `folder`, of the files that hold the named tensors of a group in a folder."""
     path = folder / FOLDER / "zarr.json"
-    stat = path.stat()
-    members = _members(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    members = _members(path, stamp_of(path))
     if members is None:
         return tuple(f"{FOLDER}/{name}/" for name in names)
     stacks = sorted({members[name][0] for name in names})
@@ -137,7 +136,7 @@ def file_prefixes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def _members(path: Path, stamp: tuple[int, int, int]) -> Mapping[str, tuple[str, int]] | None:
+def _members(path: Path, stamp: Stamp) -> Mapping[str, tuple[str, int]] | None:
     """The attribute MEMBERS in a group's zarr.json; None if it has none."""
     found: Mapping[str, tuple[str, int]] | None = read_json_object(path).get("attributes", {}).get(MEMBERS)
     return found

@@ -10,10 +10,13 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 COPY_LIMIT = 2**20
 """Bytes up to which `clone_tree` copies a file. It hard-links larger ones."""
+
+Stamp: TypeAlias = tuple[int, int, int]
+"""What tells a file from the one that replaces it: inode, time of the last change in ns, bytes."""
 
 PARTIAL = ".partial-"
 """How names of files begin that are being written."""
@@ -41,6 +44,12 @@ def file_size(path: str) -> int | None:
             raise
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def stamp_of(path: str | Path) -> Stamp:
+    """Raises FileNotFoundError."""
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def read_text(path: Path) -> str:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from adatsq_pipe.storage.files import read_json_object, write_text
+from adatsq_pipe.storage.files import Stamp, read_json_object, stamp_of, write_text
 
 Plain: TypeAlias = "bool | int | float | str | Sequence[Plain] | Mapping[str, Plain] | None"
 """A value that JSON can hold."""
@@ -81,12 +81,11 @@ def file_digest(path: Path) -> str:
 def file_digest_once(path: Path) -> str:
     """`file_digest`, computed once a process as long as the file's inode, mtime and size stay: for those who read many
     parts of the same files. Raises FileNotFoundError."""
-    stat = os.stat(path)
-    return _digest_of(str(path), (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return _digest_of(str(path), stamp_of(path))
 
 
 @lru_cache(maxsize=2**14)
-def _digest_of(path: str, stamp: tuple[int, int, int]) -> str:
+def _digest_of(path: str, stamp: Stamp) -> str:
     """`stamp` is part of the cache's key, so that a replaced file is hashed again."""
     return file_digest(Path(path))
 

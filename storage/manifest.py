@@ -24,9 +24,9 @@ from adatsq_pipe.storage.arrays import file_prefixes
 from adatsq_pipe.storage.damage import DamageNotes
 from adatsq_pipe.storage.errors import DamagedUnit
 from adatsq_pipe.storage.failures import Failure, failures_of
-from adatsq_pipe.storage.files import file_size, write_text
+from adatsq_pipe.storage.files import Stamp, file_size, write_text
 from adatsq_pipe.storage.fingerprint import Plain, file_digest, file_digest_once, list_files, list_names
-from adatsq_pipe.storage.marker import Marker, Stamp, read_marker
+from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.pack import PACK
 from adatsq_pipe.storage.parts import PARTS
 from adatsq_pipe.storage.remote import Remote

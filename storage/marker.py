@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
-from adatsq_pipe.storage.files import is_safe_relative
+from adatsq_pipe.storage.files import Stamp, is_safe_relative, stamp_of
 from adatsq_pipe.storage.fingerprint import Plain, digest, digest_of_json
 
 
@@ -59,16 +59,6 @@ class Marker:
             **({"peak": self.peak} if self.peak else {}),
         }
         return json.dumps({**body, "self": digest(body)}, indent=1)
-
-
-Stamp: TypeAlias = tuple[int, int, int]
-"""Inode, time of the last change in ns, and bytes of a marker's file."""
-
-
-def stamp_of(path: str) -> Stamp:
-    """Raises FileNotFoundError."""
-    stat = os.stat(path)
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def read_marker(path: str, stamp: Stamp | None = None) -> Marker | None:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from adatsq_pipe.storage.files import Stamp, stamp_of
+
 PACK = "tensors.zarr.zip"
 ALIGNED = 64
 PIECE = 2**24
@@ -90,12 +92,11 @@ class Contents:
 
 def contents(path: Path) -> Contents:
     """What the file holds; read once, until the file is replaced. Raises FileNotFoundError, or BadZipFile."""
-    stat = path.stat()
-    return _contents(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return _contents(path, stamp_of(path))
 
 
 @lru_cache(maxsize=256)
-def _contents(path: Path, stamp: tuple[int, int, int]) -> Contents:
+def _contents(path: Path, stamp: Stamp) -> Contents:
     documents, chunks = dict[str, bytes](), dict[str, Span]()
     with path.open("rb") as file, zipfile.ZipFile(file) as pack:
         for info in pack.infolist():

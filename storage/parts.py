@@ -7,22 +7,17 @@ tensor's bytes, and one SHA-256 of all other bytes of the pack.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
 
-from adatsq_pipe.storage.files import read_json_object
+from adatsq_pipe.storage.files import Stamp, read_json_object, stamp_of
 from adatsq_pipe.storage.fingerprint import Plain, canonical
 from adatsq_pipe.storage.pack import PACK, Span
 
 PARTS = "parts.json"
 _PIECE = 2**20
-
-Stamp: TypeAlias = tuple[int, int, int]
-"""What tells a file from the one that replaces it: inode, time of change and size."""
 
 
 def write(folder: Path, spans: Mapping[str, Span], digests: Mapping[str, str]) -> None:
@@ -37,7 +32,8 @@ def altered(folder: Path, names: Sequence[str], *, once: bool) -> list[str]:
     if anything else in the pack is not. With `once`, what this process has hashed is hashed again only if the pack was
     written since."""
     path = folder / PACK
-    stamp, known = _stamp(path), _read(folder / PARTS, _stamp(folder / PARTS), path.stat().st_size)
+    stamp = stamp_of(path)
+    known = _read(folder / PARTS, stamp_of(folder / PARTS), size=stamp[2])
 
     def differs(spans: Sequence[Span], wanted: str) -> bool:
         return (_digest_once(path, tuple(spans), stamp) if once else _digest(path, spans)) != wanted
@@ -62,11 +58,6 @@ def _read(path: Path, stamp: Stamp, size: int) -> _Parts:
     body = read_json_object(path)
     tensors = {name: ((Span(start, length),), str(sha)) for name, (start, length, sha) in body["tensors"].items()}
     return _Parts(tensors, tuple(_others([span for (span,), _ in tensors.values()], size)), str(body["rest"]))
-
-
-def _stamp(path: Path) -> Stamp:
-    stat = os.stat(path)
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _others(spans: Sequence[Span], size: int) -> list[Span]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from adatsq_pipe.storage.errors import DamagedUnit
-from adatsq_pipe.storage.files import file_size, write_bytes
+from adatsq_pipe.storage.files import Stamp, file_size, stamp_of, write_bytes
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
-from adatsq_pipe.storage.marker import Marker, Stamp, stamp_of
+from adatsq_pipe.storage.marker import Marker
 
 FILE = "seen.json"
 SETTLED = 2 * 10**9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -113,7 +112,6 @@ def run_locked(
 
             if steps[-1].complete and (wrong := finished.damage(place, context.fingerprints)):
                 screen.say(f"what the run published is damaged ({wrong}): it is written again")
-            gc.freeze()  # the program ends after this: what it holds need not be searched for garbage
             with executors.closing():
                 written = report.write(config, place, steps, context, screen.say, plots=executors.ahead)
 

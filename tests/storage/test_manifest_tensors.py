@@ -47,6 +47,17 @@ def test_of_stacked_tensors_only_those_read_are_hashed(tmp_path: Path) -> None:
             manifest.verify("u", once=once)
 
 
+def test_a_unit_that_is_done_again_is_compared_with_its_own_digests(tmp_path: Path) -> None:
+    manifest = _arrays(tmp_path, stacked=True)
+    manifest.verify("u", tensors=["rows:0"], once=True)
+    size = (tmp_path / PACK).stat().st_size
+    others = {f"rows:{i}": torch.full((2, 3 + i % 2), 9.0).bfloat16() for i in range(5)}
+    tensors.write_stacked(manifest.open_unit("u"), others, {"start": 3})
+    manifest.commit("u")
+    assert (tmp_path / PACK).stat().st_size == size
+    manifest.verify("u", tensors=["rows:0", "rows:1"], once=True)
+
+
 def test_a_stacked_tensor_is_hashed_once_as_long_as_its_file_stays(tmp_path: Path) -> None:
     manifest = _arrays(tmp_path, stacked=True)
     manifest.verify("u", tensors=["rows:2"], once=True)

@@ -11,8 +11,9 @@ import pytest
 
 from adatsq_pipe.storage import manifest as manifests
 from adatsq_pipe.storage import seen
+from adatsq_pipe.storage.files import Stamp
 from adatsq_pipe.storage.manifest import COMPLETE, Manifest
-from adatsq_pipe.storage.marker import Marker, Stamp, read_marker
+from adatsq_pipe.storage.marker import Marker, read_marker
 from adatsq_pipe.storage.seen import Sight, sights
 from tests.support.memory_store import RecordingStore, remote_of
 

@@ -21,7 +21,7 @@ FAULTS = [
         f"{STORAGE}marker.py",
         ('if body.pop("self") != digest_of_json(body):', 'if body.pop("self") == 0:'),
         ('is_safe_relative, (*files, body["unit"])', "is_safe_relative, files"),
-        ("return stat.st_ino, stat.st_mtime_ns, stat.st_size", "return 0, 0, 2**20"),
+        ("stamp or stamp_of(path)", "stamp or (0, 0, 0)"),
     ),
     *faults(
         "storage/files.py",
@@ -56,7 +56,8 @@ FAULTS = [
         f"{STORAGE}manifest_tensors.py {STORAGE}manifest_store.py",
         ("if differs(known.others", "if False and differs(known.others"),
         ("if name not in known.tensors or differs(", "if name not in known.tensors and differs("),
-        ("stat.st_mtime_ns", "0"),
+        ("    stamp = stamp_of(path)", "    stamp = (0, 0, stamp_of(path)[2])"),
+        ("stamp_of(folder / PARTS), size", "(0, 0, 0), size"),
     ),
     *faults(
         "storage/seen.py",

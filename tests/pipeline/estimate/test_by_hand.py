@@ -16,6 +16,7 @@ from adatsq_pipe.pipeline.estimate.subject import Subject
 from adatsq_pipe.pipeline.estimate.trace import Cost
 from adatsq_pipe.pipeline.estimate.units import units_of
 from adatsq_pipe.stages.base.survey import CallSurvey, LayerInfo
+from adatsq_pipe.stages.numerics import symmetric
 
 STEPS, CAPTIONS, BATCH = 10, 6, 4
 
@@ -100,6 +101,11 @@ def test_bytes_on_disk() -> None:
     assert _bare(found, "assemble") == pytest.approx(777 + codes / 2 + scales + policy + rest, abs=1_500)  # and names
 
 
+def test_half_of_each_gram_matrix_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symmetric, "STRIP", 16)
+    assert _bare(outlook(), "hessian") == 4 * 16**2 * (4 + 3 + 2 + 1)
+
+
 def test_mean_weight_bits_change_the_folder() -> None:
     four, three = (disk.quantized_layers(outlook(f"recipe.weight_budget={bits}"), "transformer") for bits in (4, 3))
     assert four - three == 64 * (64 + 32) / 8
@@ -148,8 +154,11 @@ def test_main_memory_of_a_worker() -> None:
 def test_gram_matrices_are_summed_in_blocks_in_main_memory_and_whole_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "BLOCK", 8 * 16 * 64)
     found = outlook("recipe.temporal=true")
+    on_a_gpu = memory.memory_of(found, 10**10)["hessian"].device
+    monkeypatch.setattr(memory, "BLOCK", 8 * 16 * 64)
+    assert memory.memory_of(found, 10**10)["hessian"].device == on_a_gpu
+    assert memory._besides(found, "hessian") == 64**2 * 4 * 2 + 16 * 64 * (8 * 2 + 4)
     owner, two = next(iter(found.grams)), 2
     assert memory._gram(found, owner, whole=False) == 64**2 * 4 * two + 16 * 64 * (8 * two + 4)
     assert memory._gram(found, owner, whole=True) == 64**2 * 4 * two + 64 * 64 * (8 * two + 4)

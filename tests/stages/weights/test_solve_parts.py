@@ -181,12 +181,15 @@ def test_bins_count_for_the_bytes_only_where_there_are_any() -> None:
     assert of(**binned, activation_bits=4) != of(**binned, activation_bits=8)
 
 
-@pytest.mark.parametrize(("rank", "dtype"), [(0, torch.float32), (2, torch.float64)])
+@pytest.mark.parametrize(
+    ("part", "dtype"),
+    [({}, torch.float32), ({"rank": 2}, torch.float64), ({"shift_groups": 2}, torch.float32)],
+)
 def test_a_wide_layers_matrix_is_float32_but_beside_a_branch(
-    rank: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: dict[str, Any], dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A branch takes the matrix's small directions too."""
     monkeypatch.setattr(gptq, "VERY_WIDE", 1)
-    store, worker = solved(tmp_path, monkeypatch, {"method": "rtn", "solver": "gptq", "rank": rank})
+    store, worker = solved(tmp_path, monkeypatch, {"method": "rtn", "solver": "gptq", **part})
     assert worker._latest is not None and worker._latest[1].gram_II.dtype == dtype
     assert 0 < layer_unit(store)[0].value["error"] < 1

@@ -91,6 +91,16 @@ def test_scenes_keep_gaps_margins_sizes_and_relations(task: str) -> None:
             assert ahead[request.relation] == max(ahead.values())
 
 
+def test_positions_are_those_that_numpys_uniform_draws() -> None:
+    """The built-in models were trained on them. A single thing is never drawn again."""
+    for seed in range(50):
+        (thing,) = rendering.place(captions.parse("a red circle"), np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        radius = 6.0 * rng.uniform(0.92, 1.08, 1)
+        x, y = (rng.uniform(radius + 0.8, 32 - radius - 0.8) for _ in range(2))
+        assert (thing.radius, thing.x, thing.y) == (radius[0], x[0], y[0])
+
+
 def test_an_open_colour_is_any_of_them() -> None:
     rng = np.random.default_rng(0)
     colours = {rendering.place(captions.parse("a circle"), rng)[0].colour for _ in range(60)}
