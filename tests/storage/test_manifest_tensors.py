@@ -51,6 +51,7 @@ def test_a_unit_that_is_done_again_is_compared_with_its_own_digests(tmp_path: Pa
     manifest = _arrays(tmp_path, stacked=True)
     manifest.verify("u", tensors=["rows:0"], once=True)
     size = (tmp_path / PACK).stat().st_size
+    manifest.discard("u")
     others = {f"rows:{i}": torch.full((2, 3 + i % 2), 9.0).bfloat16() for i in range(5)}
     tensors.write_stacked(manifest.open_unit("u"), others, {"start": 3})
     manifest.commit("u")
@@ -77,6 +78,7 @@ def test_what_leads_to_the_tensors_is_always_hashed(place: str, tmp_path: Path) 
     """A description, a header before a tensor's numbers, and the list at the end."""
     manifest = _arrays(tmp_path, stacked=True)
     size = (tmp_path / PACK).stat().st_size
+    manifest.discard("u")
     made.spoil(tmp_path / PACK, {"first": 70, "between": _place(tmp_path, 3.0) - 1, "last": size - 1}[place])
     with pytest.raises(DamagedUnit, match="digest"):
         manifest.verify("u", tensors=["rows:0"])
