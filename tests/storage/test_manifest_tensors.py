@@ -78,7 +78,6 @@ def test_what_leads_to_the_tensors_is_always_hashed(place: str, tmp_path: Path) 
     """A description, a header before a tensor's numbers, and the list at the end."""
     manifest = _arrays(tmp_path, stacked=True)
     size = (tmp_path / PACK).stat().st_size
-    manifest.discard("u")
     made.spoil(tmp_path / PACK, {"first": 70, "between": _place(tmp_path, 3.0) - 1, "last": size - 1}[place])
     with pytest.raises(DamagedUnit, match="digest"):
         manifest.verify("u", tensors=["rows:0"])
